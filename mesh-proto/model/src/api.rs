@@ -1,0 +1,467 @@
+//! Shapes of the REST API's requests and answers, shared by the server and `meshctl`.
+//!
+//! Field names are camelCase on the wire. Times are RFC 3339, in UTC.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::violation::Violation;
+
+/// An error as `application/problem+json` (RFC 9457).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Problem {
+    /// Stable machine-readable word, such as `invalid`, `unauthorized`, `not-found`, `conflict`, `unavailable`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// What was wrong, in one line.
+    pub title: String,
+    /// HTTP status code.
+    pub status: u16,
+    /// What to do about it, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+    /// Every violation in what was sent, for `invalid`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub violations: Vec<Violation>,
+}
+
+/// A page of a list.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct List {
+    /// Resources as they read back (see [`crate::Resource::to_view`]), ordered by mesh, zone and name.
+    pub items: Vec<Value>,
+    /// Revision the page was read at.
+    pub revision: u64,
+    /// Give it as `continue` to get the next page; absent on the last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+}
+
+/// Several changes as one: all are made, in one revision, or none.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Batch {
+    /// Resources to put.
+    #[serde(default)]
+    pub put: Vec<Value>,
+    /// Resources to delete.
+    #[serde(default)]
+    pub delete: Vec<Key>,
+}
+
+/// Names a resource.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Key {
+    /// The kind's name, such as `MeshService`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// The mesh; "" for kinds outside any mesh.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub mesh: String,
+    /// The zone that owns the resource; "" for what administrators wrote.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub zone: String,
+    /// The name.
+    pub name: String,
+}
+
+impl From<mesh_proto::zone::ResourceKey> for Key {
+    fn from(key: mesh_proto::zone::ResourceKey) -> Self {
+        let mesh_proto::zone::ResourceKey {
+            kind,
+            mesh,
+            zone,
+            name,
+        } = key;
+        Self {
+            kind,
+            mesh,
+            zone,
+            name,
+        }
+    }
+}
+
+impl From<Key> for mesh_proto::zone::ResourceKey {
+    fn from(key: Key) -> Self {
+        Self::in_zone(&key.kind, &key.mesh, &key.zone, &key.name)
+    }
+}
+
+/// The answer to every write.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Written {
+    /// Revision of the change; the current one where nothing changed or `dry_run` was asked for.
+    pub revision: u64,
+    /// Nothing was written.
+    #[serde(default)]
+    pub dry_run: bool,
+    /// One for each change, in order.
+    pub results: Vec<WriteResult>,
+    /// What is accepted but will not do what its author may expect, in words.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
+}
+
+/// What became of one change.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct WriteResult {
+    /// The resource.
+    pub key: Key,
+    /// What happened.
+    pub outcome: WriteOutcome,
+}
+
+/// What became of one change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[allow(missing_docs)]
+pub enum WriteOutcome {
+    Created,
+    Updated,
+    Unchanged,
+    Deleted,
+    NotFound,
+}
+
+/// One event of a watch, the `data` of a server-sent event whose `id` is the revision.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct WatchEvent {
+    /// Revision of the change.
+    pub revision: u64,
+    /// The resource.
+    pub key: Key,
+    /// The resource as it reads back; absent where it was deleted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resource: Option<Value>,
+}
+
+/// One change in a resource's history, newest first in lists.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HistoryItem {
+    /// Revision of the change.
+    pub revision: u64,
+    /// When.
+    pub time: String,
+    /// Who, as `token/<id>`, `zone/<name>` or `system`.
+    pub actor: String,
+    /// The resource after the change; absent where it was deleted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resource: Option<Value>,
+}
+
+/// A resource's history.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct History {
+    /// Newest first.
+    pub items: Vec<HistoryItem>,
+    /// Older changes existed and are forgotten (the history is bounded).
+    pub truncated: bool,
+}
+
+/// What a token is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+#[allow(missing_docs)]
+pub enum TokenUse {
+    /// People and automation, at the REST API.
+    Api,
+    /// A sidecar, at its zone.
+    Dataplane,
+    /// A zone's ingress, at its zone.
+    Ingress,
+    /// A zone that joins; single use.
+    ZoneJoin,
+    /// A global node that joins; single use.
+    NodeJoin,
+}
+
+/// Asks for a token.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CreateToken {
+    /// What it is for.
+    #[serde(rename = "use")]
+    pub usage: TokenUse,
+    /// Seconds until it expires; absent: 1 h for joins, 30 days for dataplanes and ingresses, 90 days for the API.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub valid_for_seconds: Option<u64>,
+    /// Human words, shown in lists.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub description: String,
+    /// Dataplane tokens: the mesh.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mesh: Option<String>,
+    /// Dataplane tokens: the only name the dataplane may have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Dataplane tokens: labels the dataplane must have, with these values.
+    #[serde(default, skip_serializing_if = "std::collections::BTreeMap::is_empty")]
+    pub labels: std::collections::BTreeMap<String, String>,
+    /// Zone-join and ingress tokens: the zone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zone: Option<String>,
+    /// API tokens: the role.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role: Option<Role>,
+    /// API tokens: the meshes the role is bound to; empty with role `admin` or `viewer`: all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub meshes: Vec<String>,
+}
+
+/// What the holder of an API token may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    /// Everything.
+    Admin,
+    /// Everything inside the meshes it is bound to.
+    MeshAdmin,
+    /// Read (not secrets) what it is bound to.
+    Viewer,
+}
+
+/// A token as lists show it: never its secret.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TokenInfo {
+    /// Public id.
+    pub id: String,
+    /// What was asked for.
+    #[serde(flatten)]
+    pub asked: TokenScope,
+    /// When it was made.
+    pub created: String,
+    /// When it ends.
+    pub expires: String,
+    /// `active`, `expired`, `used` or `revoked`.
+    pub state: String,
+}
+
+/// The lasting part of [`CreateToken`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[allow(missing_docs)]
+pub struct TokenScope {
+    #[serde(rename = "use")]
+    pub usage: TokenUse,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub description: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mesh: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    #[serde(default, skip_serializing_if = "std::collections::BTreeMap::is_empty")]
+    pub labels: std::collections::BTreeMap<String, String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zone: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role: Option<Role>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub meshes: Vec<String>,
+}
+
+/// A new token: the only time its text is shown.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CreatedToken {
+    /// The text to hand over.
+    pub token: String,
+    /// What lists will show.
+    pub info: TokenInfo,
+}
+
+/// State of the global control plane.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GlobalStatus {
+    /// Chosen at the first start of the first node.
+    pub cluster_id: String,
+    /// Which history revisions belong to.
+    pub history_id: String,
+    /// Newest revision the answering node has applied.
+    pub revision: u64,
+    /// Id of the answering node.
+    pub node_id: u64,
+    /// Id of the leader, where there is one.
+    pub leader: Option<u64>,
+    /// Raft term.
+    pub term: u64,
+    /// All members.
+    pub nodes: Vec<NodeStatus>,
+    /// All zones.
+    pub zones: Vec<ZoneConnection>,
+}
+
+/// One member of the global control plane, as the answering node sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeStatus {
+    /// Raft node id.
+    pub id: u64,
+    /// `leader`, `voter` or `learner`.
+    pub role: String,
+    /// Address of its API.
+    pub api_address: String,
+    /// Address of its Raft port.
+    pub raft_address: String,
+    /// Last log index it has, as far as the leader knows (only the leader does).
+    pub matched: Option<u64>,
+    /// Whether it answers.
+    pub reachable: bool,
+}
+
+/// How a zone is connected.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ZoneConnection {
+    /// The zone.
+    pub name: String,
+    /// `online`: has acknowledged the newest revision. `behind`: connected and lagging. `stale`: nothing heard for
+    /// 30 s. `offline`: not connected. `disabled`.
+    pub state: String,
+    /// Version of its control plane.
+    pub version: String,
+    /// Newest revision it has acknowledged.
+    pub acknowledged_revision: u64,
+    /// Milliseconds since its stream was last heard.
+    pub silent_ms: Option<u64>,
+    /// Dataplanes it knows.
+    pub dataplanes: u32,
+    /// Those that run exactly what is wanted of them.
+    pub current_dataplanes: u32,
+}
+
+/// How far a revision has come, for `apply --wait`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Rollout {
+    /// The revision asked about.
+    pub revision: u64,
+    /// Every dataplane of every zone concerned runs it.
+    pub complete: bool,
+    /// One for each zone concerned.
+    pub zones: Vec<ZoneRollout>,
+}
+
+/// How far a revision has come in one zone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ZoneRollout {
+    /// The zone.
+    pub zone: String,
+    /// As in [`ZoneConnection::state`].
+    pub state: String,
+    /// The zone has compiled the revision.
+    pub applied: bool,
+    /// Dataplanes concerned.
+    pub dataplanes: u32,
+    /// Those that run it.
+    pub current: u32,
+    /// Dataplanes (`<mesh>/<name>`) that were sent it and have not answered.
+    pub pending: Vec<String>,
+    /// Dataplanes that are not connected.
+    pub silent: Vec<String>,
+    /// Dataplanes that refused it.
+    pub refused: Vec<Refused>,
+    /// Resources the zone could not apply.
+    pub refused_resources: Vec<String>,
+}
+
+/// A document that a dataplane refused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Refused {
+    /// `<mesh>/<name>`.
+    pub dataplane: String,
+    /// The document's name.
+    pub document: String,
+    /// Why, in the dataplane's words.
+    pub reason: String,
+}
+
+/// A dataplane as its zone sees it now, for lists and `inspect dataplane`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DataplaneView {
+    /// The mesh.
+    pub mesh: String,
+    /// The zone.
+    pub zone: String,
+    /// Its name.
+    pub name: String,
+    /// `online` or `offline`.
+    pub state: String,
+    /// Its identity.
+    pub spiffe_id: String,
+    /// Version of the proxy.
+    pub version: String,
+    /// Services it belongs to.
+    pub services: Vec<String>,
+    /// Unix seconds when its certificate ends, as the dataplane said last; 0: it has none.
+    pub certificate_not_after: u64,
+    /// Its documents.
+    pub documents: Vec<DocumentView>,
+    /// The Dataplane resource.
+    pub resource: Value,
+    /// Inbounds with readiness and the permissions in force, each with its origin. Filled by `inspect` only.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub inbounds: Vec<InboundView>,
+    /// Outbounds with their endpoints. Filled by `inspect` only.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub outbounds: Vec<OutboundView>,
+}
+
+/// One document of a dataplane.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DocumentView {
+    /// Its name.
+    pub name: String,
+    /// What the zone wants.
+    pub wanted: String,
+    /// What the dataplane has acknowledged, where it has.
+    pub running: Option<String>,
+    /// Why the dataplane refused `wanted`, where it did.
+    pub refused: Option<String>,
+}
+
+/// One inbound of a dataplane.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct InboundView {
+    /// Its name.
+    pub name: String,
+    /// Where the proxy listens.
+    pub listen: String,
+    /// Where the application listens.
+    pub application: String,
+    /// `ready` or `not ready`.
+    pub state: String,
+    /// The service it serves.
+    pub service: String,
+    /// `deny|allowWithShadowDeny|allow <match> (<policy>#<rule>)`, in the order they are looked at.
+    pub permissions: Vec<String>,
+}
+
+/// One outbound of a dataplane.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OutboundView {
+    /// Where the proxy listens.
+    pub listen: String,
+    /// The service document.
+    pub service: String,
+    /// `host:port (zone[, through ingress])`.
+    pub endpoints: Vec<String>,
+    /// SPIFFE IDs it accepts there.
+    pub identities: Vec<String>,
+}

@@ -17,12 +17,7 @@
 //! | [`resource_key`] | what names a resource everywhere, and how it is written as text |
 
 /// Generated code; its modules follow the protobuf packages, since it names other packages by that path.
-#[allow(
-    missing_docs,
-    unreachable_pub,
-    clippy::all,
-    clippy::pedantic
-)]
+#[allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic)]
 mod generated {
     pub mod proxy {
         pub mod v1 {
@@ -46,7 +41,9 @@ mod generated {
     }
 }
 
-pub use generated::{discovery::v1 as discovery, proxy::v1 as proxy, raft::v1 as raft, zone::v1 as zone};
+pub use generated::{
+    discovery::v1 as discovery, proxy::v1 as proxy, raft::v1 as raft, zone::v1 as zone,
+};
 
 pub mod document;
 pub mod features;

@@ -4,7 +4,9 @@ use std::{borrow::Borrow, fmt, str::FromStr};
 
 /// Why a text is not a label.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is not a name: use 1 to 63 lower-case letters, digits and '-', beginning with a letter and not ending with '-'")]
+#[error(
+    "{0:?} is not a name: use 1 to 63 lower-case letters, digits and '-', beginning with a letter and not ending with '-'"
+)]
 pub struct InvalidName(pub String);
 
 /// True where `text` is a lower-case RFC 1035 label: 1 to 63 of `a-z`, `0-9`, `-`, a letter first, no `-` last.

@@ -75,7 +75,8 @@ fn handshake_message(mut bytes: &[u8]) -> Result<Option<Vec<u8>>, &'static str> 
             return Err("the first TLS message is not a ClientHello");
         }
         if let Some(head) = message.get(..4) {
-            let wanted = 4 + usize::from(head[1]) * 65_536
+            let wanted = 4
+                + usize::from(head[1]) * 65_536
                 + usize::from(head[2]) * 256
                 + usize::from(head[3]);
             if wanted > MAX_CLIENT_HELLO_BYTES {
@@ -186,7 +187,11 @@ mod tests {
         let name = "sni.msvc.payments.west.store.8080";
         let whole = record(&hello(name));
         for cut in 0..whole.len() {
-            assert_eq!(parse_client_hello(&whole[..cut]), ClientHello::Incomplete, "{cut}");
+            assert_eq!(
+                parse_client_hello(&whole[..cut]),
+                ClientHello::Incomplete,
+                "{cut}"
+            );
         }
         assert_eq!(
             parse_client_hello(&whole),
@@ -212,7 +217,10 @@ mod tests {
     #[test]
     fn plaintext_is_told_at_the_first_byte() {
         assert!(matches!(parse_client_hello(b"G"), ClientHello::Invalid(_)));
-        assert!(matches!(parse_client_hello(b"\x16\x01"), ClientHello::Invalid(_)));
+        assert!(matches!(
+            parse_client_hello(b"\x16\x01"),
+            ClientHello::Invalid(_)
+        ));
     }
 
     proptest! {

@@ -14,7 +14,9 @@ pub enum InvalidSpiffeId {
     #[error("the trust domain of a SPIFFE ID holds only a-z, 0-9, '.', '-' and '_'")]
     TrustDomain,
     /// The path holds an empty, `.` or `..` segment or a character that is not allowed.
-    #[error("the path of a SPIFFE ID holds segments of letters, digits, '.', '-' and '_', none of them empty, \".\" or \"..\"")]
+    #[error(
+        "the path of a SPIFFE ID holds segments of letters, digits, '.', '-' and '_', none of them empty, \".\" or \"..\""
+    )]
     Path,
     /// Longer than 2048 bytes.
     #[error("a SPIFFE ID has at most 2048 bytes")]

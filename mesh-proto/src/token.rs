@@ -47,14 +47,19 @@ impl ApiToken {
     /// The text that is handed to a person, once.
     #[must_use]
     pub fn to_text(&self) -> String {
-        format!("{API_TOKEN_PREFIX}.{}.{}.{}", self.id, self.secret, self.pin)
+        format!(
+            "{API_TOKEN_PREFIX}.{}.{}.{}",
+            self.id, self.secret, self.pin
+        )
     }
 }
 
 /// Shows the id only, so that a token never reaches a log.
 impl std::fmt::Debug for ApiToken {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ApiToken").field("id", &self.id).finish_non_exhaustive()
+        f.debug_struct("ApiToken")
+            .field("id", &self.id)
+            .finish_non_exhaustive()
     }
 }
 
@@ -73,7 +78,13 @@ mod tests {
         };
         assert_eq!(ApiToken::parse(&token.to_text()), Some(token.clone()));
         assert!(!format!("{token:?}").contains("s3cret"));
-        for bad in ["", "isthmus.a.b", "isthmus.a.b.c.d", "x.a.b.c", "isthmus..b.c"] {
+        for bad in [
+            "",
+            "isthmus.a.b",
+            "isthmus.a.b.c.d",
+            "x.a.b.c",
+            "isthmus..b.c",
+        ] {
             assert_eq!(ApiToken::parse(bad), None, "{bad}");
         }
     }

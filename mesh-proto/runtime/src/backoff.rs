@@ -57,7 +57,9 @@ mod tests {
     #[test]
     fn waits_double_up_to_the_longest_and_start_again() {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(1));
-        let waits: Vec<_> = (0..6).map(|_| backoff.next_wait(u64::MAX).as_millis()).collect();
+        let waits: Vec<_> = (0..6)
+            .map(|_| backoff.next_wait(u64::MAX).as_millis())
+            .collect();
         assert_eq!(waits, [100, 200, 400, 800, 1000, 1000]);
         backoff.reset();
         assert_eq!(backoff.next_wait(0), Duration::from_millis(50));

@@ -135,7 +135,12 @@ mod tests {
         ] {
             let file = file(text);
             let error = load(Settings::default(), Some(file.path())).unwrap_err();
-            let ConfigError::Parse { line: found, message, .. } = &error else {
+            let ConfigError::Parse {
+                line: found,
+                message,
+                ..
+            } = &error
+            else {
                 panic!("{error}")
             };
             assert_eq!(*found, line, "{error}");

@@ -78,8 +78,13 @@ pub fn read_checksummed(path: &Path) -> Result<Vec<u8>, ReadError> {
         }
     })?;
     let damaged = || ReadError::Damaged(path.to_owned());
-    let end = content.iter().position(|b| *b == b'\n').ok_or_else(damaged)?;
-    let sum = content[..end].strip_prefix(b"sha256 ").ok_or_else(damaged)?;
+    let end = content
+        .iter()
+        .position(|b| *b == b'\n')
+        .ok_or_else(damaged)?;
+    let sum = content[..end]
+        .strip_prefix(b"sha256 ")
+        .ok_or_else(damaged)?;
     let bytes = &content[end + 1..];
     if sum != hex_sha256(bytes).as_bytes() {
         return Err(damaged());
@@ -104,7 +109,10 @@ pub fn set_aside(path: &Path) -> io::Result<PathBuf> {
 /// # Errors
 /// Where the system refuses.
 pub fn ensure_private_dir(path: &Path) -> io::Result<()> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o700))
 }
 
@@ -112,7 +120,9 @@ pub fn ensure_private_dir(path: &Path) -> io::Result<()> {
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
     /// Another process holds it.
-    #[error("{0} is in use by another process: stop that one first, or give this one a data directory of its own")]
+    #[error(
+        "{0} is in use by another process: stop that one first, or give this one a data directory of its own"
+    )]
     InUse(PathBuf),
     /// The system refuses.
     #[error("cannot lock {path}: {source}")]
@@ -164,7 +174,10 @@ mod tests {
         write_checksummed(&path, b"one").unwrap();
         write_checksummed(&path, b"two").unwrap();
         assert_eq!(read_checksummed(&path).unwrap(), b"two");
-        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(
+            fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
@@ -178,9 +191,15 @@ mod tests {
             let mut flipped = whole.clone();
             flipped[at] ^= 1;
             fs::write(&path, &flipped).unwrap();
-            assert!(matches!(read_checksummed(&path), Err(ReadError::Damaged(_))), "{at}");
+            assert!(
+                matches!(read_checksummed(&path), Err(ReadError::Damaged(_))),
+                "{at}"
+            );
             fs::write(&path, &whole[..at]).unwrap();
-            assert!(matches!(read_checksummed(&path), Err(ReadError::Damaged(_))), "{at}");
+            assert!(
+                matches!(read_checksummed(&path), Err(ReadError::Damaged(_))),
+                "{at}"
+            );
         }
     }
 

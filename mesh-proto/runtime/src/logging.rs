@@ -12,7 +12,9 @@ pub struct LevelHandle(reload::Handle<EnvFilter, Registry>);
 
 /// Why a level is refused.
 #[derive(Debug, thiserror::Error)]
-#[error("{level:?} is not a log level: use error, warn, info, debug, trace, or directives such as \"info,dataplane=debug\" ({reason})")]
+#[error(
+    "{level:?} is not a log level: use error, warn, info, debug, trace, or directives such as \"info,dataplane=debug\" ({reason})"
+)]
 pub struct InvalidLevel {
     level: String,
     reason: String,
@@ -61,8 +63,10 @@ pub fn init(level: &str) -> Result<LevelHandle, InvalidLevel> {
 }
 
 fn filter(level: &str) -> Result<EnvFilter, InvalidLevel> {
-    EnvFilter::builder().parse(level).map_err(|error| InvalidLevel {
-        level: level.to_owned(),
-        reason: error.to_string(),
-    })
+    EnvFilter::builder()
+        .parse(level)
+        .map_err(|error| InvalidLevel {
+            level: level.to_owned(),
+            reason: error.to_string(),
+        })
 }

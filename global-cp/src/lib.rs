@@ -1,1 +1,4 @@
-//! stub
+//! The global control plane.
+
+pub mod cluster;
+pub mod state;

@@ -1,1 +1,53 @@
-//! stub
+//! What administrators write: typed resources, their validation, JSON Schema and policy semantics.
+//!
+//! No I/O, no async, no clock: text and values in, values and violations out. The only other crate of ours it knows is
+//! `mesh-proto`.
+//!
+//! | module | what it holds |
+//! | --- | --- |
+//! | [`kinds`] | one file for each kind of resource, and the one list that registers them |
+//! | [`kind`] | what a kind is: its names, scope, writers, fields and rules |
+//! | [`resource`] | a resource of any kind: envelope and content; the canonical form that is stored and synchronised |
+//! | [`view`] | a resource as people read it back |
+//! | [`mod@parse`] | YAML and JSON to resources, with every violation at its line and field |
+//! | [`check`] | how rules report what is wrong |
+//! | [`violation`] | one thing that is wrong, as people see it |
+//! | [`schema`] | JSON Schema of every kind, generated from the types; parsing checks against the same schema |
+//! | [`duration`] | durations as people write them: `1m30s` |
+//! | [`labels`] | label syntax, selectors, and the aliases of label prefixes |
+//! | [`selection`] | which policies concern which proxy and inbound |
+//! | [`permission`] | `MeshTrafficPermission`s to the one effective permission of an inbound |
+//! | [`identity`] | SPIFFE IDs of dataplanes from `MeshIdentity`s |
+//! | [`services`] | `MeshService`s generated from dataplanes, and who belongs to a service |
+//! | [`warnings`] | what is accepted but may not do what its author expects |
+//! | [`api`] | shapes of the REST API |
+//!
+//! A further kind is one file in `kinds/` and one line in [`kinds`].
+
+pub mod api;
+pub mod check;
+pub mod duration;
+pub mod identity;
+pub mod kind;
+pub mod kinds;
+pub mod labels;
+pub mod parse;
+pub mod permission;
+pub mod resource;
+pub mod schema;
+pub mod selection;
+pub mod services;
+pub mod view;
+pub mod violation;
+pub mod warnings;
+
+pub use check::Checker;
+pub use duration::Duration;
+pub use kind::{Descriptor, Kind, Scope, Writers, find_kind};
+pub use kinds::*;
+pub use parse::{parse, parse_in, parse_value};
+pub use resource::{Meta, Resource};
+pub use schema::json_schema;
+pub use view::{Stamp, to_yaml};
+pub use violation::{Violation, Violations};
+pub use warnings::warnings;

@@ -1,0 +1,224 @@
+//! SPIFFE IDs of dataplanes, from the `MeshIdentity`s of their mesh.
+
+use mesh_proto::{
+    names::ZoneName,
+    spiffe::{InvalidSpiffeId, SpiffeId, TrustDomain},
+};
+
+use crate::{
+    kinds::{Dataplane, MeshIdentity},
+    labels,
+    resource::Resource,
+};
+
+/// Trust domain where a `MeshIdentity` does not say: each zone has its own in each mesh.
+pub const DEFAULT_TRUST_DOMAIN: &str = "{{ .Mesh }}.{{ .Zone }}.mesh.local";
+/// Path where a `MeshIdentity` does not say.
+pub const DEFAULT_PATH: &str = "/workload/{{ .Workload }}";
+
+/// Why a dataplane has no identity. It then gets no certificate, and nobody can call it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NoIdentity {
+    /// No `MeshIdentity` of the mesh selects it.
+    #[error(
+        "no MeshIdentity of mesh {mesh} selects dataplane {dataplane}; create one, for all dataplanes with `selector: {{dataplane: {{matchLabels: {{}}}}}}`"
+    )]
+    NotSelected {
+        /// The mesh.
+        mesh: String,
+        /// The dataplane's name.
+        dataplane: String,
+    },
+    /// A template does not give a part of a SPIFFE ID.
+    #[error("MeshIdentity {identity}: {reason}")]
+    Template {
+        /// The identity's name.
+        identity: String,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// What the templates of an identity are filled with.
+#[derive(Debug, Clone, Copy)]
+struct Subject<'a> {
+    mesh: &'a str,
+    zone: &'a str,
+    // Absent where only a trust domain is made, which does not depend on the dataplane.
+    dataplane: Option<&'a Resource>,
+}
+
+/// The workload a dataplane is an instance of: its label `isthmus.io/workload`, else `isthmus.io/service`, else its name.
+#[must_use]
+pub fn workload(dataplane: &Resource) -> &str {
+    let labels = &dataplane.meta.labels;
+    [labels::WORKLOAD, labels::SERVICE]
+        .iter()
+        .find_map(|key| labels.get(*key))
+        .unwrap_or(&dataplane.meta.name)
+}
+
+/// The `MeshIdentity` for `dataplane`, of those among `resources` that are of its mesh: the one whose selector has most
+/// labels, then the alphabetically first.
+#[must_use]
+pub fn select<'a>(resources: &[&'a Resource], dataplane: &Resource) -> Option<&'a Resource> {
+    resources
+        .iter()
+        .copied()
+        .filter(|identity| identity.meta.mesh == dataplane.meta.mesh)
+        .filter_map(|identity| {
+            let selector = identity.get::<MeshIdentity>()?.selector.as_ref()?;
+            let wanted = &selector.dataplane.as_ref()?.match_labels;
+            labels::matches(wanted, &dataplane.meta.labels).then_some((wanted.len(), identity))
+        })
+        .min_by_key(|(size, identity)| {
+            (
+                std::cmp::Reverse(*size),
+                &identity.meta.name,
+                &identity.meta.zone,
+            )
+        })
+        .map(|(_, identity)| identity)
+}
+
+/// The SPIFFE ID of `dataplane` in `zone`.
+///
+/// # Errors
+/// Where no `MeshIdentity` selects it, or a template gives nothing usable.
+pub fn spiffe_id(
+    resources: &[&Resource],
+    dataplane: &Resource,
+    zone: &ZoneName,
+) -> Result<SpiffeId, NoIdentity> {
+    debug_assert!(dataplane.get::<Dataplane>().is_some());
+    let identity = select(resources, dataplane).ok_or_else(|| NoIdentity::NotSelected {
+        mesh: dataplane.meta.mesh.clone(),
+        dataplane: dataplane.meta.name.clone(),
+    })?;
+    let subject = Subject {
+        mesh: &dataplane.meta.mesh,
+        zone: zone.as_str(),
+        dataplane: Some(dataplane),
+    };
+    let id = || {
+        let trust_domain = render_trust_domain(identity, subject)?;
+        let path = render(template(identity).1, subject)?;
+        SpiffeId::new(trust_domain, &path)
+            .map_err(|error: InvalidSpiffeId| format!("spec.spiffeID.path gives {path:?}: {error}"))
+    };
+    id().map_err(|reason| NoIdentity::Template {
+        identity: identity.meta.name.clone(),
+        reason,
+    })
+}
+
+/// The trust domain that `identity` gives dataplanes of its mesh in `zone`.
+///
+/// # Errors
+/// Where the template gives nothing usable.
+pub fn trust_domain(identity: &Resource, zone: &ZoneName) -> Result<TrustDomain, NoIdentity> {
+    let subject = Subject {
+        mesh: &identity.meta.mesh,
+        zone: zone.as_str(),
+        dataplane: None,
+    };
+    render_trust_domain(identity, subject).map_err(|reason| NoIdentity::Template {
+        identity: identity.meta.name.clone(),
+        reason,
+    })
+}
+
+fn render_trust_domain(identity: &Resource, subject: Subject<'_>) -> Result<TrustDomain, String> {
+    let text = render(template(identity).0, subject)?;
+    text.parse().map_err(|error: InvalidSpiffeId| {
+        format!("spec.spiffeID.trustDomain gives {text:?}: {error}")
+    })
+}
+
+/// Templates of trust domain and path.
+fn template(identity: &Resource) -> (&str, &str) {
+    let spiffe_id = identity
+        .get::<MeshIdentity>()
+        .and_then(|identity| identity.spiffe_id.as_ref());
+    let trust_domain = spiffe_id.and_then(|template| template.trust_domain.as_deref());
+    let path = spiffe_id.and_then(|template| template.path.as_deref());
+    (
+        trust_domain.unwrap_or(DEFAULT_TRUST_DOMAIN),
+        path.unwrap_or(DEFAULT_PATH),
+    )
+}
+
+fn render(template: &str, subject: Subject<'_>) -> Result<String, String> {
+    let mut text = String::new();
+    for piece in pieces(template)? {
+        match piece {
+            Piece::Text(literal) => text.push_str(literal),
+            Piece::Mesh => text.push_str(subject.mesh),
+            Piece::Zone => text.push_str(subject.zone),
+            Piece::Workload => {
+                let dataplane = subject
+                    .dataplane
+                    .ok_or("the trust domain can not depend on the dataplane")?;
+                text.push_str(workload(dataplane));
+            }
+            Piece::Label(key) => {
+                let dataplane = subject
+                    .dataplane
+                    .ok_or("the trust domain can not depend on the dataplane")?;
+                let value = dataplane.meta.labels.get(&key).ok_or_else(|| {
+                    format!("dataplane {} has no label {key}", dataplane.meta.name)
+                })?;
+                text.push_str(value);
+            }
+        }
+    }
+    Ok(text)
+}
+
+/// A part of a template.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Piece<'a> {
+    Text(&'a str),
+    Mesh,
+    Zone,
+    Workload,
+    Label(String),
+}
+
+/// Takes a template apart; also how it is validated.
+pub(crate) fn pieces(template: &str) -> Result<Vec<Piece<'_>>, String> {
+    let mut pieces = Vec::new();
+    let mut rest = template;
+    while let Some((literal, after)) = rest.split_once("{{") {
+        if !literal.is_empty() {
+            pieces.push(Piece::Text(literal));
+        }
+        let (action, after) = after.split_once("}}").ok_or("\"{{\" without its \"}}\"")?;
+        pieces.push(piece(action.trim())?);
+        rest = after;
+    }
+    if !rest.is_empty() {
+        pieces.push(Piece::Text(rest));
+    }
+    Ok(pieces)
+}
+
+fn piece(action: &str) -> Result<Piece<'_>, String> {
+    match action {
+        ".Mesh" => return Ok(Piece::Mesh),
+        ".Zone" => return Ok(Piece::Zone),
+        ".Workload" => return Ok(Piece::Workload),
+        _ => {}
+    }
+    let label = action
+        .strip_prefix("label")
+        .map(str::trim)
+        .and_then(|quoted| quoted.strip_prefix('"')?.strip_suffix('"'))
+        .filter(|key| labels::key_error(key).is_none());
+    match label {
+        Some(key) => Ok(Piece::Label(labels::canonical_key(key).into_owned())),
+        None => Err(format!(
+            "{{{{ {action} }}}} is not known; there are {{{{ .Mesh }}}}, {{{{ .Zone }}}}, {{{{ .Workload }}}} and {{{{ label \"key\" }}}}"
+        )),
+    }
+}

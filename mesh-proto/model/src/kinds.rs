@@ -1,0 +1,111 @@
+//! Every kind of resource: one file each, and one line in the list at the end of this file.
+
+use std::sync::LazyLock;
+
+use serde_json::Value;
+
+use crate::{
+    check::Checker,
+    kind::{Descriptor, Kind, Registered},
+    resource::Meta,
+    schema::Shape,
+};
+
+/// Registers kinds: the module, its type, the variant of [`Spec`], the descriptor, and the functions that depend on
+/// the type of a kind known only at run time.
+macro_rules! kinds {
+    ($($module:ident: $kind:ident,)*) => {
+        $(
+            pub mod $module;
+            pub use $module::$kind;
+        )*
+
+        /// The content of a resource.
+        #[derive(Debug, Clone, PartialEq)]
+        #[allow(missing_docs)] // each is documented at its type
+        pub enum Spec {
+            $($kind($kind),)*
+        }
+
+        /// Every kind.
+        #[must_use]
+        pub fn kinds() -> &'static [Descriptor] {
+            const ALL: &[Descriptor] = &[$($kind::DESCRIPTOR,)*];
+            ALL
+        }
+
+        impl Spec {
+            pub(crate) fn kind(&self) -> &'static Descriptor {
+                match self {
+                    $(Self::$kind(_) => const { &$kind::DESCRIPTOR },)*
+                }
+            }
+
+            pub(crate) fn to_value(&self) -> Result<Value, serde_json::Error> {
+                match self {
+                    $(Self::$kind(spec) => serde_json::to_value(spec),)*
+                }
+            }
+
+            pub(crate) fn validate(&self, meta: &Meta, out: &mut Checker) {
+                match self {
+                    $(Self::$kind(spec) => spec.validate(meta, out),)*
+                }
+            }
+        }
+
+        impl Descriptor {
+            /// Reads the content of a resource of this kind.
+            pub(crate) fn read(
+                &self,
+                value: Value,
+            ) -> Result<Spec, serde_path_to_error::Error<serde_json::Error>> {
+                $(if self.name == $kind::DESCRIPTOR.name {
+                    return Ok(Spec::$kind(serde_path_to_error::deserialize(value)?));
+                })*
+                unreachable!("{} is not in the list of kinds", self.name)
+            }
+
+            /// The shape of this kind's content.
+            pub(crate) fn shape(&self) -> &'static Shape {
+                $(if self.name == $kind::DESCRIPTOR.name {
+                    static SHAPE: LazyLock<Shape> = LazyLock::new(Shape::of::<$kind>);
+                    return &SHAPE;
+                })*
+                unreachable!("{} is not in the list of kinds", self.name)
+            }
+        }
+
+        $(
+            impl From<$kind> for Spec {
+                fn from(spec: $kind) -> Self {
+                    Self::$kind(spec)
+                }
+            }
+
+            impl Registered for $kind {
+                fn of_spec(spec: &Spec) -> Option<&Self> {
+                    match spec {
+                        Spec::$kind(spec) => Some(spec),
+                        #[allow(unreachable_patterns)] // with a single kind
+                        _ => None,
+                    }
+                }
+            }
+        )*
+    };
+}
+
+kinds! {
+    mesh: Mesh,
+    zone: Zone,
+    dataplane: Dataplane,
+    mesh_service: MeshService,
+    mesh_identity: MeshIdentity,
+    mesh_trust: MeshTrust,
+    mesh_traffic_permission: MeshTrafficPermission,
+    zone_ingress: ZoneIngress,
+    secret: Secret,
+    token: Token,
+    token_issuer: TokenIssuer,
+}

@@ -1,0 +1,61 @@
+//! Which policies concern which proxy, and which of its inbounds.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    kinds::dataplane::Inbound,
+    labels::{self, Labels},
+    resource::{Meta, Resource},
+};
+
+/// The top of a policy: which proxies carry it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TargetRef {
+    /// What is selected.
+    pub kind: TargetKind,
+    /// Pairs a dataplane must have. None: every dataplane of the mesh.
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub labels: Labels,
+    /// Only the inbound of this name or port.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub section_name: Option<String>,
+}
+
+/// What a [`TargetRef`] selects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum TargetKind {
+    /// Every proxy of the mesh.
+    Mesh,
+    /// Proxies by their labels.
+    Dataplane,
+}
+
+/// True where `target` (absent: the whole mesh) selects `dataplane` of the same mesh, at least one inbound of it.
+#[must_use]
+pub fn selects_dataplane(target: Option<&TargetRef>, dataplane: &Meta) -> bool {
+    match target {
+        None => true,
+        Some(target) => match target.kind {
+            TargetKind::Mesh => true,
+            TargetKind::Dataplane => labels::matches(&target.labels, &dataplane.labels),
+        },
+    }
+}
+
+/// True where `target` selects this inbound of `dataplane`.
+#[must_use]
+pub fn selects_inbound(target: Option<&TargetRef>, dataplane: &Meta, inbound: &Inbound) -> bool {
+    let section = target.and_then(|target| target.section_name.as_deref());
+    selects_dataplane(target, dataplane)
+        && section.is_none_or(|section| {
+            inbound.name.as_deref() == Some(section) || inbound.port.to_string() == section
+        })
+}
+
+/// True where both are in the same mesh, the first step of every selection.
+#[must_use]
+pub fn same_mesh(a: &Resource, b: &Resource) -> bool {
+    a.meta.mesh == b.meta.mesh
+}

@@ -1,1 +1,35 @@
-//! stub
+//! The harness: starts the real processes of Isthmus, causes faults, and waits for what must become true.
+//!
+//! | module | what it holds |
+//! | --- | --- |
+//! | [`world`] | a folder, ports and the binaries of one test; logs are shown where it fails |
+//! | [`ports`] | ports that no other process on this machine takes meanwhile |
+//! | [`process`] | one process: start, kill, freeze, restart, its log |
+//! | [`wait`] | waiting for a condition, with a deadline |
+//! | [`api`] | the REST API |
+//! | [`global`] | the nodes of a global control plane |
+//! | [`zone`] | a zone: joining, its control plane, its ingress |
+//! | [`sidecar`] | a sidecar beside a workload |
+//! | [`app`] | workloads: the demo's application, and an echo |
+//! | [`client`] | real clients: curl, openssl, and a conversation over TCP |
+//! | [`fake_dataplane`] | a client of a zone that acknowledges or refuses as it is told |
+//! | [`fake_zone`] | a zone that says to one real dataplane what it is told to say |
+//! | [`resources`] | resources as an administrator writes them |
+//! | [`usage`] | memory and CPU time of a process |
+//!
+//! Everything blocks: a test reads from top to bottom. What speaks gRPC or HTTP runs on [`world::runtime`].
+
+pub mod api;
+pub mod app;
+pub mod client;
+pub mod fake_dataplane;
+pub mod fake_zone;
+pub mod global;
+pub mod ports;
+pub mod process;
+pub mod resources;
+pub mod sidecar;
+pub mod usage;
+pub mod wait;
+pub mod world;
+pub mod zone;

@@ -86,8 +86,14 @@ mod tests {
             items: vec![],
             error: None,
         };
-        let answer = answer.through(&place("api"), 1.0).through(&place("web"), 2.0);
-        let roles: Vec<_> = answer.hops.iter().map(|hop| hop.place.role.as_str()).collect();
+        let answer = answer
+            .through(&place("api"), 1.0)
+            .through(&place("web"), 2.0);
+        let roles: Vec<_> = answer
+            .hops
+            .iter()
+            .map(|hop| hop.place.role.as_str())
+            .collect();
         assert_eq!(roles, ["web", "api", "store"]);
     }
 }

@@ -25,7 +25,10 @@ use clap::{Args, Parser, Subcommand};
 use answer::Place;
 
 #[derive(Debug, Parser)]
-#[command(version, about = "A shopping list in three processes: web, api and store")]
+#[command(
+    version,
+    about = "A shopping list in three processes: web, api and store"
+)]
 struct Cli {
     #[command(subcommand)]
     role: Role,

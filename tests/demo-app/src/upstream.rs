@@ -33,10 +33,7 @@ impl Upstream {
 
     /// Puts `item` on the list.
     pub(crate) async fn add(&self, place: &Place, item: &NewItem) -> (StatusCode, Answer) {
-        let request = self
-            .client
-            .post(format!("{}/items", self.base))
-            .json(item);
+        let request = self.client.post(format!("{}/items", self.base)).json(item);
         self.call(place, request).await
     }
 
@@ -61,7 +58,10 @@ impl Upstream {
                         next_ms: None,
                     }],
                     items: vec![],
-                    error: Some(format!("{} cannot reach {}: {error}", place.role, self.base)),
+                    error: Some(format!(
+                        "{} cannot reach {}: {error}",
+                        place.role, self.base
+                    )),
                 },
             ),
         }

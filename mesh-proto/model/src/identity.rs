@@ -135,6 +135,46 @@ fn render_trust_domain(identity: &Resource, subject: Subject<'_>) -> Result<Trus
     })
 }
 
+/// Whether `template` gives each zone its own trust domain in mesh `mesh`.
+///
+/// It must begin with both, as whole parts: neither can hold a dot, so that no two meshes or zones can come to the same one.
+pub(crate) fn check_trust_domain(template: &str, mesh: &str) -> Result<(), String> {
+    let text = render(
+        template,
+        Subject {
+            mesh,
+            zone: "a-zone",
+            dataplane: None,
+        },
+    )?;
+    text.parse::<TrustDomain>()
+        .map_err(|error| format!("gives {text:?}: {error}"))?;
+    match text.strip_prefix(&format!("{mesh}.a-zone.")) {
+        Some(rest) if !rest.is_empty() => Ok(()),
+        _ => Err(
+            "must begin with \"{{ .Mesh }}.{{ .Zone }}.\": each zone has its own trust domain in each mesh".into(),
+        ),
+    }
+}
+
+/// Whether `template` gives the path of a SPIFFE ID.
+pub(crate) fn check_path(template: &str) -> Result<(), String> {
+    let mut sample = String::new();
+    for piece in pieces(template)? {
+        match piece {
+            Piece::Text(text) => sample.push_str(text),
+            Piece::Mesh | Piece::Zone | Piece::Workload | Piece::Label(_) => sample.push('x'),
+        }
+    }
+    if !sample.starts_with('/') {
+        return Err("must begin with \"/\"".into());
+    }
+    format!("spiffe://x{sample}")
+        .parse::<SpiffeId>()
+        .map(drop)
+        .map_err(|error| error.to_string())
+}
+
 /// Templates of trust domain and path.
 fn template(identity: &Resource) -> (&str, &str) {
     let spiffe_id = identity

@@ -8,7 +8,7 @@ use crate::{
     check::Checker,
     kind::{Descriptor, Kind, Registered},
     resource::Meta,
-    schema::Shape,
+    shape::ContentSchema,
 };
 
 /// Registers kinds: the module, its type, the variant of [`Spec`], the descriptor, and the functions that depend on
@@ -66,11 +66,11 @@ macro_rules! kinds {
                 unreachable!("{} is not in the list of kinds", self.name)
             }
 
-            /// The shape of this kind's content.
-            pub(crate) fn shape(&self) -> &'static Shape {
+            /// The schema of this kind's content.
+            pub(crate) fn content_schema(&self) -> &'static ContentSchema {
                 $(if self.name == $kind::DESCRIPTOR.name {
-                    static SHAPE: LazyLock<Shape> = LazyLock::new(Shape::of::<$kind>);
-                    return &SHAPE;
+                    static SCHEMA: LazyLock<ContentSchema> = LazyLock::new(ContentSchema::of::<$kind>);
+                    return &SCHEMA;
                 })*
                 unreachable!("{} is not in the list of kinds", self.name)
             }

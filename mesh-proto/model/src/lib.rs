@@ -12,7 +12,8 @@
 //! | [`mod@parse`] | YAML and JSON to resources, with every violation at its line and field |
 //! | [`check`] | how rules report what is wrong |
 //! | [`violation`] | one thing that is wrong, as people see it |
-//! | [`schema`] | JSON Schema of every kind, generated from the types; parsing checks against the same schema |
+//! | [`schema`] | JSON Schema of every kind, generated from the types |
+//! | `shape` | the same schema in the form that values are checked against |
 //! | [`duration`] | durations as people write them: `1m30s` |
 //! | [`labels`] | label syntax, selectors, and the aliases of label prefixes |
 //! | [`selection`] | which policies concern which proxy and inbound |
@@ -37,6 +38,7 @@ pub mod resource;
 pub mod schema;
 pub mod selection;
 pub mod services;
+mod shape;
 pub mod view;
 pub mod violation;
 pub mod warnings;

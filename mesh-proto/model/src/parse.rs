@@ -1,32 +1,49 @@
 //! YAML and JSON to resources.
+//!
+//! ```text
+//! text ──yaml──▶ values with places ──envelope──▶ kind, name, labels ──fit──▶ content of the right shape
+//!                                      ──serde──▶ typed content ──Kind::validate──▶ resource
+//! ```
+//!
+//! Each step reports everything it finds and hands on something the next can work with, so that all that is wrong with a
+//! text is reported at once: [`Violations`], each with source, line, column and field.
+//!
+//! | module | what it does |
+//! | --- | --- |
+//! | `yaml` | documents of a text, with the place of every field; bounds depth and aliases |
+//! | `envelope` | what every resource has: type, mesh, name, labels |
+//! | `fit` | the content against the shape of its kind |
+//! | `legacy` | what to write instead of forms that users of Kuma know |
+//! | `report` | gathers what is wrong |
 
-use serde_json::Value;
+mod envelope;
+mod fit;
+mod legacy;
+mod report;
+mod yaml;
 
+use serde_json::{Map, Value};
+
+use self::{fit::Fit, report::Report};
 use crate::{
     check::Checker,
-    kind::{Scope, find_kind},
+    kinds::Spec,
     labels,
     resource::{Meta, Resource},
-    view::READ_ONLY,
-    violation::{Violation, Violations},
+    violation::Violations,
 };
 
-/// Where a value comes from, which decides what it may hold.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Origin {
-    /// A person or a program at the API: no owner, no system kinds; read-only fields are dropped.
-    Written,
-    /// [`Resource::to_json`].
-    Stored,
-}
-
-/// The mesh of resources that name none.
+/// The mesh of resources that name none, as in Kuma.
 pub const DEFAULT_MESH: &str = "default";
 
-/// Reads all documents of a YAML or JSON text. `source` names it in violations.
+/// Reads all documents of a YAML or JSON text. `source` names the text in violations.
+///
+/// Label prefixes of Kuma are read as ours. Fields that exist only in what is read back (`revision`, `creationTime`,
+/// `modificationTime`, `status`, `kri`, `snis` and the label `isthmus.io/origin`) are accepted and dropped. A field that is
+/// null is absent.
 ///
 /// # Errors
-/// Everything that is wrong, in the order of the text.
+/// Everything that is wrong, document by document in the order of the text; after the hundredth, their number.
 pub fn parse(text: &str, source: &str) -> Result<Vec<Resource>, Violations> {
     parse_in(text, source, DEFAULT_MESH)
 }
@@ -34,105 +51,153 @@ pub fn parse(text: &str, source: &str) -> Result<Vec<Resource>, Violations> {
 /// As [`parse`], with the mesh of resources that name none.
 ///
 /// # Errors
-/// Everything that is wrong, in the order of the text.
+/// As [`parse`].
 pub fn parse_in(text: &str, source: &str, mesh: &str) -> Result<Vec<Resource>, Violations> {
-    let documents: Vec<Value> =
-        serde_saphyr::from_multiple(text).map_err(|error| one(source, "", error.to_string()))?;
     let mut resources = Vec::new();
     let mut violations = Vec::new();
-    for document in documents {
-        match read(document, source, mesh, Origin::Written) {
-            Ok(resource) => resources.push(resource),
-            Err(Violations(more)) => violations.extend(more),
+    for yaml::Document { value, mut report } in yaml::read(text) {
+        if let Some(value) = value {
+            resources.extend(read(value, mesh, Origin::Written, &mut report));
         }
+        violations.extend(report.into_violations(source));
     }
     if violations.is_empty() {
         Ok(resources)
     } else {
-        Err(Violations(violations))
+        Err(report::bounded(violations))
     }
 }
 
-/// As [`parse`] for one resource that is already a JSON value; violations have no line.
+/// As [`parse`], for one resource that is a JSON value already. Violations have no line.
 ///
 /// # Errors
-/// Everything that is wrong.
+/// As [`parse`].
 pub fn parse_value(value: &Value, source: &str) -> Result<Resource, Violations> {
-    read(value.clone(), source, DEFAULT_MESH, Origin::Written)
+    let mut report = Report::default();
+    let value = with_canonical_keys(value.clone(), "", &mut report);
+    let resource = read(value, DEFAULT_MESH, Origin::Written, &mut report);
+    finished(resource, report, source)
 }
 
-pub(crate) fn stored(json: &[u8], origin: Origin) -> Result<Resource, Violations> {
-    let value = serde_json::from_slice(json).map_err(|error| one("", "", error.to_string()))?;
-    read(value, "", DEFAULT_MESH, origin)
-}
-
-fn one(source: &str, path: &str, message: impl Into<String>) -> Violations {
-    Violations(vec![Violation {
-        source: source.to_owned(),
-        line: 0,
-        column: 0,
-        path: path.to_owned(),
-        message: message.into(),
-    }])
-}
-
-fn read(value: Value, source: &str, mesh: &str, origin: Origin) -> Result<Resource, Violations> {
-    let Value::Object(mut object) = value else {
-        return Err(one(
-            source,
-            "",
-            "a resource is an object with `type` and `name`",
-        ));
+/// Reads the canonical form.
+pub(crate) fn stored(json: &[u8]) -> Result<Resource, Violations> {
+    let mut report = Report::default();
+    let resource = match serde_json::from_slice(json) {
+        Ok(value) => read(value, "", Origin::Stored, &mut report),
+        Err(error) => {
+            report.add("", format!("not JSON: {error}"));
+            None
+        }
     };
-    let mut text = |field: &str| match object.remove(field) {
-        Some(Value::String(text)) => text,
-        _ => String::new(),
-    };
-    let (kind, name, zone) = (text("type"), text("name"), text("zone"));
-    let given_mesh = text("mesh");
-    let kind =
-        find_kind(&kind).ok_or_else(|| one(source, "type", format!("{kind:?} is not a kind")))?;
-    let mut meta = Meta::new("", &name).in_zone(&zone);
-    if kind.scope == Scope::Mesh {
-        meta.mesh = if given_mesh.is_empty() {
-            mesh.to_owned()
-        } else {
-            given_mesh
-        };
+    finished(resource, report, "")
+}
+
+/// Where a value comes from, which decides what it may hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    /// A person, or a program at the API.
+    Written,
+    /// [`Resource::to_json`].
+    Stored,
+}
+
+fn finished(
+    resource: Option<Resource>,
+    report: Report,
+    source: &str,
+) -> Result<Resource, Violations> {
+    match resource {
+        Some(resource) if report.is_clean() => Ok(resource),
+        _ => Err(report::bounded(report.into_violations(source))),
     }
-    if let Some(Value::Object(labels)) = object.remove("labels") {
-        for (key, value) in labels {
-            let key = labels::canonical_key(&key).into_owned();
-            if let (Value::String(value), false) = (value, key == labels::ORIGIN) {
-                meta.labels.insert(key, value);
+}
+
+/// Reads one resource. `None`, or a resource that is not to be used: `report` says why.
+fn read(value: Value, mesh: &str, origin: Origin, report: &mut Report) -> Option<Resource> {
+    let Value::Object(mut object) = value else {
+        report.add(
+            "",
+            "a resource is an object with `type`, `name` and the fields of its type",
+        );
+        return None;
+    };
+    let envelope::Envelope { kind, meta } = envelope::take(&mut object, mesh, origin, report)?;
+
+    let schema = kind.content_schema();
+    let (mut content, path) = if kind.spec_field {
+        envelope::only_spec_is_left(&object, kind, report);
+        (object.remove("spec").unwrap_or_default(), "spec")
+    } else {
+        (Value::Object(object), "")
+    };
+    if content.is_null() {
+        report.add("spec", "is required");
+        return None;
+    }
+    let mut fit = Fit {
+        kind: kind.name,
+        schema,
+        report,
+    };
+    fit.check(schema.root(), &mut content, path);
+
+    match kind.read(content) {
+        Ok(spec) => {
+            validate(&spec, &meta, origin, report);
+            Some(Resource { meta, spec })
+        }
+        Err(error) => {
+            // What was made to fit its shape is read; this is only for what a schema can not say.
+            let at = error.path().to_string();
+            let at = match (path, at.as_str()) {
+                (path, ".") => path.to_owned(),
+                ("", at) => at.to_owned(),
+                (path, at) => format!("{path}.{at}"),
+            };
+            if report.is_clean() {
+                report.add(&at, error.into_inner().to_string());
             }
+            None
         }
     }
-    if origin == Origin::Written {
-        object.retain(|field, _| !READ_ONLY.contains(&field.as_str()));
+}
+
+fn validate(spec: &Spec, meta: &Meta, origin: Origin, report: &mut Report) {
+    let prefix = if spec.kind().spec_field { "spec." } else { "" };
+    let mut checker = Checker::new(prefix);
+    if origin == Origin::Stored {
+        checker = checker.of_stored();
     }
-    let content = if kind.spec_field {
-        object.remove("spec").unwrap_or_default()
-    } else {
-        Value::Object(object)
-    };
-    let spec = kind.read(content).map_err(|error| {
-        one(
-            source,
-            &error.path().to_string(),
-            error.into_inner().to_string(),
-        )
-    })?;
-    let mut out = Checker::new(if kind.spec_field { "spec." } else { "" });
-    spec.validate(&meta, &mut out);
-    let violations: Vec<_> = out
-        .into_found()
-        .into_iter()
-        .flat_map(|(path, message)| one(source, &path, message).0)
-        .collect();
-    if violations.is_empty() {
-        Ok(Resource { meta, spec })
-    } else {
-        Err(Violations(violations))
+    spec.validate(meta, &mut checker);
+    for (path, message) in checker.into_found() {
+        report.add(&path, message);
+    }
+}
+
+/// Writes our label prefixes for their aliases, in the keys of all objects (no field of a kind holds a `/`).
+fn with_canonical_keys(value: Value, path: &str, report: &mut Report) -> Value {
+    match value {
+        Value::Object(object) => {
+            let mut canonical = Map::new();
+            for (key, value) in object {
+                let name = labels::canonical_key(&key).into_owned();
+                let path = report::field(path, &name);
+                let value = with_canonical_keys(value, &path, report);
+                if canonical.insert(name, value).is_some() {
+                    report.add(
+                        &path,
+                        "is given twice, by two spellings of its prefix; leave one of them out",
+                    );
+                }
+            }
+            Value::Object(canonical)
+        }
+        Value::Array(items) => {
+            let items = items.into_iter().enumerate();
+            let items = items
+                .map(|(index, item)| with_canonical_keys(item, &report::item(path, index), report));
+            Value::Array(items.collect())
+        }
+        scalar => scalar,
     }
 }

@@ -8,8 +8,7 @@ use serde_json::{Map, Value};
 use crate::{
     kind::{Descriptor, Kind},
     kinds::Spec,
-    parse::{self, Origin},
-    view,
+    parse, view,
     violation::Violations,
 };
 
@@ -108,7 +107,7 @@ impl Resource {
     /// # Errors
     /// Everything that is wrong; a field this version does not know is an error too.
     pub fn from_json(json: &[u8]) -> Result<Self, Violations> {
-        parse::stored(json, Origin::Stored)
+        parse::stored(json)
     }
 
     pub(crate) fn envelope(&self) -> Map<String, Value> {

@@ -4,6 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    check::Checker,
     kinds::dataplane::Inbound,
     labels::{self, Labels},
     resource::{Meta, Resource},
@@ -30,6 +31,30 @@ pub enum TargetKind {
     Mesh,
     /// Proxies by their labels.
     Dataplane,
+}
+
+impl TargetRef {
+    pub(crate) fn check(&self, at: &str, out: &mut Checker) {
+        match self.kind {
+            TargetKind::Mesh => {
+                if !self.labels.is_empty() {
+                    let message = "kind Mesh selects every proxy; write `kind: Dataplane` to select by labels";
+                    out.add(format!("{at}.labels"), message);
+                }
+                if self.section_name.is_some() {
+                    let message =
+                        "kind Mesh selects every inbound; write `kind: Dataplane` to select one";
+                    out.add(format!("{at}.sectionName"), message);
+                }
+            }
+            TargetKind::Dataplane => {
+                out.selector(&format!("{at}.labels"), &self.labels);
+                if let Some(section) = &self.section_name {
+                    out.port_name(format!("{at}.sectionName"), section);
+                }
+            }
+        }
+    }
 }
 
 /// True where `target` (absent: the whole mesh) selects `dataplane` of the same mesh, at least one inbound of it.

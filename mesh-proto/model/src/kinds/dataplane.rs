@@ -1,7 +1,8 @@
 //! `Dataplane`: the proxy of one workload.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
+use mesh_proto::names::{self, InvalidName};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -299,5 +300,89 @@ impl Kind for Dataplane {
         name_rule: NameRule::Subdomain,
     };
 
-    fn validate(&self, _: &Meta, _out: &mut Checker) {}
+    fn validate(&self, meta: &Meta, out: &mut Checker) {
+        if let Some(service) = meta.labels.get(labels::SERVICE)
+            && !names::is_label(service)
+        {
+            let message = format!("a service is named by one label: {}", InvalidName(service.clone()));
+            out.add_envelope(format!("labels[{:?}]", labels::SERVICE), message);
+        }
+        if meta.labels.get(labels::WORKLOAD).is_some_and(String::is_empty) {
+            let message = "must not be empty: the workload's identity is made from it";
+            out.add_envelope(format!("labels[{:?}]", labels::WORKLOAD), message);
+        }
+        let networking = &self.networking;
+        out.reachable_address("networking.address", networking.address);
+        if let Some(address) = &networking.advertised_address {
+            out.reachable_host("networking.advertisedAddress", address);
+        }
+        networking.check_inbounds(out);
+        networking.check_outbounds(out);
+    }
+}
+
+impl Networking {
+    fn check_inbounds(&self, out: &mut Checker) {
+        let path = "networking.inbound";
+        for (index, inbound) in self.inbound.iter().enumerate() {
+            let at = format!("{path}[{index}]");
+            if let Some(name) = &inbound.name {
+                out.port_name(format!("{at}.name"), name);
+            }
+            let listen = (inbound.listen_address(self), inbound.port);
+            if listen == (inbound.application_address(self), inbound.application_port()) {
+                out.add(
+                    format!("{at}.servicePort"),
+                    "the application would be the proxy itself; give the port the application listens on",
+                );
+            }
+        }
+        out.unique(path, ".name", &self.inbound, |inbound| inbound.name.clone());
+        let listen = |inbound: &Inbound| SocketAddr::new(inbound.listen_address(self), inbound.port);
+        out.unique(path, ".port", &self.inbound, |inbound| Some(listen(inbound)));
+        // Policies and services refer to an inbound by either.
+        for (index, inbound) in self.inbound.iter().enumerate() {
+            let other = self.inbound.iter().position(|other| {
+                other.port != inbound.port && inbound.name == Some(other.port.to_string())
+            });
+            if let Some(other) = other {
+                let message = format!("is the port of {path}[{other}]; choose another name");
+                out.add(format!("{path}[{index}].name"), message);
+            }
+        }
+    }
+
+    fn check_outbounds(&self, out: &mut Checker) {
+        let path = "networking.outbound";
+        let listen = |outbound: &Outbound| SocketAddr::new(outbound.listen_address(), outbound.port);
+        for (index, outbound) in self.outbound.iter().enumerate() {
+            let at = format!("{path}[{index}]");
+            outbound.backend_ref.check(&format!("{at}.backendRef"), out);
+            let taken = self.inbound.iter().position(|inbound| {
+                listen(outbound) == SocketAddr::new(inbound.listen_address(self), inbound.port)
+            });
+            if let Some(inbound) = taken {
+                let message = format!(
+                    "{} is already taken by networking.inbound[{inbound}]",
+                    listen(outbound)
+                );
+                out.add(format!("{at}.port"), message);
+            }
+        }
+        out.unique(path, ".port", &self.outbound, |outbound| Some(listen(outbound)));
+    }
+}
+
+impl BackendRef {
+    fn check(&self, at: &str, out: &mut Checker) {
+        out.label(format!("{at}.name"), &self.name);
+        for (key, value) in &self.labels {
+            let path = format!("{at}.labels[{key:?}]");
+            if key == labels::ZONE {
+                out.label(path, value);
+            } else {
+                out.add(path, "only isthmus.io/zone is understood here; a service is referred to by its name");
+            }
+        }
+    }
 }

@@ -54,6 +54,6 @@ impl Kind for Mesh {
         for (index, zone) in self.zones.iter().enumerate() {
             out.label(format!("zones[{index}]"), zone);
         }
-        out.unique("zones", &self.zones, |zone| Some(zone.clone()));
+        out.unique("zones", "", &self.zones, |zone| Some(zone.clone()));
     }
 }

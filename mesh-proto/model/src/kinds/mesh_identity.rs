@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     check::Checker,
     duration::Duration,
+    identity,
     kind::{Descriptor, Kind, NameRule, Scope, Writers},
     labels::Labels,
     resource::Meta,
@@ -48,8 +49,8 @@ pub struct IdentityDataplanes {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct SpiffeIdTemplate {
-    /// Absent: `{{ .Mesh }}.{{ .Zone }}.mesh.local`. It must name the mesh and the zone, since each zone has its own CA
-    /// in each mesh.
+    /// Absent: `{{ .Mesh }}.{{ .Zone }}.mesh.local`. It must begin with the mesh and the zone, since each zone has its own
+    /// CA in each mesh.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trust_domain: Option<String>,
     /// Absent: `/workload/{{ .Workload }}`.
@@ -153,6 +154,10 @@ impl MeshIdentity {
     }
 }
 
+/// What a workload certificate's lifetime may be.
+const EXPIRY: std::ops::RangeInclusive<std::time::Duration> =
+    std::time::Duration::from_secs(10)..=std::time::Duration::from_secs(720 * 3600);
+
 const DEFAULT_EXPIRY: std::time::Duration = std::time::Duration::from_secs(24 * 3600);
 
 impl Kind for MeshIdentity {
@@ -166,5 +171,43 @@ impl Kind for MeshIdentity {
         name_rule: NameRule::Subdomain,
     };
 
-    fn validate(&self, _: &Meta, _out: &mut Checker) {}
+    fn validate(&self, meta: &Meta, out: &mut Checker) {
+        let dataplanes = self.selector.as_ref().and_then(|s| s.dataplane.as_ref());
+        if let Some(dataplanes) = dataplanes {
+            out.selector("selector.dataplane.matchLabels", &dataplanes.match_labels);
+        }
+        if let Some(template) = &self.spiffe_id {
+            if let Some(trust_domain) = &template.trust_domain
+                && let Err(message) = identity::check_trust_domain(trust_domain, &meta.mesh)
+            {
+                out.add("spiffeID.trustDomain", message);
+            }
+            if let Some(path) = &template.path
+                && let Err(message) = identity::check_path(path)
+            {
+                out.add("spiffeID.path", message);
+            }
+        }
+        if let Some(bundled) = &self.provider.bundled {
+            bundled.check(out);
+        }
+    }
+}
+
+impl Bundled {
+    fn check(&self, out: &mut Checker) {
+        if self.autogenerate == Some(Autogenerate { enabled: false }) {
+            out.add(
+                "provider.bundled.autogenerate.enabled",
+                "a CA from outside is not supported by this version; each zone makes its own",
+            );
+        }
+        let expiry = self.certificate_parameters.and_then(|parameters| parameters.expiry);
+        if expiry.is_some_and(|expiry| !EXPIRY.contains(&expiry.0)) {
+            out.add(
+                "provider.bundled.certificateParameters.expiry",
+                "must be between 10s and 720h: a zone renews its CA after 30 days",
+            );
+        }
+    }
 }

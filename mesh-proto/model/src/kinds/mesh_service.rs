@@ -2,6 +2,7 @@
 
 use std::{borrow::Cow, fmt};
 
+use mesh_proto::{sni, spiffe::SpiffeId};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
@@ -169,5 +170,73 @@ impl Kind for MeshService {
         name_rule: NameRule::Label,
     };
 
-    fn validate(&self, _: &Meta, _out: &mut Checker) {}
+    fn validate(&self, meta: &Meta, out: &mut Checker) {
+        if let Some(selector) = &self.selector {
+            selector.check(out);
+        }
+        for (index, port) in self.ports.iter().enumerate() {
+            if let Some(name) = &port.name {
+                out.port_name(format!("ports[{index}].name"), name);
+            }
+            if let Some(TargetPort::Name(name)) = &port.target_port {
+                out.port_name(format!("ports[{index}].targetPort"), name);
+            }
+            check_server_name(meta, port, &format!("ports[{index}]"), out);
+        }
+        out.unique("ports", ".port", &self.ports, |port| Some(port.port));
+        out.unique("ports", ".name", &self.ports, |port| port.name.clone());
+        // The last part of a server name is either.
+        for (index, port) in self.ports.iter().enumerate() {
+            let other = self
+                .ports
+                .iter()
+                .position(|other| other.port != port.port && port.name == Some(other.port.to_string()));
+            if let Some(other) = other {
+                let message = format!("is the number of ports[{other}]; choose another name");
+                out.add(format!("ports[{index}].name"), message);
+            }
+        }
+        for (index, identity) in self.identities.iter().enumerate() {
+            if let Err(error) = identity.value.parse::<SpiffeId>() {
+                out.add(format!("identities[{index}].value"), error.to_string());
+            }
+        }
+    }
+}
+
+impl ServiceSelector {
+    fn check(&self, out: &mut Checker) {
+        if let Some(by_labels) = &self.dataplane_labels {
+            out.selector("selector.dataplaneLabels.matchLabels", &by_labels.match_labels);
+        }
+        if let Some(by_name) = &self.dataplane_ref {
+            if self.dataplane_labels.is_some() {
+                let message = "give either dataplaneLabels or dataplaneRef, not both";
+                out.add("selector.dataplaneRef", message);
+            }
+            if by_name.name.is_empty() {
+                out.add("selector.dataplaneRef.name", "must not be empty");
+            }
+        }
+    }
+}
+
+/// Dataplanes find the service by a server name; it must fit whichever zone the service is in.
+fn check_server_name(meta: &Meta, port: &ServicePort, at: &str, out: &mut Checker) {
+    let zone = match meta.zone.as_str() {
+        "" => "z".repeat(63),
+        zone => zone.to_owned(),
+    };
+    let (Ok(mesh), Ok(zone)) = (meta.mesh.parse(), zone.parse()) else {
+        return;
+    };
+    let name = sni::mesh_service(&mesh, &zone, &meta.name, &port.name_or_port());
+    if let Some(over) = name.len().checked_sub(sni::MAX_BYTES + 1) {
+        let message = format!(
+            "the names of mesh, service and port are together {} characters too long: server names have at most {} with any zone's name",
+            over + 1,
+            sni::MAX_BYTES
+        );
+        out.add(format!("{at}.name"), message);
+    }
 }

@@ -1,5 +1,6 @@
 //! `MeshTrafficPermission`: who may call.
 
+use mesh_proto::spiffe::SpiffeId;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -110,5 +111,45 @@ impl Kind for MeshTrafficPermission {
         name_rule: NameRule::Subdomain,
     };
 
-    fn validate(&self, _: &Meta, _out: &mut Checker) {}
+    fn validate(&self, _: &Meta, out: &mut Checker) {
+        if let Some(target) = &self.target_ref {
+            target.check("targetRef", out);
+        }
+        for (index, rule) in self.rules.iter().enumerate() {
+            for (field, list) in rule.default.lists() {
+                for (at, entry) in list.iter().enumerate() {
+                    let path = format!("rules[{index}].default.{field}[{at}].spiffeID.value");
+                    if let Some(message) = entry.spiffe_id.error() {
+                        out.add(path, message);
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl PermissionLists {
+    /// The lists with their fields' names, in the order they are looked at.
+    #[must_use]
+    pub fn lists(&self) -> [(&'static str, &[Match]); 3] {
+        [
+            ("deny", &self.deny),
+            ("allowWithShadowDeny", &self.allow_with_shadow_deny),
+            ("allow", &self.allow),
+        ]
+    }
+}
+
+impl SpiffeIdMatch {
+    /// Why it could never match anybody.
+    fn error(&self) -> Option<String> {
+        match self.form {
+            MatchForm::Exact => self.value.parse::<SpiffeId>().err().map(|e| e.to_string()),
+            // A prefix is good where an ID can begin with it.
+            MatchForm::Prefix => format!("{}x", self.value)
+                .parse::<SpiffeId>()
+                .err()
+                .map(|e| format!("no SPIFFE ID begins so: {e}")),
+        }
+    }
 }

@@ -1,5 +1,7 @@
 //! `MeshTrust`: anchors of a trust domain.
 
+use mesh_proto::spiffe::TrustDomain;
+use rustls_pki_types::{CertificateDer, pem::PemObject};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -74,7 +76,6 @@ impl MeshTrust {
 
 /// The certificates of a PEM text, in DER.
 pub(crate) fn certificates(pem: &str) -> Result<Vec<Vec<u8>>, String> {
-    use rustls_pki_types::{CertificateDer, pem::PemObject};
     CertificateDer::pem_slice_iter(pem.as_bytes())
         .map(|item| item.map(|der| der.to_vec()).map_err(|e| e.to_string()))
         .collect()
@@ -107,5 +108,35 @@ impl Kind for MeshTrust {
         name_rule: NameRule::Subdomain,
     };
 
-    fn validate(&self, _: &Meta, _out: &mut Checker) {}
+    fn validate(&self, _: &Meta, out: &mut Checker) {
+        if let Err(error) = self.trust_domain.parse::<TrustDomain>() {
+            out.add("trustDomain", error.to_string());
+        }
+        for (index, bundle) in self.ca_bundles.iter().enumerate() {
+            if let Some(message) = bundle.pem.error() {
+                out.add(format!("caBundles[{index}].pem.value"), message);
+            }
+        }
+    }
+}
+
+impl Pem {
+    /// What is wrong with it: a certificate that is accepted here and refused by every proxy would stop them all.
+    fn error(&self) -> Option<String> {
+        if self.value.contains("PRIVATE KEY") {
+            return Some("holds a private key; only certificates belong here".into());
+        }
+        let certificates = match certificates(&self.value) {
+            Ok(certificates) => certificates,
+            Err(error) => return Some(format!("is not PEM: {error}")),
+        };
+        if certificates.is_empty() {
+            return Some("holds no certificate (-----BEGIN CERTIFICATE-----)".into());
+        }
+        certificates.iter().enumerate().find_map(|(index, der)| {
+            let der = CertificateDer::from_slice(der);
+            let error = webpki::anchor_from_trusted_cert(&der).err()?;
+            Some(format!("certificate {} can not be an anchor: {error}", index + 1))
+        })
+    }
 }

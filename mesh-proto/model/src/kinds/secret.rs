@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use base64::{Engine, engine::general_purpose::STANDARD};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -19,6 +20,9 @@ pub struct Secret {
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub data: String,
 }
+
+/// The most bytes of a value.
+const MAX_BYTES: usize = 64 * 1024;
 
 /// Never shows the value, so that it reaches no log.
 impl fmt::Debug for Secret {
@@ -38,5 +42,18 @@ impl Kind for Secret {
         name_rule: NameRule::Subdomain,
     };
 
-    fn validate(&self, _: &Meta, _out: &mut Checker) {}
+    fn validate(&self, _: &Meta, out: &mut Checker) {
+        // A store keeps the value apart, sealed; and a viewer reads a secret without it. Written back as it was read, such a
+        // secret must not become an empty one.
+        if self.data.is_empty() && !out.is_stored() {
+            out.add("data", "is required: the value in base64");
+        }
+        match STANDARD.decode(&self.data) {
+            Err(error) => out.add("data", format!("is not base64: {error}")),
+            Ok(value) if value.len() > MAX_BYTES => {
+                out.add("data", format!("has {} bytes; the most is {MAX_BYTES}", value.len()));
+            }
+            Ok(_) => {}
+        }
+    }
 }

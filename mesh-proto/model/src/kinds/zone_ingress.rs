@@ -60,5 +60,10 @@ impl Kind for ZoneIngress {
         name_rule: NameRule::Subdomain,
     };
 
-    fn validate(&self, _: &Meta, _out: &mut Checker) {}
+    fn validate(&self, _: &Meta, out: &mut Checker) {
+        match &self.networking.advertised_address {
+            Some(address) => out.reachable_host("networking.advertisedAddress", address),
+            None => out.reachable_address("networking.address", self.networking.address),
+        }
+    }
 }

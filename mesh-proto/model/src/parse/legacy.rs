@@ -1,0 +1,352 @@
+//! Forms that users of Kuma know and that are not accepted, each with what to write instead.
+//!
+//! Refused, not ignored: a policy that says less than its author thinks is worse than none.
+
+use crate::kind::find_kind;
+
+/// Instead of a field. Indexes in paths are left out: `spec.rules[].default`.
+const FIELDS: &[(&str, &str, &str)] = &[
+    (
+        "Mesh",
+        "mtls",
+        "a mesh always has mutual TLS; write who issues identities as a MeshIdentity, and foreign anchors as a MeshTrust",
+    ),
+    (
+        "Mesh",
+        "networking",
+        "leave it out; what may leave a mesh will be a MeshPassthrough's to say, which this version does not have",
+    ),
+    (
+        "Mesh",
+        "tracing",
+        "leave it out; tracing will be a MeshTrace's to say, which this version does not have",
+    ),
+    (
+        "Mesh",
+        "logging",
+        "leave it out; access logs will be a MeshAccessLog's to say, which this version does not have",
+    ),
+    (
+        "Mesh",
+        "metrics",
+        "leave it out; every dataplane has Prometheus metrics",
+    ),
+    (
+        "Mesh",
+        "routing",
+        "leave it out; a zone's own endpoints come first, and traffic to other zones needs no switch",
+    ),
+    (
+        "Mesh",
+        "constraints",
+        "what may join a mesh is said by the tokens issued for it (`meshctl token create`)",
+    ),
+    (
+        "Mesh",
+        "meshServices",
+        "leave it out; every service is a MeshService",
+    ),
+    (
+        "Dataplane",
+        "networking.inbound[].tags",
+        "tags are not used; write them as `labels` beside `name`, the service as label isthmus.io/service, and the protocol as `protocol`",
+    ),
+    (
+        "Dataplane",
+        "networking.outbound[].tags",
+        "tags are not used; write `backendRef: {kind: MeshService, name: …, port: …}`",
+    ),
+    (
+        "Dataplane",
+        "networking.outbound[].service",
+        "write `backendRef: {kind: MeshService, name: …, port: …}`",
+    ),
+    (
+        "Dataplane",
+        "networking.gateway",
+        "gateways are not supported by this version",
+    ),
+    (
+        "Dataplane",
+        "networking.listeners",
+        "run the zone's ingress as a process of its own, with a ZoneIngress resource",
+    ),
+    (
+        "Dataplane",
+        "networking.transparentProxying",
+        "transparent interception is not supported by this version; name what is called under `networking.outbound`",
+    ),
+    (
+        "Dataplane",
+        "networking.ingress",
+        "write a ZoneIngress resource",
+    ),
+    (
+        "Dataplane",
+        "metrics",
+        "leave it out; every dataplane has Prometheus metrics",
+    ),
+    ("Dataplane", "probes", "write `serviceProbe` at the inbound"),
+    (
+        "ZoneIngress",
+        "zone",
+        "leave it out; an ingress belongs to the zone it registers at",
+    ),
+    (
+        "ZoneIngress",
+        "availableServices",
+        "leave it out; zones report their services themselves",
+    ),
+    (
+        "ZoneIngress",
+        "networking.admin",
+        "leave it out; the admin port is a Unix socket",
+    ),
+    (
+        "MeshService",
+        "spec.selector.dataplaneTags",
+        "tags are not used; write `dataplaneLabels: {matchLabels: {…}}`",
+    ),
+    (
+        "MeshService",
+        "spec.selector.dataplaneLabels.matchExpressions",
+        "write `matchLabels`",
+    ),
+    (
+        "MeshIdentity",
+        "spec.provider.bundled.ca",
+        "a CA from outside is not supported by this version; leave it out, and each zone makes its own",
+    ),
+    (
+        "MeshIdentity",
+        "spec.provider.spire",
+        "SPIRE is not supported by this version; write `type: Bundled`",
+    ),
+    (
+        "MeshIdentity",
+        "spec.provider.extension",
+        "extensions are not supported; write `type: Bundled`",
+    ),
+    (
+        "MeshTrafficPermission",
+        "spec.from",
+        "write `rules: [{default: {allow: [{spiffeID: {type: Exact, value: \"spiffe://…\"}}]}}]`, with deny or allowWithShadowDeny instead of allow as meant",
+    ),
+    (
+        "MeshTrafficPermission",
+        "spec.to",
+        "a permission is about incoming traffic; select the called proxies with `targetRef` and write the callers under `rules`",
+    ),
+    (
+        "MeshTrafficPermission",
+        "spec.rules[].matches",
+        "write the callers in the lists allow, deny and allowWithShadowDeny of `default`",
+    ),
+    (
+        "MeshTrafficPermission",
+        "spec.rules[].default.action",
+        "write the callers in the lists allow, deny and allowWithShadowDeny",
+    ),
+    (
+        "MeshTrafficPermission",
+        "spec.rules[].default.allow[].sni",
+        SNI,
+    ),
+    (
+        "MeshTrafficPermission",
+        "spec.rules[].default.deny[].sni",
+        SNI,
+    ),
+    (
+        "MeshTrafficPermission",
+        "spec.rules[].default.allowWithShadowDeny[].sni",
+        SNI,
+    ),
+    (
+        "MeshTrafficPermission",
+        "spec.targetRef.tags",
+        "tags are not used; write `kind: Dataplane` with `labels`",
+    ),
+    (
+        "MeshTrafficPermission",
+        "spec.targetRef.name",
+        "write `kind: Dataplane` with `labels`, such as `labels: {isthmus.io/service: …}`",
+    ),
+    (
+        "MeshTrafficPermission",
+        "spec.targetRef.namespace",
+        "write `kind: Dataplane` with `labels`",
+    ),
+    (
+        "MeshTrafficPermission",
+        "spec.targetRef.mesh",
+        "leave it out; a policy is about its own mesh",
+    ),
+    (
+        "MeshTrafficPermission",
+        "spec.targetRef.proxyTypes",
+        "leave it out; write `kind: Dataplane` with `labels` to select some proxies only",
+    ),
+];
+
+const SNI: &str = "matching by server name is not supported by this version; match by spiffeID";
+
+/// Instead of a word.
+const WORDS: &[(&str, &str, &str, &str)] = &[
+    (
+        "MeshTrafficPermission",
+        "spec.targetRef.kind",
+        "MeshSubset",
+        "write `kind: Dataplane` with `labels` instead of MeshSubset with tags",
+    ),
+    (
+        "MeshTrafficPermission",
+        "spec.targetRef.kind",
+        "MeshService",
+        "write `kind: Dataplane` with `labels: {isthmus.io/service: …}` instead of MeshService",
+    ),
+    (
+        "MeshTrafficPermission",
+        "spec.targetRef.kind",
+        "MeshServiceSubset",
+        "write `kind: Dataplane` with `labels` instead of MeshServiceSubset with tags",
+    ),
+    (
+        "MeshTrafficPermission",
+        "spec.targetRef.kind",
+        "MeshGateway",
+        "gateways are not supported by this version",
+    ),
+    (
+        "MeshIdentity",
+        "spec.provider.type",
+        "Spire",
+        "SPIRE is not supported by this version; write `type: Bundled`",
+    ),
+    (
+        "MeshIdentity",
+        "spec.provider.type",
+        "Extension",
+        "extensions are not supported; write `type: Bundled`",
+    ),
+    (
+        "Dataplane",
+        "networking.outbound[].backendRef.kind",
+        "MeshExternalService",
+        "external services are not supported by this version",
+    ),
+    (
+        "Dataplane",
+        "networking.outbound[].backendRef.kind",
+        "MeshMultiZoneService",
+        "write `kind: MeshService`: it means the service in all zones, its own first",
+    ),
+];
+
+/// About a field whose absence has a story.
+const MISSING: &[(&str, &str, &str)] = &[
+    (
+        "MeshTrafficPermission",
+        "spec.rules[].default.allow[].spiffeID",
+        EVERYONE,
+    ),
+    (
+        "MeshTrafficPermission",
+        "spec.rules[].default.deny[].spiffeID",
+        EVERYONE,
+    ),
+    (
+        "MeshTrafficPermission",
+        "spec.rules[].default.allowWithShadowDeny[].spiffeID",
+        EVERYONE,
+    ),
+];
+
+const EVERYONE: &str =
+    "an empty match is not everyone; everyone is `spiffeID: {type: Prefix, value: \"spiffe://\"}`";
+
+/// Kinds of Kuma 2 and their successors.
+const KINDS: &[(&str, &str)] = &[
+    ("TrafficPermission", "MeshTrafficPermission"),
+    ("TrafficRoute", "MeshTCPRoute"),
+    ("TrafficLog", "MeshAccessLog"),
+    ("TrafficTrace", "MeshTrace"),
+    ("HealthCheck", "MeshHealthCheck"),
+    ("CircuitBreaker", "MeshCircuitBreaker"),
+    ("Retry", "MeshRetry"),
+    ("Timeout", "MeshTimeout"),
+    ("FaultInjection", "MeshFaultInjection"),
+    ("RateLimit", "MeshRateLimit"),
+    ("ExternalService", "MeshExternalService"),
+];
+
+/// Kinds that are to come.
+const LATER: &[&str] = &[
+    "GlobalSecret",
+    "HostnameGenerator",
+    "MeshAccessLog",
+    "MeshCircuitBreaker",
+    "MeshExternalService",
+    "MeshFaultInjection",
+    "MeshGateway",
+    "MeshHTTPRoute",
+    "MeshHealthCheck",
+    "MeshLoadBalancingStrategy",
+    "MeshMetric",
+    "MeshMultiZoneService",
+    "MeshPassthrough",
+    "MeshRateLimit",
+    "MeshRetry",
+    "MeshTCPRoute",
+    "MeshTLS",
+    "MeshTimeout",
+    "MeshTrace",
+    "ZoneEgress",
+];
+
+/// What to write instead of the field at `path`.
+pub(super) fn field(kind: &str, path: &str) -> Option<&'static str> {
+    look_up(FIELDS, kind, path)
+}
+
+/// What to write instead of `word` at `path`.
+pub(super) fn word(kind: &str, path: &str, word: &str) -> Option<&'static str> {
+    let path = pattern(path);
+    WORDS
+        .iter()
+        .find(|(k, p, w, _)| *k == kind && *p == path && *w == word)
+        .map(|(_, _, _, message)| *message)
+}
+
+/// What to say about the field at `path`, where it is required and missing.
+pub(super) fn missing(kind: &str, path: &str) -> Option<&'static str> {
+    look_up(MISSING, kind, path)
+}
+
+/// What to say to a resource of type `name`, which is none of our kinds.
+pub(super) fn kind(name: &str) -> Option<String> {
+    let successor = KINDS.iter().find(|(kind, _)| *kind == name);
+    match successor {
+        Some((_, successor)) if find_kind(successor).is_some() => {
+            Some(format!("{name} is of Kuma 2; write a {successor}"))
+        }
+        Some((_, successor)) => Some(format!(
+            "{name} is of Kuma 2, and its successor {successor} is not in this version"
+        )),
+        None if LATER.contains(&name) => Some(format!("{name} is not in this version")),
+        None => None,
+    }
+}
+
+fn look_up(table: &[(&str, &str, &'static str)], kind: &str, path: &str) -> Option<&'static str> {
+    let path = pattern(path);
+    table
+        .iter()
+        .find(|(k, p, _)| *k == kind && *p == path)
+        .map(|(_, _, message)| *message)
+}
+
+/// The path without its indexes.
+fn pattern(path: &str) -> String {
+    path.chars().filter(|c| !c.is_ascii_digit()).collect()
+}

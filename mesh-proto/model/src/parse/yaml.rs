@@ -1,0 +1,432 @@
+//! YAML text (and so JSON) to values that remember where they stand.
+//!
+//! Values follow the core schema of YAML 1.2. What is legal YAML and a trap is refused: duplicate keys, tags, numbers
+//! with leading zeros. Depth and the work that aliases can cause are bounded, whatever the text.
+
+use std::collections::{HashMap, HashSet};
+
+use granit_parser::{Event, Parser, ScalarStyle, Span, Tag};
+use serde_json::{Map, Number, Value};
+
+use super::report::{self, Place, Report};
+use crate::labels;
+
+/// How deep a document may be nested.
+const MAX_DEPTH: usize = 64;
+/// How many nodes the aliases of one document may stand for.
+const MAX_ALIASED_NODES: usize = 10_000;
+
+/// One document: what was read, and what is wrong with it so far.
+pub(super) struct Document {
+    /// `None`: the document could not be read to its end.
+    pub(super) value: Option<Value>,
+    pub(super) report: Report,
+}
+
+/// Reads all documents; empty ones are left out.
+pub(super) fn read(text: &str) -> Vec<Document> {
+    let options = granit_parser::options! {
+        emit_comments: false,
+        flow_nesting_limit: MAX_DEPTH + 1,
+        block_nesting_limit: MAX_DEPTH + 1,
+    };
+    let mut parser = Parser::new_from_str_with_options(text, options);
+    let mut documents = Vec::new();
+    loop {
+        let mut reader = Reader::new(&mut parser);
+        match reader.document() {
+            Ok(Next::Document(node)) => {
+                if !matches!(node.data, Data::Scalar(Scalar::Value(Value::Null))) {
+                    documents.push(located(node));
+                }
+            }
+            Ok(Next::End) => return documents,
+            Err(Broken { at, message }) => {
+                let mut report = Report::default();
+                report.places.insert("", at);
+                report.add("", message);
+                documents.push(Document {
+                    value: None,
+                    report,
+                });
+                // What follows the next `---` can still be read.
+                if !matches!(parser.proceed_next_document(), Ok(true)) {
+                    return documents;
+                }
+            }
+        }
+    }
+}
+
+/// A document that can not be read on.
+struct Broken {
+    at: Place,
+    message: String,
+}
+
+enum Next {
+    Document(Node),
+    End,
+}
+
+/// A value and where it begins.
+#[derive(Clone)]
+struct Node {
+    at: Place,
+    data: Data,
+    /// Nodes in it, itself included.
+    size: usize,
+    /// Levels in it, itself included.
+    depth: usize,
+}
+
+#[derive(Clone)]
+enum Data {
+    Scalar(Scalar),
+    List(Vec<Node>),
+    Map(Vec<(Key, Node)>),
+}
+
+#[derive(Clone)]
+enum Scalar {
+    Value(Value),
+    /// Why it is refused.
+    Wrong(String),
+}
+
+#[derive(Clone)]
+struct Key {
+    at: Place,
+    text: String,
+    /// Written as `<<`, without quotes.
+    merges: bool,
+}
+
+struct Reader<'p, 'input> {
+    parser: &'p mut Parser<'input, granit_parser::StrInput<'input>>,
+    anchors: HashMap<usize, Node>,
+    aliased_nodes: usize,
+}
+
+impl<'p, 'input> Reader<'p, 'input> {
+    fn new(parser: &'p mut Parser<'input, granit_parser::StrInput<'input>>) -> Self {
+        Self {
+            parser,
+            anchors: HashMap::new(),
+            aliased_nodes: 0,
+        }
+    }
+
+    fn document(&mut self) -> Result<Next, Broken> {
+        loop {
+            match self.event()? {
+                None | Some((Event::StreamEnd, _)) => return Ok(Next::End),
+                Some((Event::DocumentStart(..), _)) => {
+                    let Some((event, span)) = self.event()? else {
+                        return Ok(Next::End);
+                    };
+                    return Ok(Next::Document(self.node(event, span, 1)?));
+                }
+                Some(_) => {}
+            }
+        }
+    }
+
+    fn event(&mut self) -> Result<Option<(Event<'input>, Span)>, Broken> {
+        match self.parser.next_event() {
+            None => Ok(None),
+            Some(Ok(event)) => Ok(Some(event)),
+            Some(Err(error)) => Err(Broken {
+                at: place(error.marker()),
+                message: format!("not YAML: {}", error.info()),
+            }),
+        }
+    }
+
+    fn node(&mut self, event: Event<'input>, span: Span, depth: usize) -> Result<Node, Broken> {
+        let at = place(&span.start);
+        let broken = |message: String| Err(Broken { at, message });
+        if depth > MAX_DEPTH {
+            return broken(format!("nested deeper than {MAX_DEPTH} levels"));
+        }
+        let (anchor, node) = match event {
+            Event::Scalar(text, style, anchor, tag) => {
+                (anchor, Node::leaf(at, scalar(&text, style, tag.as_deref())))
+            }
+            Event::SequenceStart(_, anchor, tag) => {
+                let items = self.items(depth)?;
+                (
+                    anchor,
+                    Node::inner(at, Data::List(items)).tagged(tag.as_deref(), "seq"),
+                )
+            }
+            Event::MappingStart(_, anchor, tag) => {
+                let entries = self.entries(depth)?;
+                (
+                    anchor,
+                    Node::inner(at, Data::Map(entries)).tagged(tag.as_deref(), "map"),
+                )
+            }
+            Event::Alias(anchor) => {
+                let Some(target) = self.anchors.get(&anchor) else {
+                    return broken("an alias can not stand inside what it refers to".into());
+                };
+                self.aliased_nodes = self.aliased_nodes.saturating_add(target.size);
+                if self.aliased_nodes > MAX_ALIASED_NODES {
+                    return broken(format!(
+                        "the aliases of this document stand for more than {MAX_ALIASED_NODES} values"
+                    ));
+                }
+                if depth + target.depth > MAX_DEPTH {
+                    return broken(format!("nested deeper than {MAX_DEPTH} levels"));
+                }
+                let target = target.clone();
+                (0, Node { at, ..target })
+            }
+            other => return broken(format!("not YAML: unexpected {other:?}")),
+        };
+        if anchor != 0 {
+            self.anchors.insert(anchor, node.clone());
+        }
+        Ok(node)
+    }
+
+    fn items(&mut self, depth: usize) -> Result<Vec<Node>, Broken> {
+        let mut items = Vec::new();
+        while let Some((event, span)) = self.event()? {
+            if event == Event::SequenceEnd {
+                break;
+            }
+            items.push(self.node(event, span, depth + 1)?);
+        }
+        Ok(items)
+    }
+
+    fn entries(&mut self, depth: usize) -> Result<Vec<(Key, Node)>, Broken> {
+        let mut entries = Vec::new();
+        while let Some((event, span)) = self.event()? {
+            if event == Event::MappingEnd {
+                break;
+            }
+            let at = place(&span.start);
+            let key = match event {
+                Event::Scalar(text, style, _, None) => Key {
+                    at,
+                    merges: text == "<<" && style == ScalarStyle::Plain,
+                    text: text.into_owned(),
+                },
+                _ => {
+                    return Err(Broken {
+                        at,
+                        message: "a key must be text".into(),
+                    });
+                }
+            };
+            let Some((event, span)) = self.event()? else {
+                break;
+            };
+            entries.push((key, self.node(event, span, depth + 1)?));
+        }
+        Ok(entries)
+    }
+}
+
+impl Node {
+    fn leaf(at: Place, scalar: Scalar) -> Self {
+        Self {
+            at,
+            data: Data::Scalar(scalar),
+            size: 1,
+            depth: 1,
+        }
+    }
+
+    fn inner(at: Place, data: Data) -> Self {
+        let children: Vec<&Node> = match &data {
+            Data::Scalar(_) => vec![],
+            Data::List(items) => items.iter().collect(),
+            Data::Map(entries) => entries.iter().map(|(_, node)| node).collect(),
+        };
+        Self {
+            size: 1 + children.iter().map(|node| node.size).sum::<usize>(),
+            depth: 1 + children.iter().map(|node| node.depth).max().unwrap_or(0),
+            at,
+            data,
+        }
+    }
+
+    /// Refuses any tag but the one that says what is seen anyway.
+    fn tagged(self, tag: Option<&Tag>, allowed: &str) -> Self {
+        match tag {
+            Some(tag) if !tag.is_yaml_core_schema_tag(allowed) => {
+                Self::leaf(self.at, Scalar::Wrong(no_tags(tag)))
+            }
+            _ => self,
+        }
+    }
+}
+
+fn place(marker: &granit_parser::Marker) -> Place {
+    let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    Place {
+        line: number(marker.line()),
+        column: number(marker.col().saturating_add(1)),
+    }
+}
+
+fn no_tags(tag: &Tag) -> String {
+    format!("tags are not supported; leave {tag} out")
+}
+
+/// The value of a scalar by the core schema (YAML 1.2.2, 10.3.2).
+fn scalar(text: &str, style: ScalarStyle, tag: Option<&Tag>) -> Scalar {
+    match tag {
+        Some(tag) if tag.is_yaml_core_schema_tag("str") => return Scalar::Value(text.into()),
+        Some(tag) => return Scalar::Wrong(no_tags(tag)),
+        None if style != ScalarStyle::Plain => return Scalar::Value(text.into()),
+        None => {}
+    }
+    Scalar::Value(match text {
+        "" | "~" | "null" | "Null" | "NULL" => Value::Null,
+        "true" | "True" | "TRUE" => true.into(),
+        "false" | "False" | "FALSE" => false.into(),
+        _ => match number(text) {
+            Ok(Some(number)) => Value::Number(number),
+            Ok(None) => text.into(),
+            Err(message) => return Scalar::Wrong(message),
+        },
+    })
+}
+
+/// `None`: not a number but text.
+fn number(text: &str) -> Result<Option<Number>, String> {
+    let digits = |text: &str, radix: u32| -> Option<Number> {
+        u64::from_str_radix(text, radix).ok().map(Number::from)
+    };
+    let all = |text: &str, allowed: fn(u8) -> bool| !text.is_empty() && text.bytes().all(allowed);
+    if let Some(octal) = text
+        .strip_prefix("0o")
+        .filter(|rest| all(rest, |b| matches!(b, b'0'..=b'7')))
+    {
+        return digits(octal, 8).map(Some).ok_or_else(too_large);
+    }
+    if let Some(hex) = text
+        .strip_prefix("0x")
+        .filter(|rest| all(rest, |b| b.is_ascii_hexdigit()))
+    {
+        return digits(hex, 16).map(Some).ok_or_else(too_large);
+    }
+    let unsigned = text.strip_prefix(['-', '+']).unwrap_or(text);
+    if all(unsigned, |b| b.is_ascii_digit()) {
+        if unsigned.len() > 1 && unsigned.starts_with('0') {
+            return Err(format!(
+                "YAML readers disagree about numbers with leading zeros; write {} or, for text, \"{text}\"",
+                unsigned.trim_start_matches('0')
+            ));
+        }
+        let plain = text.strip_prefix('+').unwrap_or(text);
+        let whole = plain.parse::<u64>().map(Number::from);
+        let whole = whole.or_else(|_| plain.parse::<i64>().map(Number::from));
+        return whole.map(Some).map_err(|_| too_large());
+    }
+    let is_float = unsigned.starts_with(|c: char| c.is_ascii_digit() || c == '.')
+        && unsigned.contains(|c: char| c.is_ascii_digit())
+        && unsigned
+            .bytes()
+            .all(|b| b.is_ascii_digit() || matches!(b, b'.' | b'e' | b'E' | b'+' | b'-'));
+    if is_float && let Ok(float) = text.parse::<f64>() {
+        return Number::from_f64(float).map(Some).ok_or_else(too_large);
+    }
+    Ok(None)
+}
+
+fn too_large() -> String {
+    "this number is too large".to_owned()
+}
+
+/// Turns a tree into a value and the places of its parts, and reports what is wrong with keys and scalars.
+fn located(root: Node) -> Document {
+    let mut report = Report::default();
+    report.places.insert("", root.at);
+    let value = value(root, "", &mut report);
+    Document {
+        value: Some(value),
+        report,
+    }
+}
+
+fn value(node: Node, path: &str, report: &mut Report) -> Value {
+    match node.data {
+        Data::Scalar(Scalar::Value(value)) => value,
+        Data::Scalar(Scalar::Wrong(message)) => {
+            report.replace(path, message);
+            Value::Null
+        }
+        Data::List(items) => {
+            let mut list = Vec::with_capacity(items.len());
+            for (index, item) in items.into_iter().enumerate() {
+                let path = report::item(path, index);
+                report.places.insert(&path, item.at);
+                list.push(value(item, &path, report));
+            }
+            Value::Array(list)
+        }
+        Data::Map(entries) => {
+            let mut object = Map::new();
+            let mut merged = Vec::new();
+            let mut seen: HashSet<String> = HashSet::new();
+            for (key, node) in entries {
+                if key.merges {
+                    merged.push((key, node));
+                    continue;
+                }
+                let name = labels::canonical_key(&key.text).into_owned();
+                let path = report::field(path, &name);
+                if seen.contains(&name) {
+                    report.add_at(&path, key.at, duplicate(&key.text, &name));
+                    continue;
+                }
+                report.places.insert(&path, key.at);
+                let value = value(node, &path, report);
+                object.insert(name.clone(), value);
+                seen.insert(name);
+            }
+            for (key, node) in merged {
+                merge(&mut object, key, node, path, report);
+            }
+            Value::Object(object)
+        }
+    }
+}
+
+fn duplicate(written: &str, name: &str) -> String {
+    if written == name {
+        "is given twice; leave one of them out".to_owned()
+    } else {
+        format!("is given twice ({written} is another spelling of {name}); leave one of them out")
+    }
+}
+
+/// Adds what `<<` brings: the fields of an object, or of several, that are not there yet.
+fn merge(object: &mut Map<String, Value>, key: Key, node: Node, path: &str, report: &mut Report) {
+    let sources = match node.data {
+        Data::List(items) => items,
+        _ => vec![node],
+    };
+    for source in sources {
+        let Data::Map(_) = source.data else {
+            report.add_at(
+                &report::field(path, "<<"),
+                key.at,
+                "`<<` takes an object, or a list of objects",
+            );
+            continue;
+        };
+        // Places of what is merged are where it was first written; its own problems were reported there.
+        if let Value::Object(fields) = value(source, path, report) {
+            for (name, value) in fields {
+                object.entry(name).or_insert(value);
+            }
+        }
+    }
+}

@@ -4,7 +4,10 @@ use std::{collections::BTreeMap, fmt::Display, net::IpAddr};
 
 use mesh_proto::names;
 
-use crate::labels::{self, Labels};
+use crate::{
+    labels::{self, Labels},
+    path,
+};
 
 /// Collects what is wrong with one resource.
 ///
@@ -103,7 +106,7 @@ impl Checker {
     /// `wanted` must be keys and values that labels can have.
     pub fn selector(&mut self, path: &str, wanted: &Labels) {
         for (key, value) in wanted {
-            let at = format!("{path}[{key:?}]");
+            let at = path::field(path, key);
             if let Some(error) = labels::key_error(key) {
                 self.add(&at, error);
             }
@@ -130,7 +133,7 @@ impl Checker {
                 }
                 Some(first) => self.add(
                     format!("{path}[{index}]{field}"),
-                    format!("{key} is already taken by {path}[{first}]"),
+                    format!("{key} is already taken by {}{path}[{first}]", self.prefix),
                 ),
             }
         }

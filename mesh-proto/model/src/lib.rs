@@ -12,6 +12,7 @@
 //! | [`mod@parse`] | YAML and JSON to resources, with every violation at its line and field |
 //! | [`check`] | how rules report what is wrong |
 //! | [`violation`] | one thing that is wrong, as people see it |
+//! | `path` | paths of fields in violations |
 //! | [`schema`] | JSON Schema of every kind, generated from the types |
 //! | `shape` | the same schema in the form that values are checked against |
 //! | [`duration`] | durations as people write them: `1m30s` |
@@ -33,6 +34,7 @@ pub mod kind;
 pub mod kinds;
 pub mod labels;
 pub mod parse;
+mod path;
 pub mod permission;
 pub mod resource;
 pub mod schema;

@@ -28,7 +28,7 @@ use self::{fit::Fit, report::Report};
 use crate::{
     check::Checker,
     kinds::Spec,
-    labels,
+    labels, path,
     resource::{Meta, Resource},
     violation::Violations,
 };
@@ -181,7 +181,7 @@ fn with_canonical_keys(value: Value, path: &str, report: &mut Report) -> Value {
             let mut canonical = Map::new();
             for (key, value) in object {
                 let name = labels::canonical_key(&key).into_owned();
-                let path = report::field(path, &name);
+                let path = path::field(path, &name);
                 let value = with_canonical_keys(value, &path, report);
                 if canonical.insert(name, value).is_some() {
                     report.add(
@@ -195,7 +195,7 @@ fn with_canonical_keys(value: Value, path: &str, report: &mut Report) -> Value {
         Value::Array(items) => {
             let items = items.into_iter().enumerate();
             let items = items
-                .map(|(index, item)| with_canonical_keys(item, &report::item(path, index), report));
+                .map(|(index, item)| with_canonical_keys(item, &path::item(path, index), report));
             Value::Array(items.collect())
         }
         scalar => scalar,

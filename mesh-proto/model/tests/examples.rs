@@ -42,6 +42,7 @@ fn expected(text: &str) -> Vec<String> {
 
 #[test]
 fn every_violation_is_reported_at_its_line_and_nothing_else() {
+    let mut wrong = String::new();
     for (name, text) in examples("invalid") {
         let found = match parse(&text, &name) {
             Ok(_) => vec![],
@@ -63,13 +64,15 @@ fn every_violation_is_reported_at_its_line_and_nothing_else() {
         let mut expected = expected(&text);
         found.sort();
         expected.sort();
-        assert!(
-            found == expected,
-            "{name}\nmissing:\n{}\nnot expected:\n{}",
-            list(&expected, &found),
-            list(&found, &expected),
-        );
+        if found != expected {
+            wrong += &format!(
+                "{name}\nmissing:\n{}not expected:\n{}",
+                list(&expected, &found),
+                list(&found, &expected)
+            );
+        }
     }
+    assert!(wrong.is_empty(), "{wrong}");
 }
 
 fn list(these: &[String], without: &[String]) -> String {

@@ -11,6 +11,7 @@ use crate::{
     duration::Duration,
     kind::{Descriptor, Kind, NameRule, Scope, Writers},
     labels::{self, Labels},
+    path,
     resource::Meta,
 };
 
@@ -305,11 +306,11 @@ impl Kind for Dataplane {
             && !names::is_label(service)
         {
             let message = format!("a service is named by one label: {}", InvalidName(service.clone()));
-            out.add_envelope(format!("labels[{:?}]", labels::SERVICE), message);
+            out.add_envelope(path::field("labels", labels::SERVICE), message);
         }
         if meta.labels.get(labels::WORKLOAD).is_some_and(String::is_empty) {
             let message = "must not be empty: the workload's identity is made from it";
-            out.add_envelope(format!("labels[{:?}]", labels::WORKLOAD), message);
+            out.add_envelope(path::field("labels", labels::WORKLOAD), message);
         }
         let networking = &self.networking;
         out.reachable_address("networking.address", networking.address);
@@ -377,7 +378,7 @@ impl BackendRef {
     fn check(&self, at: &str, out: &mut Checker) {
         out.label(format!("{at}.name"), &self.name);
         for (key, value) in &self.labels {
-            let path = format!("{at}.labels[{key:?}]");
+            let path = path::field(&format!("{at}.labels"), key);
             if key == labels::ZONE {
                 out.label(path, value);
             } else {

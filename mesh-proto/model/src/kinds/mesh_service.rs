@@ -192,7 +192,7 @@ impl Kind for MeshService {
                 .iter()
                 .position(|other| other.port != port.port && port.name == Some(other.port.to_string()));
             if let Some(other) = other {
-                let message = format!("is the number of ports[{other}]; choose another name");
+                let message = format!("is the number of spec.ports[{other}]; choose another name");
                 out.add(format!("ports[{index}].name"), message);
             }
         }

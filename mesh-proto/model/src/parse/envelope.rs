@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 use mesh_proto::names;
 use serde_json::{Map, Value};
 
-use super::{Origin, fit, legacy, report, report::Report};
+use super::{Origin, fit, legacy, report::Report};
 use crate::{
     kind::{Descriptor, NameRule, Scope, Writers, find_kind},
     kinds::kinds,
     labels::{self, Labels},
+    path,
     resource::Meta,
     view::READ_ONLY,
 };
@@ -67,7 +68,7 @@ pub(super) fn only_spec_is_left(
             let known = ["type", "mesh", "name", "labels", "spec"].map(str::to_owned);
             fit::unknown_field(field, known.iter())
         };
-        report.add(&report::field("", field), message);
+        report.add(&path::field("", field), message);
     }
 }
 
@@ -160,7 +161,7 @@ fn take_labels(object: &mut Map<String, Value>, origin: Origin, report: &mut Rep
         }
     };
     for (key, value) in given {
-        let path = report::field("labels", &key);
+        let path = path::field("labels", &key);
         if origin == Origin::Written && key == labels::ORIGIN {
             continue;
         }

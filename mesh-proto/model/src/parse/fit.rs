@@ -7,12 +7,10 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use serde_json::{Map, Value};
 
-use super::{
-    legacy,
-    report::{self, Report},
-};
+use super::{legacy, report::Report};
 use crate::{
     duration::Duration,
+    path,
     shape::{ContentSchema, Field, Form, Shape},
 };
 
@@ -44,13 +42,13 @@ impl Fit<'_> {
                 // Null is absent, as for the fields of objects.
                 object.retain(|_, value| !value.is_null());
                 for (name, value) in object {
-                    self.check(inner, value, &report::field(path, name));
+                    self.check(inner, value, &path::field(path, name));
                 }
                 None
             }
             (Shape::List(inner, at_least), Value::Array(items)) => {
                 for (index, value) in items.iter_mut().enumerate() {
-                    self.check(inner, value, &report::item(path, index));
+                    self.check(inner, value, &path::item(path, index));
                 }
                 if (items.len() as u64) < *at_least {
                     self.report
@@ -98,7 +96,7 @@ impl Fit<'_> {
         object.retain(|name, _| {
             let known = fields.contains_key(name);
             if !known {
-                let at = report::field(path, name);
+                let at = path::field(path, name);
                 // Where the fields stand beside the envelope, its words may be meant too.
                 let beside = ["type", "mesh", "name", "labels"].map(str::to_owned);
                 let beside = beside.iter().filter(|_| path.is_empty());
@@ -111,7 +109,7 @@ impl Fit<'_> {
             known
         });
         for (name, field) in fields {
-            let at = report::field(path, name);
+            let at = path::field(path, name);
             if let Some(value) = object.get_mut(name) {
                 self.check(&field.shape, value, &at);
             } else if field.required {

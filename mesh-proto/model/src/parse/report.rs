@@ -2,7 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::violation::{Violation, Violations};
+use crate::{
+    path::parent,
+    violation::{Violation, Violations},
+};
 
 /// More are counted, not listed.
 const MOST: usize = 100;
@@ -116,46 +119,4 @@ pub(super) fn bounded(mut violations: Vec<Violation>) -> Violations {
         });
     }
     Violations(violations)
-}
-
-/// The path of a field.
-pub(super) fn field(path: &str, name: &str) -> String {
-    let plain = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
-    match (path.is_empty(), plain) {
-        (true, true) => name.to_owned(),
-        (false, true) => format!("{path}.{name}"),
-        // As JavaScript and jq write it; the name may hold anything.
-        (_, false) => format!("{path}[{name:?}]"),
-    }
-}
-
-/// The path of an item.
-pub(super) fn item(path: &str, index: usize) -> String {
-    format!("{path}[{index}]")
-}
-
-/// The path around `path`.
-fn parent(path: &str) -> &str {
-    if let Some(inner) = path.strip_suffix("\"]") {
-        // The quoted name may hold brackets itself: its beginning is the last `["` whose quote is not escaped.
-        return inner.rfind("[\"").map_or("", |at| &path[..at]);
-    }
-    path.rfind(['.', '[']).map_or("", |at| &path[..at])
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_way_up_from_a_path() {
-        let up = |path| parent(path).to_owned();
-        assert_eq!(up("spec.rules[0].default"), "spec.rules[0]");
-        assert_eq!(up("spec.rules[0]"), "spec.rules");
-        assert_eq!(up("labels[\"isthmus.io/service\"]"), "labels");
-        assert_eq!(up("labels"), "");
-        assert_eq!(field("labels", "a/b"), "labels[\"a/b\"]");
-        assert_eq!(field("", "a b"), "[\"a b\"]");
-        assert_eq!(up("[\"a b\"]"), "");
-    }
 }

@@ -8,8 +8,8 @@ use std::collections::{HashMap, HashSet};
 use granit_parser::{Event, Parser, ScalarStyle, Span, Tag};
 use serde_json::{Map, Number, Value};
 
-use super::report::{self, Place, Report};
-use crate::labels;
+use super::report::{Place, Report};
+use crate::{labels, path};
 
 /// How deep a document may be nested.
 const MAX_DEPTH: usize = 64;
@@ -365,7 +365,7 @@ fn value(node: Node, path: &str, report: &mut Report) -> Value {
         Data::List(items) => {
             let mut list = Vec::with_capacity(items.len());
             for (index, item) in items.into_iter().enumerate() {
-                let path = report::item(path, index);
+                let path = path::item(path, index);
                 report.places.insert(&path, item.at);
                 list.push(value(item, &path, report));
             }
@@ -381,7 +381,7 @@ fn value(node: Node, path: &str, report: &mut Report) -> Value {
                     continue;
                 }
                 let name = labels::canonical_key(&key.text).into_owned();
-                let path = report::field(path, &name);
+                let path = path::field(path, &name);
                 if seen.contains(&name) {
                     report.add_at(&path, key.at, duplicate(&key.text, &name));
                     continue;
@@ -416,7 +416,7 @@ fn merge(object: &mut Map<String, Value>, key: Key, node: Node, path: &str, repo
     for source in sources {
         let Data::Map(_) = source.data else {
             report.add_at(
-                &report::field(path, "<<"),
+                &path::field(path, "<<"),
                 key.at,
                 "`<<` takes an object, or a list of objects",
             );

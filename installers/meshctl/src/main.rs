@@ -1,2 +1,59 @@
-//! stub
-fn main() {}
+//! The command line of Isthmus.
+//!
+//! A command is read in `cli`, each group's own part of it in the file of the group; that file also carries it out.
+//!
+//! | module | what it holds |
+//! | --- | --- |
+//! | [`cli`] | what was typed: the commands and the flags that all share |
+//! | [`failure`] | why a command does not do what was asked, and the exit code |
+//! | [`client`] | the REST API of the global control plane: TLS, requests, what its errors mean |
+//! | [`kinds`] | kinds of resources as people name them, their place in the API, their columns |
+//! | [`sources`] | files, folders and standard input to resources, with every violation of all of them |
+//! | [`output`] | tables, YAML, JSON and names |
+//! | [`apply`], [`get`], [`delete`], [`history`], [`inspect`], [`token`], [`global`], [`version`], [`zone`] | one command group each |
+//! | [`rollout`] | waiting until a revision is in effect |
+//!
+//! Exit codes: 0 done, 1 failed, 2 usage or invalid input, 3 written but refused or not complete in time.
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+mod apply;
+mod cli;
+mod client;
+mod delete;
+mod failure;
+mod get;
+mod global;
+mod history;
+mod inspect;
+mod kinds;
+mod output;
+mod rollout;
+mod sources;
+mod token;
+mod version;
+mod zone;
+
+fn main() -> ExitCode {
+    mesh_runtime::init();
+    let cli = cli::Cli::parse();
+    let runtime = match tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("meshctl: the system gives no event loop: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(cli.run()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("{failure}");
+            failure.exit_code()
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! `meshctl apply`: writes what files say, as one change.
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::Args;
+use mesh_model::api::{Batch, Key, WriteOutcome, Written};
+
+use crate::{
+    cli::Connection,
+    client::{Client, ClientError},
+    failure::Failure,
+    kinds,
+    output::{self, Format},
+    rollout,
+    sources::{self, Sourced},
+};
+
+const EXAMPLES: &str = "\
+Examples:
+  meshctl apply -f mesh.yaml
+  meshctl apply -f mesh.yaml -f policies/ --dry-run
+  meshctl apply -f policies/ --wait --timeout 2m
+  meshctl get meshtrafficpermissions -o yaml | meshctl apply -f -";
+
+/// Write resources. All of them are written in one revision, or none.
+///
+/// Every file is read and checked before anything is sent; everything wrong in all of them is listed at once with
+/// file, line, column and field.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Apply {
+    /// Files, folders (with all .yaml, .yml and .json below them), or - for standard input.
+    #[arg(short, long = "filename", value_name = "PATH", required = true, num_args = 1..)]
+    files: Vec<PathBuf>,
+    /// Check everything, also at the server, and change nothing.
+    #[arg(long, conflicts_with = "wait")]
+    dry_run: bool,
+    /// Wait until every dataplane concerned, in every zone, has acknowledged the change. Exit code 3 where one refuses
+    /// it or is silent.
+    #[arg(long)]
+    wait: bool,
+    /// How long to wait.
+    #[arg(long, default_value = "60s", value_parser = humantime::parse_duration, requires = "wait")]
+    timeout: Duration,
+    /// How the result is shown.
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Format,
+}
+
+impl Apply {
+    /// Reads, sends, and waits where that is wanted.
+    pub(crate) async fn run(self, connection: &Connection) -> Result<(), Failure> {
+        let resources = sources::read(&self.files, &connection.mesh()?)?;
+        let client = Client::new(connection)?;
+        let written = write(&client, &batch(&resources)?, self.dry_run)
+            .await
+            .map_err(|error| at_sources(error, &resources))?;
+        output::print(&show(&written, self.output)?)?;
+        for warning in &written.warnings {
+            eprintln!("warning: {warning}");
+        }
+        if self.wait {
+            let keys: Vec<_> = written.results.iter().map(|result| &result.key).collect();
+            rollout::wait(&client, written.revision, &meshes(&keys), self.timeout).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Sends a batch.
+pub(crate) async fn write(
+    client: &Client,
+    batch: &Batch,
+    dry_run: bool,
+) -> Result<Written, ClientError> {
+    let mut query = Vec::new();
+    if dry_run {
+        query.push(("dry_run", "true".to_owned()));
+    }
+    client.post(&["batch"], &query, batch).await
+}
+
+fn batch(resources: &[Sourced]) -> Result<Batch, Failure> {
+    let put = resources
+        .iter()
+        .map(|sourced| serde_json::from_slice(&sourced.resource.to_json()))
+        .collect::<Result<_, _>>()
+        .map_err(|error| Failure::failed(format!("a resource does not become JSON: {error}")))?;
+    Ok(Batch {
+        put,
+        delete: Vec::new(),
+    })
+}
+
+/// The server speaks of `put[3]`; the person knows the file and the resource.
+fn at_sources(error: ClientError, resources: &[Sourced]) -> Failure {
+    let ClientError::Refused(mut problem) = error else {
+        return error.into();
+    };
+    for violation in &mut problem.violations {
+        let place = [&violation.source, &violation.path]
+            .into_iter()
+            .find_map(|text| place_in_batch(text));
+        let Some((sourced, rest)) =
+            place.and_then(|(index, rest)| Some((resources.get(index)?, rest.to_owned())))
+        else {
+            continue;
+        };
+        let field = if violation.path.starts_with("put[") {
+            rest
+        } else {
+            std::mem::take(&mut violation.path)
+        };
+        violation.source.clone_from(&sourced.source);
+        (violation.line, violation.column) = (0, 0);
+        violation.path = kinds::display(&sourced.key());
+        if !field.is_empty() {
+            violation.path = format!("{}: {field}", violation.path);
+        }
+    }
+    ClientError::Refused(problem).into()
+}
+
+/// Takes `put[3].spec.ports` apart.
+fn place_in_batch(text: &str) -> Option<(usize, &str)> {
+    let at = text.find("put[")?;
+    let (index, rest) = text[at + 4..].split_once(']')?;
+    Some((index.parse().ok()?, rest.trim_start_matches('.')))
+}
+
+/// The result as the person wants it.
+pub(crate) fn show(written: &Written, format: Format) -> Result<String, Failure> {
+    let lines = |line: &dyn Fn(&mesh_model::api::WriteResult) -> String| {
+        written
+            .results
+            .iter()
+            .map(|result| line(result) + "\n")
+            .collect::<String>()
+    };
+    Ok(match format {
+        Format::Json => output::json(written)?,
+        Format::Yaml => {
+            let value = serde_json::to_value(written).map_err(anyhow::Error::from)?;
+            output::yaml([&value])
+        }
+        Format::Name => lines(&|result| kinds::short_name(&result.key.kind, &result.key.name)),
+        Format::Table => {
+            let tail = if written.dry_run { " (dry run)" } else { "" };
+            let mut text = lines(&|result| {
+                format!(
+                    "{} {}{tail}",
+                    kinds::display(&result.key),
+                    outcome(result.outcome)
+                )
+            });
+            if !written.dry_run {
+                text.push_str(&format!("revision {}\n", written.revision));
+            }
+            text
+        }
+    })
+}
+
+fn outcome(outcome: WriteOutcome) -> &'static str {
+    match outcome {
+        WriteOutcome::Created => "created",
+        WriteOutcome::Updated => "updated",
+        WriteOutcome::Unchanged => "unchanged",
+        WriteOutcome::Deleted => "deleted",
+        WriteOutcome::NotFound => "not found",
+    }
+}
+
+/// The meshes a change concerns; none: all of them.
+fn meshes(keys: &[&Key]) -> Vec<String> {
+    let mut meshes = Vec::new();
+    for key in keys {
+        let mesh = if key.kind == "Mesh" {
+            &key.name
+        } else {
+            &key.mesh
+        };
+        if mesh.is_empty() {
+            return Vec::new();
+        }
+        meshes.push(mesh.clone());
+    }
+    meshes.sort();
+    meshes.dedup();
+    meshes
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+
+    #[derive(Debug, clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        apply: Apply,
+    }
+
+    fn parse(line: &str) -> Result<Apply, clap::Error> {
+        Line::try_parse_from(line.split(' ')).map(|line| line.apply)
+    }
+
+    #[test]
+    fn several_paths_may_follow_one_flag_or_several() {
+        for line in ["apply -f a.yaml b -", "apply -f a.yaml -f b -f -"] {
+            assert_eq!(parse(line).unwrap().files.len(), 3);
+        }
+        assert!(parse("apply").is_err());
+    }
+
+    #[test]
+    fn a_dry_run_has_nothing_to_wait_for() {
+        assert!(parse("apply -f a --dry-run --wait").is_err());
+        assert_eq!(
+            parse("apply -f a --wait --timeout 2m").unwrap().timeout,
+            Duration::from_secs(120)
+        );
+    }
+
+    fn key(kind: &str, mesh: &str, name: &str) -> Key {
+        mesh_proto::zone::ResourceKey::global(kind, mesh, name).into()
+    }
+
+    #[test]
+    fn a_change_concerns_its_meshes_and_one_outside_any_mesh_all() {
+        let (mesh, policy) = (key("Mesh", "", "pay"), key("Secret", "ana", "x"));
+        assert_eq!(meshes(&[&mesh, &policy]), ["ana", "pay"]);
+        assert!(meshes(&[&mesh, &key("Zone", "", "east")]).is_empty());
+    }
+
+    #[test]
+    fn what_the_server_says_of_a_place_in_the_batch_is_said_of_the_file() {
+        assert_eq!(place_in_batch("put[12].spec.a"), Some((12, "spec.a")));
+        assert_eq!(place_in_batch("request body, put[1]"), Some((1, "")));
+        assert_eq!(place_in_batch("spec.a"), None);
+    }
+}

@@ -1,0 +1,140 @@
+//! `meshctl delete`: deletes resources, as one change.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use mesh_model::{
+    Scope, Writers,
+    api::{Batch, Key, WriteOutcome},
+};
+use mesh_proto::zone::ResourceKey;
+
+use crate::{
+    apply,
+    cli::Connection,
+    client::Client,
+    failure::Failure,
+    kinds::{self, Targets, targets},
+    output::{self, Format},
+    sources,
+};
+
+const EXAMPLES: &str = "\
+Examples:
+  meshctl delete meshtrafficpermission web-to-api -m payments
+  meshctl delete zones east west
+  meshctl delete -f policies/";
+
+/// Delete resources. All of them are deleted in one revision, or none.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Delete {
+    /// The kind, and the names.
+    #[arg(
+        value_name = "KIND NAME",
+        required_unless_present = "files",
+        conflicts_with = "files"
+    )]
+    what: Vec<String>,
+    /// Delete what these files, folders or - (standard input) name.
+    #[arg(short, long = "filename", value_name = "PATH", num_args = 1..)]
+    files: Vec<PathBuf>,
+    /// A resource that does not exist is no failure.
+    #[arg(long)]
+    ignore_not_found: bool,
+    /// Check everything, also at the server, and change nothing.
+    #[arg(long)]
+    dry_run: bool,
+    /// How the result is shown.
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Format,
+}
+
+impl Delete {
+    /// Asks for the deletion and shows what became of it.
+    pub(crate) async fn run(self, connection: &Connection) -> Result<(), Failure> {
+        let delete = if self.files.is_empty() {
+            keys(&self.what, &connection.mesh()?)?
+        } else {
+            let resources = sources::read(&self.files, &connection.mesh()?)?;
+            resources.iter().map(sources::Sourced::key).collect()
+        };
+        let client = Client::new(connection)?;
+        let batch = Batch {
+            put: Vec::new(),
+            delete,
+        };
+        let written = apply::write(&client, &batch, self.dry_run).await?;
+        output::print(&apply::show(&written, self.output)?)?;
+        for warning in &written.warnings {
+            eprintln!("warning: {warning}");
+        }
+        let missing: Vec<_> = written
+            .results
+            .iter()
+            .filter(|result| result.outcome == WriteOutcome::NotFound)
+            .map(|result| kinds::display(&result.key))
+            .collect();
+        if missing.is_empty() || self.ignore_not_found {
+            return Ok(());
+        }
+        Err(Failure::failed(format!(
+            "not found: {}",
+            missing.join("; ")
+        )))
+    }
+}
+
+fn keys(what: &[String], mesh: &str) -> Result<Vec<Key>, Failure> {
+    let Targets { kind, names } = targets(what)?;
+    if names.is_empty() {
+        return Err(Failure::invalid(format!(
+            "which {}? Name them; `meshctl get {}` lists them",
+            kind.plural, kind.plural
+        )));
+    }
+    if kind.name == kinds::DATAPLANE || kind.writers == Writers::Zone {
+        return Err(Failure::invalid(format!(
+            "a {} is not deleted here: stop its process beside the workload, and its zone forgets it",
+            kind.name
+        )));
+    }
+    let mesh = match kind.scope {
+        Scope::Mesh => mesh,
+        Scope::Global => "",
+    };
+    let key = |name: &String| ResourceKey::global(kind.name, mesh, name).into();
+    Ok(names.iter().map(key).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(line: &str) -> Vec<String> {
+        line.split(' ').map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn a_mesh_counts_only_for_kinds_that_live_in_one() {
+        let of = |line| keys(&words(line), "pay").unwrap()[0].mesh.clone();
+        assert_eq!(of("meshtrafficpermission web"), "pay");
+        assert_eq!(of("zone east"), "");
+    }
+
+    #[test]
+    fn deleting_everything_of_a_kind_takes_its_names() {
+        assert!(matches!(
+            keys(&words("zones"), "pay"),
+            Err(Failure::Invalid(_))
+        ));
+    }
+
+    #[test]
+    fn a_dataplane_is_deleted_where_it_runs() {
+        let refused = keys(&words("dataplane web-1"), "pay")
+            .unwrap_err()
+            .to_string();
+        assert!(refused.contains("stop its process"), "{refused}");
+    }
+}

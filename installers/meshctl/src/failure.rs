@@ -1,0 +1,48 @@
+//! Why a command does not do what was asked. Each kind has its exit code, so that a script can tell them apart.
+
+use std::{fmt, process::ExitCode};
+
+/// Why a command does not do what was asked, in words for the person who typed it.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// Exit code 1: something in the world refused or is not there.
+    Failed(String),
+    /// Exit code 2: what was typed or written in a file is wrong. Nothing was changed.
+    Invalid(String),
+    /// Exit code 3: written, but refused somewhere or not in effect everywhere in time.
+    Incomplete(String),
+}
+
+impl Failure {
+    /// Something in the world refused or is not there.
+    pub(crate) fn failed(message: impl Into<String>) -> Self {
+        Self::Failed(message.into())
+    }
+
+    /// What was typed or written is wrong.
+    pub(crate) fn invalid(message: impl Into<String>) -> Self {
+        Self::Invalid(message.into())
+    }
+
+    /// The process's exit code.
+    pub(crate) fn exit_code(&self) -> ExitCode {
+        ExitCode::from(match self {
+            Self::Failed(_) => 1,
+            Self::Invalid(_) => 2,
+            Self::Incomplete(_) => 3,
+        })
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (Self::Failed(message) | Self::Invalid(message) | Self::Incomplete(message)) = self;
+        write!(f, "error: {message}")
+    }
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        Self::Failed(format!("{error:#}"))
+    }
+}

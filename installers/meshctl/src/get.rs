@@ -1,0 +1,290 @@
+//! `meshctl get`: lists and shows resources.
+
+use std::time::SystemTime;
+
+use clap::Args;
+use mesh_model::{
+    Descriptor,
+    api::{DataplaneView, List},
+};
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::{
+    cli::Connection,
+    client::Client,
+    failure::Failure,
+    kinds::{self, Targets, targets},
+    output::{self, Format},
+};
+
+/// Resources asked for at once; the pages are put together here.
+const PAGE: usize = 500;
+
+const EXAMPLES: &str = "\
+Examples:
+  meshctl get meshes
+  meshctl get meshservices -m payments
+  meshctl get msvc store -m payments --zone west -o yaml
+  meshctl get meshtrafficpermissions -m payments -l team=checkout
+  meshctl get dataplanes -m payments          as their zones see them now";
+
+/// List or show resources.
+///
+/// A kind is named as in YAML (MeshService), in the plural (meshservices) or shortly (msvc).
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Get {
+    /// The kind, and the names of the resources to show; none: all.
+    #[arg(value_name = "KIND [NAME]", required = true)]
+    what: Vec<String>,
+    /// Only resources with these labels: key=value, key!=value, key, !key, joined by commas.
+    #[arg(short = 'l', long, value_name = "SELECTOR")]
+    selector: Option<String>,
+    /// Only what this zone owns.
+    #[arg(long, value_name = "ZONE")]
+    zone: Option<String>,
+    /// How the result is shown.
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Format,
+}
+
+impl Get {
+    /// Asks and shows.
+    pub(crate) async fn run(self, connection: &Connection) -> Result<(), Failure> {
+        let Targets { kind, names } = targets(&self.what)?;
+        if let Some(zone) = &self.zone {
+            crate::cli::checked_name(zone)?;
+        }
+        if !names.is_empty() && self.selector.is_some() {
+            return Err(Failure::invalid(
+                "name resources or select them by -l, not both",
+            ));
+        }
+        let mesh = connection.mesh()?;
+        let client = Client::new(connection)?;
+        let place = Place {
+            client: &client,
+            kind,
+            mesh: &mesh,
+        };
+        if kind.name == kinds::DATAPLANE {
+            return self.dataplanes(place, &names).await;
+        }
+        let items = if names.is_empty() {
+            self.list(place).await?
+        } else {
+            self.named(place, &names).await?
+        };
+        if items.is_empty() && self.output == Format::Table {
+            eprintln!("{}", place.nothing());
+            return Ok(());
+        }
+        let text = match self.output {
+            Format::Table => kinds::table(kind, &items, SystemTime::now()),
+            format => show(kind.name, &items, format, !names.is_empty())?,
+        };
+        output::print(&text)
+    }
+
+    async fn list(&self, place: Place<'_>) -> Result<Vec<Value>, Failure> {
+        let mut items = Vec::new();
+        let mut next: Option<String> = None;
+        loop {
+            let mut query = vec![("limit", PAGE.to_string())];
+            query.extend(self.selector.clone().map(|text| ("selector", text)));
+            query.extend(self.zone.clone().map(|zone| ("zone", zone)));
+            query.extend(next.clone().map(|at| ("continue", at)));
+            let page: List = place.client.get(&place.path(), &query).await?;
+            items.extend(page.items);
+            if page.next.is_none() {
+                return Ok(items);
+            }
+            if page.next == next {
+                return Err(Failure::failed(
+                    "the server sends the same page again and again",
+                ));
+            }
+            next = page.next;
+        }
+    }
+
+    async fn named(&self, place: Place<'_>, names: &[String]) -> Result<Vec<Value>, Failure> {
+        let mut query = Vec::new();
+        query.extend(self.zone.clone().map(|zone| ("zone", zone)));
+        let mut items = Vec::new();
+        for name in names {
+            let mut path = place.path();
+            path.push(name);
+            items.push(place.client.get(&path, &query).await?);
+        }
+        Ok(items)
+    }
+
+    async fn dataplanes(&self, place: Place<'_>, names: &[String]) -> Result<(), Failure> {
+        if self.selector.is_some() {
+            return Err(Failure::invalid(
+                "dataplanes are asked of their zones, which know no selectors; use --zone, or -o json and a filter",
+            ));
+        }
+        let mut views: Vec<DataplaneView> = if names.is_empty() {
+            place
+                .client
+                .get::<Several<_>>(&place.path(), &[])
+                .await?
+                .into_vec()
+        } else {
+            let mut views = Vec::new();
+            for name in names {
+                let mut path = place.path();
+                path.push(name);
+                views.push(place.client.get(&path, &[]).await?);
+            }
+            views
+        };
+        views.retain(|view| self.zone.as_ref().is_none_or(|zone| *zone == view.zone));
+        views.sort_by(|a, b| (&a.name, &a.zone).cmp(&(&b.name, &b.zone)));
+        if views.is_empty() && self.output == Format::Table {
+            eprintln!("{}", place.nothing());
+            return Ok(());
+        }
+        let text = if self.output == Format::Table {
+            dataplane_table(&views, SystemTime::now())
+        } else {
+            let items: Vec<_> = views.into_iter().map(|view| view.resource).collect();
+            show(kinds::DATAPLANE, &items, self.output, !names.is_empty())?
+        };
+        output::print(&text)
+    }
+}
+
+/// What is asked for, and where.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    client: &'a Client,
+    kind: &'static Descriptor,
+    mesh: &'a str,
+}
+
+impl<'a> Place<'a> {
+    fn path(&self) -> Vec<&'a str> {
+        kinds::path(self.kind, self.mesh)
+    }
+
+    fn nothing(&self) -> String {
+        match self.kind.scope {
+            mesh_model::Scope::Global => format!("There are no such {}.", self.kind.plural),
+            mesh_model::Scope::Mesh => format!(
+                "There are no such {} in mesh {} (another mesh: -m MESH).",
+                self.kind.plural, self.mesh
+            ),
+        }
+    }
+}
+
+/// A list with or without an envelope.
+#[derive(Deserialize)]
+#[serde(untagged)]
+pub(crate) enum Several<T> {
+    /// Bare.
+    Bare(Vec<T>),
+    /// As lists of resources have it.
+    Items {
+        /// The list.
+        items: Vec<T>,
+    },
+}
+
+impl<T> Several<T> {
+    /// The list.
+    pub(crate) fn into_vec(self) -> Vec<T> {
+        match self {
+            Self::Bare(items) | Self::Items { items } => items,
+        }
+    }
+}
+
+/// Everything but a table. One named resource is shown as itself, several as a list.
+fn show(kind: &str, items: &[Value], format: Format, named: bool) -> Result<String, Failure> {
+    Ok(match (format, items) {
+        (Format::Json, [one]) if named => output::json(one)?,
+        (Format::Json, _) => output::json(&items)?,
+        (Format::Yaml, _) => output::yaml(items),
+        (Format::Table | Format::Name, _) => items
+            .iter()
+            .map(|item| kinds::short_name(kind, &kinds::text(&item["name"])) + "\n")
+            .collect(),
+    })
+}
+
+fn dataplane_table(views: &[DataplaneView], now: SystemTime) -> String {
+    let rows = views.iter().map(|view| {
+        let refused = view
+            .documents
+            .iter()
+            .any(|document| document.refused.is_some());
+        let current = view
+            .documents
+            .iter()
+            .filter(|document| document.running.as_ref() == Some(&document.wanted))
+            .count();
+        vec![
+            view.name.clone(),
+            view.zone.clone(),
+            view.state.clone(),
+            view.services.join(","),
+            if refused {
+                "refused".to_owned()
+            } else {
+                format!("{current}/{}", view.documents.len())
+            },
+            match view.certificate_not_after {
+                0 => String::new(),
+                end => output::until(end, now),
+            },
+            view.version.clone(),
+        ]
+    });
+    let header = [
+        "NAME",
+        "ZONE",
+        "STATE",
+        "SERVICES",
+        "CURRENT",
+        "CERTIFICATE",
+        "VERSION",
+    ];
+    output::table(&header, rows.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn one_named_resource_is_no_list() {
+        let items = [json!({"type": "Mesh", "name": "pay"})];
+        let one = show("Mesh", &items, Format::Json, true).unwrap();
+        assert!(one.starts_with('{'), "{one}");
+        let list = show("Mesh", &items, Format::Json, false).unwrap();
+        assert!(list.starts_with('['), "{list}");
+        assert_eq!(
+            show("Mesh", &items, Format::Name, false).unwrap(),
+            "mesh/pay\n"
+        );
+    }
+
+    #[test]
+    fn a_refusing_dataplane_is_shown_as_such() {
+        let view: DataplaneView = serde_json::from_value(json!({
+            "mesh": "pay", "zone": "east", "name": "web-1", "state": "online", "spiffeId": "", "version": "0.1.0",
+            "services": ["web"], "certificateNotAfter": 0, "resource": {},
+            "documents": [{"name": "proxy", "wanted": "b", "running": "a", "refused": "unknown feature"}],
+        }))
+        .unwrap();
+        let table = dataplane_table(&[view], SystemTime::now());
+        assert!(table.contains("refused"), "{table}");
+    }
+}

@@ -1,0 +1,131 @@
+//! `meshctl global`: the global control plane itself.
+
+use clap::{Args, Subcommand};
+use mesh_model::api::GlobalStatus;
+
+use crate::{
+    cli::Connection,
+    client::Client,
+    failure::Failure,
+    output::{self, Format},
+    zone,
+};
+
+const EXAMPLES: &str = "\
+Examples:
+  meshctl global status
+  meshctl global status --server https://cp2.example.com:5682   as that node sees it";
+
+/// The global control plane.
+#[derive(Debug, Args)]
+pub(crate) struct Global {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Status(Status),
+}
+
+/// Show the nodes, who leads, the newest revision, and the zones.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+struct Status {
+    /// How the result is shown.
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Format,
+}
+
+impl Global {
+    /// Asks and shows.
+    pub(crate) async fn run(self, connection: &Connection) -> Result<(), Failure> {
+        let Command::Status(command) = self.command;
+        let client = Client::new(connection)?;
+        let status: GlobalStatus = client.get(&["status"], &[]).await?;
+        let text = match command.output {
+            Format::Table => text(&status),
+            Format::Json => output::json(&status)?,
+            Format::Yaml => {
+                let value = serde_json::to_value(&status).map_err(anyhow::Error::from)?;
+                output::yaml([&value])
+            }
+            Format::Name => status
+                .nodes
+                .iter()
+                .map(|node| format!("node/{}\n", node.id))
+                .collect(),
+        };
+        output::print(&text)
+    }
+}
+
+fn text(status: &GlobalStatus) -> String {
+    let leader = status.leader.map_or_else(
+        || "none: writes wait until most nodes are up".to_owned(),
+        |id| format!("node {id}"),
+    );
+    let rows = status.nodes.iter().map(|node| {
+        vec![
+            node.id.to_string(),
+            node.role.clone(),
+            if node.reachable {
+                "online"
+            } else {
+                "unreachable"
+            }
+            .to_owned(),
+            node.api_address.clone(),
+            node.raft_address.clone(),
+            node.matched
+                .map(|index| index.to_string())
+                .unwrap_or_default(),
+        ]
+    });
+    let nodes = output::table(
+        &["NODE", "ROLE", "STATE", "API", "RAFT", "LOG"],
+        rows.collect(),
+    );
+    let zones = if status.zones.is_empty() {
+        "No zone has joined; `meshctl token create zone-join --zone NAME` makes the token for one."
+            .to_owned()
+    } else {
+        zone::table(&status.zones)
+    };
+    format!(
+        "Cluster:   {}\nRevision:  {} (history {})\nLeader:    {leader}, term {}\nAnswered:  node {}\n\n{nodes}\n\n{zones}",
+        status.cluster_id, status.revision, status.history_id, status.term, status.node_id,
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use mesh_model::api::NodeStatus;
+
+    use super::*;
+
+    #[test]
+    fn a_cluster_without_a_leader_says_what_that_means() {
+        let status = GlobalStatus {
+            cluster_id: "c".to_owned(),
+            history_id: "h".to_owned(),
+            revision: 5,
+            node_id: 1,
+            leader: None,
+            term: 3,
+            nodes: vec![NodeStatus {
+                id: 2,
+                role: "voter".to_owned(),
+                api_address: "cp2:5682".to_owned(),
+                raft_address: "cp2:5686".to_owned(),
+                matched: None,
+                reachable: false,
+            }],
+            zones: vec![],
+        };
+        let text = text(&status);
+        for words in ["none: writes wait", "unreachable", "zone-join"] {
+            assert!(text.contains(words), "{words} in {text}");
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! Looking: pages, formats, selectors.
+
+use std::collections::HashMap;
+
+use axum::{Json, Router, extract::Query, http::StatusCode, routing::get};
+use serde_json::{Value, json};
+
+use crate::server::{Server, run};
+
+fn mesh_service(index: usize) -> Value {
+    json!({
+        "type": "MeshService", "mesh": "pay", "name": format!("s{index:04}"), "revision": 7,
+        "labels": {"isthmus.io/origin": "global"}, "creationTime": "2026-01-01T00:00:00Z",
+        "modificationTime": "2026-01-01T00:00:00Z",
+        "spec": {"ports": [{"port": 80, "appProtocol": "tcp"}], "selector": {"dataplaneLabels": {"matchLabels": {"a": "b"}}}},
+    })
+}
+
+/// 1,234 services, in pages of at most 500.
+async fn services(Query(query): Query<HashMap<String, String>>) -> Json<Value> {
+    let from: usize = query.get("continue").map_or(0, |at| at.parse().unwrap());
+    let limit: usize = query["limit"].parse().unwrap();
+    let to = (from + limit.min(500)).min(1_234);
+    let items: Vec<_> = (from..to).map(mesh_service).collect();
+    let mut page = json!({"items": items, "revision": 9});
+    if to < 1_234 {
+        page["next"] = to.to_string().into();
+    }
+    Json(page)
+}
+
+fn server() -> Server {
+    Server::start(
+        Router::new()
+            .route("/v1/meshes/pay/meshservices", get(services))
+            .route(
+                "/v1/meshes/pay/meshservices/{name}",
+                get(|| async { Json(mesh_service(1)) }),
+            )
+            .route(
+                "/v1/meshes/pay/meshtrafficpermissions/{name}",
+                get(|| async {
+                    let problem = json!({"type": "not-found", "title": "there is no MeshTrafficPermission x", "status": 404});
+                    (StatusCode::NOT_FOUND, Json(problem))
+                }),
+            ),
+    )
+}
+
+#[test]
+fn pages_are_followed_to_the_end() {
+    let server = server();
+    let (code, out, err) = run(server.meshctl("get msvc -m pay -o name"));
+    assert_eq!(code, 0, "{err}");
+    assert_eq!(out.lines().count(), 1_234);
+    assert_eq!(out.lines().last(), Some("meshservice/s1233"));
+    assert_eq!(server.seen().len(), 3);
+}
+
+#[test]
+fn what_selects_is_asked_of_the_server() {
+    let server = server();
+    let (code, _, err) =
+        run(server.meshctl("get meshservices -m pay -l team=a,tier!=b --zone west -o name"));
+    assert_eq!(code, 0, "{err}");
+    let uri = &server.seen()[0].uri;
+    assert!(uri.contains("selector=team%3Da%2Ctier%21%3Db"), "{uri}");
+    assert!(uri.contains("zone=west"), "{uri}");
+}
+
+#[test]
+fn each_format_is_what_it_says() {
+    let server = server();
+    let shown = |format: &str| {
+        let (code, out, err) =
+            run(server.meshctl(&format!("get meshservice s0001 -m pay -o {format}")));
+        assert_eq!(code, 0, "{err}");
+        out
+    };
+    assert_eq!(shown("name"), "meshservice/s0001\n");
+    let json: Value = serde_json::from_str(&shown("json")).unwrap();
+    assert_eq!(json["name"], "s0001");
+    let yaml = shown("yaml");
+    assert!(yaml.starts_with("type: MeshService\n"), "{yaml}");
+    // What is shown can be applied again.
+    mesh_model::parse(&yaml, "yaml").unwrap();
+    let table = shown("table");
+    assert!(table.starts_with("NAME    ORIGIN   PORTS"), "{table}");
+    assert!(
+        !table.contains('\u{1b}'),
+        "no colour where there is no terminal"
+    );
+}
+
+#[test]
+fn what_is_not_there_and_what_is_no_kind_are_told_apart() {
+    let server = server();
+    let (code, _, err) = run(server.meshctl("get mtp x -m pay"));
+    assert_eq!(code, 1, "{err}");
+    assert!(err.contains("there is no MeshTrafficPermission x"), "{err}");
+    let (code, _, err) = run(server.meshctl("get meshservises"));
+    assert_eq!(code, 2, "{err}");
+    assert!(err.contains("Did you mean meshservices?"), "{err}");
+    let (code, _, _) = run(server.meshctl("get mesh ../secrets"));
+    assert_eq!(code, 2);
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_failure() {
+    let server = server();
+    let line = format!(
+        "{} get msvc -m pay --server {} --token {} | head -1",
+        assert_cmd::cargo::cargo_bin("meshctl").display(),
+        server.url,
+        server.token()
+    );
+    let output = std::process::Command::new("bash")
+        .args(["-o", "pipefail", "-c", &line])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert!(output.stderr.is_empty(), "{output:?}");
+}

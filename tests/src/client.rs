@@ -1,7 +1,7 @@
 //! Real clients: curl, openssl, and a conversation over TCP.
 
 use std::{
-    io::{BufRead as _, BufReader, Write as _},
+    io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{SocketAddr, TcpStream},
     path::Path,
     time::Duration,
@@ -73,6 +73,55 @@ impl Conversation {
             // A reset ends it as well.
             Err(_) => Ok(()),
         }
+    }
+}
+
+/// An HTTP/1.1 connection that is kept open between requests.
+#[derive(Debug)]
+pub struct KeptAlive(Conversation);
+
+impl KeptAlive {
+    /// Connects to `address`.
+    ///
+    /// # Errors
+    /// Where nobody listens.
+    pub fn open(address: SocketAddr) -> anyhow::Result<Self> {
+        Conversation::open(address).map(Self)
+    }
+
+    /// Asks for `path`, and returns the body of an answer of known length.
+    ///
+    /// # Errors
+    /// Where the connection ends, or the answer is not what is wanted.
+    pub fn get(&mut self, path: &str) -> anyhow::Result<String> {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: app\r\n\r\n");
+        self.0.reader.get_mut().write_all(request.as_bytes())?;
+        let (mut length, mut line) = (0, String::new());
+        loop {
+            line.clear();
+            anyhow::ensure!(
+                self.0.reader.read_line(&mut line)? > 0,
+                "the connection was closed"
+            );
+            let header = line.trim_end().to_ascii_lowercase();
+            if header.is_empty() {
+                break;
+            }
+            if let Some(value) = header.strip_prefix("content-length:") {
+                length = value.trim().parse()?;
+            }
+        }
+        let mut body = vec![0; length];
+        self.0.reader.read_exact(&mut body)?;
+        Ok(String::from_utf8_lossy(&body).into_owned())
+    }
+
+    /// Waits, asking nothing, until the other side ends the connection.
+    ///
+    /// # Errors
+    /// Where it does not within `deadline`.
+    pub fn wait_for_end(&mut self, deadline: Duration) -> anyhow::Result<()> {
+        self.0.wait_for_end(deadline)
     }
 }
 
@@ -163,13 +212,13 @@ pub fn curl(arguments: &[&str]) -> anyhow::Result<Printed> {
 /// Where it is not installed.
 pub fn openssl_client(
     address: SocketAddr,
-    arguments: &[&str],
+    arguments: &[String],
     input: &str,
 ) -> anyhow::Result<Printed> {
     let address = address.to_string();
     let mut all = vec![
         "20", "openssl", "s_client", "-connect", &address, "-ign_eof",
     ];
-    all.extend(arguments);
+    all.extend(arguments.iter().map(String::as_str));
     run("timeout", &all, input)
 }

@@ -68,6 +68,31 @@ pub struct IssuedIdentity {
     pub key: PathBuf,
 }
 
+impl IssuedIdentity {
+    /// Arguments with which `openssl s_client` presents it to the dataplane that answers to `server_name`.
+    #[must_use]
+    pub fn openssl_arguments(&self, server_name: &str) -> Vec<String> {
+        let path = |path: &PathBuf| path.display().to_string();
+        let alpn = String::from_utf8_lossy(mesh_proto::MESH_ALPN).into_owned();
+        [
+            "-tls1_3",
+            "-quiet",
+            "-cert",
+            &path(&self.chain),
+            "-cert_chain",
+            &path(&self.chain),
+            "-key",
+            &path(&self.key),
+            "-servername",
+            server_name,
+            "-alpn",
+            &alpn,
+        ]
+        .map(str::to_owned)
+        .to_vec()
+    }
+}
+
 /// The CA pin in a dataplane token, which its holder need not verify.
 ///
 /// # Errors

@@ -44,6 +44,8 @@ pub struct Node {
     pub raft: String,
     /// Health and metrics.
     pub admin: String,
+    /// The token it joined by; empty for the first.
+    pub join_token: String,
 }
 
 impl Node {
@@ -61,6 +63,7 @@ impl Node {
             zone: address()?,
             raft: address()?,
             admin: address()?,
+            join_token: String::new(),
         };
         let recipe = Recipe::new(&world.binary("global-cp"))
             .arg("run")
@@ -155,6 +158,7 @@ impl Global {
         node.wait_ready()?;
         // From now on it knows its cluster by what is on its disk; the token is used up.
         node.process.recipe = recipe;
+        node.join_token = token.token;
         self.nodes.push(node);
         let wanted = self.nodes.len();
         let api = self.api()?;

@@ -14,6 +14,7 @@
 //! | [`client`] | real clients: curl, openssl, and a conversation over TCP |
 //! | [`fake_dataplane`] | a client of a zone that acknowledges or refuses as it is told |
 //! | [`fake_zone`] | a zone that says to one real dataplane what it is told to say |
+//! | [`demo`] | the installation of the demo, and all it claims |
 //! | [`resources`] | resources as an administrator writes them |
 //! | [`usage`] | memory and CPU time of a process |
 //!
@@ -22,6 +23,7 @@
 pub mod api;
 pub mod app;
 pub mod client;
+pub mod demo;
 pub mod fake_dataplane;
 pub mod fake_zone;
 pub mod global;

@@ -88,9 +88,10 @@ impl Recipe {
 /// as this process starts them all.
 fn spawn(command: Command) -> io::Result<Child> {
     type Order = (Command, mpsc::SyncSender<io::Result<Child>>);
-    static SPAWNER: OnceLock<mpsc::Sender<Order>> = OnceLock::new();
+    static SPAWNER: OnceLock<mpsc::SyncSender<Order>> = OnceLock::new();
     let spawner = SPAWNER.get_or_init(|| {
-        let (sender, orders) = mpsc::channel::<Order>();
+        // Who starts a process waits for it anyway: a queue that is full only waits longer.
+        let (sender, orders) = mpsc::sync_channel::<Order>(16);
         std::thread::spawn(move || {
             for (mut command, answer) in orders {
                 // Nobody waits for the answer any more: then nobody wants the child either.

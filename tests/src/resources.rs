@@ -51,3 +51,18 @@ pub fn spiffe_id(mesh: &str, zone: &str, workload: &str) -> String {
 pub fn permission_path(mesh: &str, name: &str) -> String {
     format!("/v1/meshes/{mesh}/meshtrafficpermissions/{name}")
 }
+
+/// A Dataplane with one inbound.
+#[must_use]
+pub fn dataplane(
+    mesh: &str,
+    name: &str,
+    address: &str,
+    port: u16,
+    service_port: u16,
+    service: &str,
+) -> String {
+    format!(
+        "type: Dataplane\nmesh: {mesh}\nname: {name}\nlabels: {{isthmus.io/service: {service}}}\nnetworking:\n  address: {address}\n  inbound:\n    - port: {port}\n      servicePort: {service_port}\n"
+    )
+}

@@ -114,6 +114,15 @@ impl Plan {
         Ok(self)
     }
 
+    /// Where its workload will reach `service`.
+    ///
+    /// # Panics
+    /// Where no such outbound was planned.
+    #[must_use]
+    pub fn to(&self, service: &str) -> SocketAddr {
+        outbound_to(&self.outbounds, &self.name, service)
+    }
+
     /// With one more flag.
     #[must_use]
     pub fn flag(mut self, name: &str, value: &str) -> Self {
@@ -177,11 +186,7 @@ impl Sidecar {
     /// Where no such outbound was planned.
     #[must_use]
     pub fn to(&self, service: &str) -> SocketAddr {
-        self.outbounds
-            .iter()
-            .find(|(name, _)| name == service)
-            .unwrap_or_else(|| panic!("{} has no outbound to {service}", self.name))
-            .1
+        outbound_to(&self.outbounds, &self.name, service)
     }
 
     /// Its metrics, in Prometheus' format.
@@ -191,4 +196,12 @@ impl Sidecar {
     pub fn metrics(&self) -> anyhow::Result<String> {
         Ok(api::plain_get(&format!("http://{}/metrics", self.metrics))?.body)
     }
+}
+
+fn outbound_to(outbounds: &[(String, SocketAddr)], name: &str, service: &str) -> SocketAddr {
+    outbounds
+        .iter()
+        .find(|(known, _)| known == service)
+        .unwrap_or_else(|| panic!("{name} has no outbound to {service}"))
+        .1
 }

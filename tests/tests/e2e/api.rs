@@ -1,0 +1,346 @@
+//! Batches, pages, preconditions, watches, problems: by curl where a person would use it.
+
+use std::collections::BTreeSet;
+
+use anyhow::Context as _;
+use mesh_model::api::{List, Problem, Written};
+use mesh_tests::{
+    client::{curl, openssl_client},
+    global::Global,
+    process::{Process, Recipe},
+    resources,
+    wait::{SOON, eventually},
+    world::scene,
+};
+use serde_json::{Value, json};
+
+#[test]
+fn a_batch_is_written_whole_or_not_at_all() {
+    scene(|world| {
+        let global = Global::start(world)?;
+        let api = global.api()?;
+        let written =
+            api.apply(&(resources::mesh("a") + &resources::mesh("b") + &resources::zone("z")))?;
+        anyhow::ensure!(written.results.len() == 3, "{written:?}");
+        let revision = api.status()?.revision;
+        for (what, bad) in [
+            ("an unknown field", "type: Mesh\nname: bad\nzoness: []\n"),
+            ("an unknown kind", "type: Mehs\nname: bad\n"),
+            ("a bad name", "type: Mesh\nname: Not_A_Label\n"),
+            (
+                "no mesh",
+                "type: MeshTrafficPermission\nname: p\nspec: {}\n",
+            ),
+            ("broken YAML", "type: Mesh\nname: [\n"),
+            (
+                "legacy form",
+                "type: MeshTrafficPermission\nmesh: a\nname: p\nspec: {from: []}\n",
+            ),
+        ] {
+            let answer = api.try_apply(&format!("{}{bad}", resources::mesh("new")))?;
+            anyhow::ensure!((400..500).contains(&answer.status), "{what}: {answer:?}");
+            let problem: Problem = answer.json()?;
+            anyhow::ensure!(
+                !problem.title.is_empty() && problem.kind == "invalid",
+                "{what}: {problem:?}"
+            );
+        }
+        anyhow::ensure!(
+            api.status()?.revision == revision,
+            "a refused batch changed something"
+        );
+        let answer = api.request("GET", "/v1/meshes/new", &[], None)?;
+        anyhow::ensure!(
+            answer.status == 404,
+            "the good half was written: {answer:?}"
+        );
+        // All violations at once, each with its place.
+        let answer = api.try_apply(
+            "type: Mesh\nname: x\nzoness: []\n---\ntype: Zone\nname: y\nenabled: 7\nfoo: 1\n",
+        )?;
+        let problem: Problem = answer.json()?;
+        anyhow::ensure!(problem.violations.len() >= 3, "{problem:?}");
+        Ok(())
+    });
+}
+
+#[test]
+fn preconditions_dry_runs_and_repeated_requests_are_kept() {
+    scene(|world| {
+        let global = Global::start(world)?;
+        let api = global.api()?;
+        let mesh = json!({"type": "Mesh", "name": "payments"});
+        let put = |headers: &[(&str, &str)], query: &str, resource: &Value| {
+            let mut all = vec![("content-type", "application/json")];
+            all.extend(headers);
+            api.request(
+                "PUT",
+                &format!("/v1/meshes/payments{query}"),
+                &all,
+                Some(&resource.to_string()),
+            )
+        };
+        let dry: Written = put(&[], "?dry_run=true", &mesh)?.ok()?;
+        anyhow::ensure!(
+            dry.dry_run && api.request("GET", "/v1/meshes/payments", &[], None)?.status == 404
+        );
+        let first: Written = put(&[("if-none-match", "*")], "", &mesh)?.ok()?;
+        anyhow::ensure!(put(&[("if-none-match", "*")], "", &mesh)?.status == 412);
+        let limited = json!({"type": "Mesh", "name": "payments", "zones": ["east"]});
+        let stale = put(&[("if-match", "\"1\"")], "", &limited)?;
+        anyhow::ensure!(stale.status == 412 || stale.status == 409, "{stale:?}");
+        let quoted = format!("\"{}\"", first.revision);
+        put(&[("if-match", &quoted)], "", &limited)?.ok::<Written>()?;
+        // The same request again, as after a lost answer: it happens once.
+        let wider = json!({"type": "Mesh", "name": "payments", "zones": ["east", "west"]});
+        let id = [("x-request-id", "7b5f7a36-1c54-4f0f-9f62-0d7e8a3f6d11")];
+        let once: Written = put(&id, "", &wider)?.ok()?;
+        put(&[], "", &limited)?.ok::<Written>()?;
+        let again: Written = put(&id, "", &wider)?.ok()?;
+        anyhow::ensure!(once.revision == again.revision, "it happened twice");
+        let now: Value = api.get("/v1/meshes/payments")?;
+        anyhow::ensure!(
+            now["zones"] == json!(["east"]),
+            "the repeated request undid a later one: {now}"
+        );
+        let history: Value = api.get("/v1/meshes/payments/history")?;
+        anyhow::ensure!(
+            history["items"]
+                .as_array()
+                .is_some_and(|items| items.len() >= 4),
+            "{history}"
+        );
+        Ok(())
+    });
+}
+
+#[test]
+fn ten_thousand_resources_are_listed_in_pages() {
+    scene(|world| {
+        let global = Global::start(world)?;
+        let api = global.api()?;
+        api.apply(&resources::mesh("payments"))?;
+        for batch in 0..20 {
+            let yaml: String = (0..500)
+                .map(|number| {
+                    let number = batch * 500 + number;
+                    resources::allow_everyone("payments", &format!("p-{number:05}")).replace(
+                        "spec:",
+                        &format!("labels: {{parity: \"{}\"}}\nspec:", number % 2),
+                    )
+                })
+                .collect();
+            api.apply(&yaml)?;
+        }
+        let path = "/v1/meshes/payments/meshtrafficpermissions";
+        let mut names = BTreeSet::new();
+        let (mut pages, mut next) = (0, None);
+        loop {
+            let suffix = next.map_or_else(String::new, |next: String| format!("&continue={next}"));
+            let page: List = api.get(&format!("{path}?limit=300{suffix}"))?;
+            anyhow::ensure!(page.items.len() <= 300, "a page of {}", page.items.len());
+            pages += 1;
+            for item in &page.items {
+                let name = item["name"].as_str().context("a name")?.to_owned();
+                anyhow::ensure!(names.insert(name.clone()), "{name} comes twice");
+            }
+            let Some(token) = page.next else { break };
+            next = Some(token);
+        }
+        anyhow::ensure!(
+            names.len() == 10_000 && pages == 34,
+            "{} in {pages} pages",
+            names.len()
+        );
+        anyhow::ensure!(
+            api.list(path)?.len() == 10_000,
+            "without a limit, pages still lead to all"
+        );
+        anyhow::ensure!(api.list(&format!("{path}?selector=parity=1"))?.len() == 5_000);
+        let listed = global.meshctl(&[
+            "get",
+            "meshtrafficpermissions",
+            "-m",
+            "payments",
+            "-o",
+            "name",
+        ])?;
+        anyhow::ensure!(
+            listed.lines().count() == 10_000,
+            "meshctl lists {}",
+            listed.lines().count()
+        );
+        Ok(())
+    });
+}
+
+#[test]
+fn curl_trusts_the_printed_ca_and_watches_changes() {
+    scene(|world| {
+        let global = Global::start(world)?;
+        let api = global.api()?;
+        let address = &global.nodes[0].api;
+        // What an administrator would do: fetch the chain, and believe the CA whose pin was printed.
+        let arguments = ["-showcerts".to_owned()];
+        let shown = openssl_client(address.parse()?, &arguments, "Q\n")?;
+        let chain = mesh_runtime::pki::certificates_from_pem(&pem_blocks(&shown.text))?;
+        let ca = chain
+            .iter()
+            .find(|der| mesh_runtime::pki::pin(der).is_ok_and(|pin| pin == global.pin))
+            .context("no certificate of the chain has the printed pin")?;
+        let ca = world.file("ca.pem", &mesh_runtime::pki::to_pem(ca))?;
+        let ca = ca.display().to_string();
+        let bearer = format!("authorization: Bearer {}", global.admin_token);
+        let base = format!("https://{address}");
+        let printed = curl(&[
+            "--fail",
+            "--cacert",
+            &ca,
+            "-H",
+            &bearer,
+            &format!("{base}/v1/version"),
+        ])?;
+        anyhow::ensure!(printed.success, "{printed:?}");
+        let printed = curl(&[
+            "--cacert",
+            &ca,
+            "-w",
+            "%{http_code}",
+            &format!("{base}/v1/meshes"),
+        ])?;
+        anyhow::ensure!(
+            printed.text.ends_with("401"),
+            "without a token: {printed:?}"
+        );
+
+        let from = api.status()?.revision;
+        let recipe = Recipe::new("curl".as_ref())
+            .arg("--silent")
+            .arg("--no-buffer")
+            .flag("--cacert", &ca)
+            .flag("-H", &bearer)
+            .arg(format!("{base}/v1/watch?from={from}"));
+        let watch = Process::start(world, "watch", recipe)?;
+        let first = api.apply(&resources::mesh("payments"))?;
+        let second = api.delete("/v1/meshes/payments")?;
+        eventually(SOON, "both events arrive, each with its revision", || {
+            let events = watch.output();
+            for revision in [first.revision, second.revision] {
+                anyhow::ensure!(events.contains(&format!("id: {revision}")), "{events}");
+            }
+            Ok(())
+        })?;
+        // From the middle, as after a broken connection: only what came later.
+        let printed = curl(&[
+            "--max-time",
+            "2",
+            "--no-buffer",
+            "--cacert",
+            &ca,
+            "-H",
+            &bearer,
+            &format!("{base}/v1/watch?from={}", first.revision),
+        ])?;
+        anyhow::ensure!(
+            printed.text.contains(&format!("id: {}", second.revision))
+                && !printed.text.contains(&format!("id: {}\n", first.revision)),
+            "{printed:?}"
+        );
+        Ok(())
+    });
+}
+
+fn pem_blocks(text: &str) -> String {
+    let mut inside = false;
+    text.lines()
+        .filter(|line| {
+            inside |= line.starts_with("-----BEGIN CERTIFICATE");
+            let keep = inside;
+            inside &= !line.starts_with("-----END CERTIFICATE");
+            keep
+        })
+        .map(|line| format!("{line}\n"))
+        .collect()
+}
+
+#[test]
+fn every_path_answers_bad_input_with_a_problem_and_changes_nothing() {
+    scene(|world| {
+        let global = Global::start(world)?;
+        let api = global.api()?;
+        api.apply(&resources::mesh("payments"))?;
+        let revision = api.status()?.revision;
+        let long = format!("/v1/meshes/{}", "x".repeat(5000));
+        for (method, path, body) in [
+            ("GET", "/", None),
+            ("GET", "/v1/nothing", None),
+            ("GET", "/v1/meshes/payments/nothing", None),
+            ("GET", "/v1/meshes/nowhere", None),
+            ("GET", "/v1/meshes/%00", None),
+            ("GET", "/v1/meshes/..%2f..%2fetc", None),
+            ("GET", &long, None),
+            ("GET", "/v1/meshes?limit=-1", None),
+            ("GET", "/v1/meshes?limit=many", None),
+            ("GET", "/v1/meshes?continue=garbage", None),
+            ("GET", "/v1/meshes?selector=%3D%3D", None),
+            ("GET", "/v1/watch?from=yesterday", None),
+            ("GET", "/v1/rollout/none", None),
+            ("PUT", "/v1/meshes/payments", Some("")),
+            ("PUT", "/v1/meshes/payments", Some("{")),
+            ("PUT", "/v1/meshes/payments", Some("[]")),
+            (
+                "PUT",
+                "/v1/meshes/payments",
+                Some("{\"type\":\"Mesh\",\"name\":\"other\"}"),
+            ),
+            (
+                "PUT",
+                "/v1/meshes/payments",
+                Some("{\"type\":\"Zone\",\"name\":\"payments\"}"),
+            ),
+            (
+                "PUT",
+                "/v1/meshes/payments/dataplanes/x",
+                Some("{\"type\":\"Dataplane\",\"mesh\":\"payments\",\"name\":\"x\"}"),
+            ),
+            ("POST", "/v1/batch", Some("{\"put\": 7}")),
+            ("POST", "/v1/tokens", Some("{\"use\": \"everything\"}")),
+            (
+                "POST",
+                "/v1/tokens",
+                Some("{\"use\": \"dataplane\", \"mesh\": \"nowhere\"}"),
+            ),
+            ("POST", "/v1/tokens", Some("{\"use\": \"zone-join\"}")),
+            ("DELETE", "/v1/tokens/none", None),
+            ("DELETE", "/v1/meshes/nowhere", None),
+            ("PATCH", "/v1/meshes/payments", Some("{}")),
+            ("GET", "/v1/zones/nowhere/status", None),
+            ("GET", "/v1/meshes/payments/dataplanes/nobody", None),
+            ("GET", "/v1/schema/Nothing", None),
+        ] {
+            let headers = [("content-type", "application/json")];
+            let answer = api.request(method, path, &headers, body)?;
+            let what = format!(
+                "{method} {} {body:?}: {answer:?}",
+                &path[..path.len().min(60)]
+            );
+            let nothing_to_delete = method == "DELETE" && answer.status == 200;
+            anyhow::ensure!(
+                (400..500).contains(&answer.status) || nothing_to_delete,
+                "{what}"
+            );
+            if !nothing_to_delete {
+                let problem: Problem = answer.json().with_context(|| what.clone())?;
+                anyhow::ensure!(
+                    !problem.title.is_empty() && problem.status == answer.status,
+                    "{what}"
+                );
+            }
+        }
+        anyhow::ensure!(
+            api.status()?.revision == revision,
+            "bad input changed something"
+        );
+        Ok(())
+    });
+}

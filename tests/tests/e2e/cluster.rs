@@ -1,0 +1,152 @@
+//! Several global nodes.
+
+use std::fs;
+
+use anyhow::Context as _;
+use mesh_tests::{
+    api,
+    global::{Global, Node},
+    resources,
+    wait::{SOON, eventually},
+    world::scene,
+};
+
+fn has_mesh(global: &Global, node: usize, name: &str) -> anyhow::Result<()> {
+    let api = global.api_of(node)?;
+    eventually(SOON, &format!("node {node} has mesh {name}"), || {
+        api.get::<serde_json::Value>(&format!("/v1/meshes/{name}"))
+            .map(|_| ())
+    })
+}
+
+#[test]
+fn three_nodes_serve_the_whole_api_and_survive_their_leader() {
+    scene(|world| {
+        let mut global = Global::start_cluster(world, 3)?;
+        for node in 0..3 {
+            // Written at any node, read at once at any other: reads are linearizable.
+            let name = format!("written-at-{node}");
+            global.api_of(node)?.apply(&resources::mesh(&name))?;
+            for reader in 0..3 {
+                global
+                    .api_of(reader)?
+                    .get::<serde_json::Value>(&format!("/v1/meshes/{name}"))
+                    .with_context(|| format!("written at {node}, read at {reader}"))?;
+            }
+        }
+        let leader = global.leader()?;
+        global.nodes[leader].process.kill();
+        let next = global.leader()?;
+        let follower = (0..3)
+            .find(|node| *node != leader && *node != next)
+            .context("a follower")?;
+        global
+            .api_of(follower)?
+            .apply(&resources::mesh("after-the-leader"))?;
+        let status = global.meshctl(&["global", "status"])?;
+        anyhow::ensure!(status.contains("leader"), "{status}");
+        global.nodes[leader].process.launch()?;
+        global.nodes[leader].wait_ready()?;
+        has_mesh(&global, leader, "after-the-leader")?;
+        // Power fails.
+        global.kill_all();
+        global.start_all()?;
+        global.leader()?;
+        for node in 0..3 {
+            has_mesh(&global, node, "after-the-leader")?;
+        }
+        let written = global.api()?.apply(&resources::mesh("after-all"))?;
+        anyhow::ensure!(written.revision > 0);
+        Ok(())
+    });
+}
+
+#[test]
+fn without_a_quorum_nothing_is_written_and_it_is_said() {
+    scene(|world| {
+        let mut global = Global::start_cluster(world, 3)?;
+        global.leader()?;
+        let revision = global.api()?.status()?.revision;
+        global.nodes[1].process.kill();
+        global.nodes[2].process.kill();
+        let api = global.api_of(0)?;
+        let answer = api.try_apply(&resources::mesh("minority"))?;
+        anyhow::ensure!(answer.status == 503, "{answer:?}");
+        anyhow::ensure!(
+            answer.body.contains("title"),
+            "no problem is told: {answer:?}"
+        );
+        let read = api.request("GET", "/v1/meshes", &[], None)?;
+        anyhow::ensure!(
+            read.status == 503,
+            "a linearizable read without a quorum: {read:?}"
+        );
+        global.nodes[1].process.launch()?;
+        global.nodes[1].wait_ready()?;
+        eventually(SOON, "two of three write again", || {
+            global
+                .api_of(0)?
+                .apply(&resources::mesh("majority"))
+                .map(|_| ())
+        })?;
+        let after = global.api_of(0)?.status()?.revision;
+        anyhow::ensure!(after > revision);
+        Ok(())
+    });
+}
+
+/// Its disk is new: it is not who it was, and must not vote as if it had seen what it has forgotten.
+#[test]
+fn a_wiped_node_is_refused_and_a_new_one_takes_its_place() {
+    scene(|world| {
+        let mut global = Global::start_cluster(world, 3)?;
+        let wiped = 2;
+        let token = global.nodes[wiped].join_token.clone();
+        global.nodes[wiped].process.kill();
+        fs::remove_dir_all(&global.nodes[wiped].data)?;
+        let zone_address = global.nodes[0].zone.clone();
+        let node = &mut global.nodes[wiped];
+        // As systemd would start it again: with the token it once joined by, which is used up.
+        node.process.recipe = node
+            .process
+            .recipe
+            .clone()
+            .flag("--join", &zone_address)
+            .flag("--token", &token);
+        node.process.launch()?;
+        let refused = node.wait_ready();
+        let words = format!(
+            "{:#}",
+            refused
+                .err()
+                .context("a wiped node came up as if nothing were")?
+        );
+        anyhow::ensure!(words.contains("used"), "{words}");
+        global.api()?.apply(&resources::mesh("goes-on"))?;
+        Ok(())
+    });
+}
+
+#[test]
+fn a_node_of_another_installation_is_not_let_in() {
+    scene(|world| {
+        let ours = Global::start(world)?;
+        let (recipe, mut node) = Node::recipe(world, "theirs")?;
+        node.process.recipe = recipe.clone();
+        let theirs = Global::start_with(world, node, recipe)?;
+        let token = theirs
+            .api()?
+            .create_token(&api::token(mesh_model::api::TokenUse::NodeJoin))?
+            .token;
+        let (recipe, mut node) = Node::recipe(world, "lost")?;
+        node.process.recipe = recipe
+            .flag("--join", &ours.nodes[0].zone)
+            .flag("--token", &token);
+        node.process.launch()?;
+        let status = node.process.wait_for_end(SOON)?;
+        anyhow::ensure!(!status.success());
+        let words = node.process.last_words();
+        anyhow::ensure!(words.contains("installation"), "{words}");
+        Ok(())
+    });
+}

@@ -1,0 +1,27 @@
+//! End to end: the real processes, real clients, and what must be true of them. All in one binary, since linking it is
+//! dear; `cargo test -p mesh-tests --test e2e tokens` runs one module.
+//!
+//! | module | what it shows |
+//! | --- | --- |
+//! | [`demo`] | everything the demo claims, faults under traffic included |
+//! | [`traffic`] | permissions decide over real bytes, which arrive whole |
+//! | [`identity`] | who is refused at a strict port |
+//! | [`tokens`] | who may register, join and call the API |
+//! | [`rollout`] | refusals are named, and a change touches only whom it concerns |
+//! | [`zones`] | joining, silence, removal, life without global |
+//! | [`durability`] | what was answered is on disk |
+//! | [`cluster`] | several global nodes |
+//! | [`api`] | batches, pages, preconditions, watches, problems |
+//! | [`command_line`] | bad input to every command |
+
+mod api;
+mod cluster;
+mod command_line;
+mod demo;
+mod durability;
+mod identity;
+mod installation;
+mod rollout;
+mod tokens;
+mod traffic;
+mod zones;

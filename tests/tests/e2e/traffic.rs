@@ -1,0 +1,277 @@
+//! Permissions decide over real bytes, which arrive whole.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
+    thread,
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use mesh_tests::{
+    client::{Conversation, curl, wait_for_answer, wait_for_refusal, who_answers},
+    resources,
+    sidecar::Plan,
+    usage,
+    wait::{SOON, eventually, until},
+    world::scene,
+};
+
+use crate::installation::{OneZone, PERMISSION, Pair, permission};
+
+#[test]
+fn a_permission_decides_and_its_removal_closes_open_connections() {
+    scene(|world| {
+        let one = OneZone::start(world)?;
+        let pair = Pair::start(&one)?;
+        let mut open = Conversation::open(pair.outbound())?;
+        assert_eq!(open.say("hello")?, "store: hello");
+        one.api
+            .delete(&resources::permission_path("payments", PERMISSION))?;
+        open.wait_for_end(Duration::from_secs(10))?;
+        wait_for_refusal(pair.outbound())?;
+        one.api.apply(&permission())?;
+        wait_for_answer(pair.outbound(), "store")
+    });
+}
+
+#[test]
+fn nobody_may_call_where_no_permission_says_so() {
+    scene(|world| {
+        let one = OneZone::start(world)?;
+        let pair = Pair::start(&one)?;
+        // Somebody else in the same mesh, with a good certificate.
+        let other = one
+            .plan("batch")?
+            .service("batch")
+            .outbound(&pair.service)?
+            .start()?;
+        wait_for_refusal(other.to(&pair.service))?;
+        let metrics = eventually(SOON, "the refusal is counted with its reason", || {
+            let metrics = pair.store.metrics()?;
+            let counted = metrics.lines().any(|line| {
+                line.contains("permission") && !line.starts_with('#') && !line.ends_with(" 0")
+            });
+            anyhow::ensure!(counted, "{metrics}");
+            Ok(metrics)
+        })?;
+        anyhow::ensure!(
+            metrics.contains("payments"),
+            "metrics name no mesh:\n{metrics}"
+        );
+        // A deny wins over the allow of another policy, whatever they are called.
+        let web = resources::spiffe_id("payments", "west", "web");
+        let deny = resources::permission("payments", "zz-deny", Some("store"), &[("Exact", &web)])
+            .replace("allow:", "deny:");
+        one.api.apply(&deny)?;
+        wait_for_refusal(pair.outbound())?;
+        one.api
+            .delete(&resources::permission_path("payments", "zz-deny"))?;
+        wait_for_answer(pair.outbound(), "store")
+    });
+}
+
+#[test]
+fn equal_names_in_two_meshes_are_two_services() {
+    scene(|world| {
+        let one = OneZone::start(world)?;
+        let pair = Pair::start(&one)?;
+        one.api.apply(&resources::mesh("analytics"))?;
+        one.api
+            .apply(&resources::allow_everyone("analytics", "everyone"))?;
+        one.api
+            .apply(&resources::allow_everyone("payments", "everyone"))?;
+        let token = one.api.dataplane_token("analytics")?;
+        let visitor = Plan::new(world, &one.west, "analytics", "web", &token)?
+            .service("web")
+            .outbound(&pair.service)?
+            .start()?;
+        // Its own mesh has no such service, and it can not name another's.
+        wait_for_refusal(visitor.to(&pair.service))?;
+        let echo = mesh_tests::app::Echo::start(world, "store-of-analytics")?;
+        let port: u16 = pair.service.rsplit(':').next().context("a port")?.parse()?;
+        let _store = Plan::new(world, &one.west, "analytics", "store", &token)?
+            .service("store")
+            .inbound(port, echo.port())
+            .start()?;
+        wait_for_answer(visitor.to(&pair.service), "store-of-analytics")?;
+        assert_eq!(who_answers(pair.outbound())?, "store");
+        Ok(())
+    });
+}
+
+#[test]
+fn curl_reads_a_page_through_two_sidecars() {
+    scene(|world| {
+        let one = OneZone::start(world)?;
+        let store = mesh_tests::app::App::start(world, "store", "payments", "west", None)?;
+        let port = world.port()?;
+        let _inbound = one
+            .plan("store")?
+            .service("store")
+            .inbound(port, store.address.port())
+            .start()?;
+        let service = format!("store:{port}");
+        let web = one
+            .plan("web")?
+            .service("web")
+            .outbound(&service)?
+            .start()?;
+        one.api.apply(&permission())?;
+        let url = format!("http://{}/items", web.to(&service));
+        eventually(SOON, "curl gets the list", || {
+            let printed = curl(&[&url])?;
+            anyhow::ensure!(
+                printed.success && printed.text.contains("Olives"),
+                "{printed:?}"
+            );
+            Ok(())
+        })
+    });
+}
+
+/// Bytes that differ at every place, so that a lost, repeated or moved block is seen.
+fn pattern(length: usize) -> Vec<u8> {
+    (0..length)
+        .map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8)
+        .collect()
+}
+
+/// An application that reads all until the end, then answers with what it read, then ends.
+fn answer_after_the_end(listener: TcpListener) {
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            thread::spawn(move || {
+                let mut stream = stream;
+                let mut all = Vec::new();
+                if stream.read_to_end(&mut all).is_ok() {
+                    let _ = stream.write_all(&all);
+                }
+            });
+        }
+    });
+}
+
+fn exchange(address: SocketAddr, sent: &[u8]) -> anyhow::Result<Vec<u8>> {
+    let stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(SOON))?;
+    let (mut writer, mut reader) = (stream.try_clone()?, stream);
+    let mut received = Vec::new();
+    thread::scope(|scope| {
+        let writing = scope.spawn(move || {
+            writer.write_all(sent)?;
+            writer.shutdown(Shutdown::Write)
+        });
+        reader.read_to_end(&mut received)?;
+        writing.join().expect("the writer does not panic")?;
+        anyhow::Ok(())
+    })?;
+    Ok(received)
+}
+
+#[test]
+fn bytes_arrive_whole_after_a_half_close() {
+    scene(|world| {
+        let one = OneZone::start(world)?;
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, world.port()?))?;
+        let application = listener.local_addr()?.port();
+        answer_after_the_end(listener);
+        let port = world.port()?;
+        let store = one
+            .plan("store")?
+            .service("store")
+            .inbound(port, application)
+            .start()?;
+        let service = format!("store:{port}");
+        let web = one
+            .plan("web")?
+            .service("web")
+            .outbound(&service)?
+            .start()?;
+        one.api.apply(&permission())?;
+        let address = web.to(&service);
+        eventually(SOON, "the first exchange", || {
+            anyhow::ensure!(
+                exchange(address, b"once")? == b"once",
+                "something else came back"
+            );
+            Ok(())
+        })?;
+        for length in [0, 1, 16_384, 16_385, 20_000_000] {
+            let sent = pattern(length);
+            let received = exchange(address, &sent).with_context(|| format!("{length} bytes"))?;
+            anyhow::ensure!(
+                received == sent,
+                "{length} bytes: {} came back, or others",
+                received.len()
+            );
+        }
+        // All is over: both sidecars give their descriptors back.
+        let base = |pid| usage::descriptors(pid);
+        let (web_pid, store_pid) = (web.process.pid(), store.process.pid());
+        let (web_before, store_before) = (base(web_pid)?, base(store_pid)?);
+        for _ in 0..50 {
+            exchange(address, b"again")?;
+        }
+        until(
+            SOON,
+            "descriptors are given back",
+            || matches!((base(web_pid), base(store_pid)), (Ok(w), Ok(s)) if w <= web_before + 2 && s <= store_before + 2),
+        )
+    });
+}
+
+#[test]
+fn a_dead_endpoint_is_passed_over_and_a_drained_one_loses_nothing() {
+    scene(|world| {
+        let one = OneZone::start(world)?;
+        let pair = Pair::start(&one)?;
+        let port: u16 = pair.service.rsplit(':').next().context("a port")?.parse()?;
+        let second = mesh_tests::app::Echo::start(world, "second")?;
+        let mut other = one
+            .plan("store-2")?
+            .service("store")
+            .inbound(port, second.port())
+            .label("isthmus.io/workload", "store")
+            .start()?;
+        eventually(SOON, "both answer", || {
+            let names: std::collections::BTreeSet<_> = (0..20)
+                .map(|_| who_answers(pair.outbound()))
+                .collect::<Result<_, _>>()?;
+            anyhow::ensure!(names.len() == 2, "{names:?}");
+            Ok(())
+        })?;
+        // No request fails while one is asked to stop, nor after it was killed: the other takes over.
+        let mut open = Conversation::open(pair.outbound())?;
+        open.say("before")?;
+        other.process.kill();
+        for _ in 0..20 {
+            assert_eq!(who_answers(pair.outbound())?, "store");
+        }
+        other.process.launch()?;
+        other.wait_ready()?;
+        wait_until_both(&pair)?;
+        let stopping = thread::scope(|scope| {
+            let asked = scope.spawn(|| other.process.terminate(SOON));
+            for _ in 0..50 {
+                who_answers(pair.outbound())?;
+            }
+            asked.join().expect("no panic")
+        })?;
+        anyhow::ensure!(
+            stopping.success(),
+            "asked to stop, it ended with {stopping}"
+        );
+        Ok(())
+    });
+}
+
+fn wait_until_both(pair: &Pair) -> anyhow::Result<()> {
+    eventually(SOON, "both answer again", || {
+        let names: std::collections::BTreeSet<_> = (0..20)
+            .map(|_| who_answers(pair.outbound()))
+            .collect::<Result<_, _>>()?;
+        anyhow::ensure!(names.len() == 2, "{names:?}");
+        Ok(())
+    })
+}

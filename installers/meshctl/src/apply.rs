@@ -92,40 +92,35 @@ fn batch(resources: &[Sourced]) -> Result<Batch, Failure> {
     })
 }
 
-/// The server speaks of `put[3]`; the person knows the file and the resource.
+/// The server speaks of `put[3].spec.ports`; the person knows the file and the resource.
 fn at_sources(error: ClientError, resources: &[Sourced]) -> Failure {
     let ClientError::Refused(mut problem) = error else {
         return error.into();
     };
     for violation in &mut problem.violations {
-        let place = [&violation.source, &violation.path]
-            .into_iter()
-            .find_map(|text| place_in_batch(text));
-        let Some((sourced, rest)) =
-            place.and_then(|(index, rest)| Some((resources.get(index)?, rest.to_owned())))
-        else {
+        // What stood here is about the request, which the person has not seen.
+        violation.source.clear();
+        (violation.line, violation.column) = (0, 0);
+        let Some((index, field)) = place_in_batch(&violation.path) else {
             continue;
         };
-        let field = if violation.path.starts_with("put[") {
-            rest
-        } else {
-            std::mem::take(&mut violation.path)
+        let Some(sourced) = resources.get(index) else {
+            continue;
         };
         violation.source.clone_from(&sourced.source);
-        (violation.line, violation.column) = (0, 0);
-        violation.path = kinds::display(&sourced.key());
-        if !field.is_empty() {
-            violation.path = format!("{}: {field}", violation.path);
-        }
+        let resource = kinds::display(&sourced.key());
+        violation.path = match field {
+            "" => resource,
+            field => format!("{resource}: {field}"),
+        };
     }
     ClientError::Refused(problem).into()
 }
 
 /// Takes `put[3].spec.ports` apart.
-fn place_in_batch(text: &str) -> Option<(usize, &str)> {
-    let at = text.find("put[")?;
-    let (index, rest) = text[at + 4..].split_once(']')?;
-    Some((index.parse().ok()?, rest.trim_start_matches('.')))
+fn place_in_batch(path: &str) -> Option<(usize, &str)> {
+    let (index, field) = path.strip_prefix("put[")?.split_once(']')?;
+    Some((index.parse().ok()?, field.trim_start_matches('.')))
 }
 
 /// The result as the person wants it.
@@ -237,7 +232,7 @@ mod tests {
     #[test]
     fn what_the_server_says_of_a_place_in_the_batch_is_said_of_the_file() {
         assert_eq!(place_in_batch("put[12].spec.a"), Some((12, "spec.a")));
-        assert_eq!(place_in_batch("request body, put[1]"), Some((1, "")));
+        assert_eq!(place_in_batch("put[1]"), Some((1, "")));
         assert_eq!(place_in_batch("spec.a"), None);
     }
 }

@@ -127,34 +127,47 @@ impl Get {
                 "dataplanes are asked of their zones, which know no selectors; use --zone, or -o json and a filter",
             ));
         }
-        let mut views: Vec<DataplaneView> = if names.is_empty() {
-            place
-                .client
-                .get::<Several<_>>(&place.path(), &[])
-                .await?
-                .into_vec()
-        } else {
-            let mut views = Vec::new();
-            for name in names {
-                let mut path = place.path();
-                path.push(name);
-                views.push(place.client.get(&path, &[]).await?);
-            }
-            views
-        };
-        views.retain(|view| self.zone.as_ref().is_none_or(|zone| *zone == view.zone));
+        let query: Vec<_> = self
+            .zone
+            .clone()
+            .map(|zone| ("zone", zone))
+            .into_iter()
+            .collect();
+        let mut views = Vec::new();
+        let mut unanswered = Vec::new();
+        if names.is_empty() {
+            let answer: Dataplanes = place.client.get(&place.path(), &query).await?;
+            (views, unanswered) = (answer.items, answer.unanswered);
+        }
+        for name in names {
+            let mut path = place.path();
+            path.push(name);
+            views.push(place.client.get(&path, &query).await?);
+        }
         views.sort_by(|a, b| (&a.name, &a.zone).cmp(&(&b.name, &b.zone)));
         if views.is_empty() && self.output == Format::Table {
             eprintln!("{}", place.nothing());
+        } else {
+            let text = if self.output == Format::Table {
+                dataplane_table(&views, SystemTime::now())
+            } else {
+                let items: Vec<_> = views.into_iter().map(|view| view.resource).collect();
+                show(kinds::DATAPLANE, &items, self.output, !names.is_empty())?
+            };
+            output::print(&text)?;
+        }
+        if unanswered.is_empty() {
             return Ok(());
         }
-        let text = if self.output == Format::Table {
-            dataplane_table(&views, SystemTime::now())
-        } else {
-            let items: Vec<_> = views.into_iter().map(|view| view.resource).collect();
-            show(kinds::DATAPLANE, &items, self.output, !names.is_empty())?
-        };
-        output::print(&text)
+        // A list that may lack something is no success.
+        let zones: Vec<_> = unanswered
+            .iter()
+            .map(|zone| format!("zone {} did not answer: {}", zone.zone, zone.reason))
+            .collect();
+        Err(Failure::failed(format!(
+            "dataplanes may be missing from this list\n{}",
+            zones.join("\n")
+        )))
     }
 }
 
@@ -182,26 +195,19 @@ impl<'a> Place<'a> {
     }
 }
 
-/// A list with or without an envelope.
+/// The dataplanes of a mesh, as their zones answered.
 #[derive(Deserialize)]
-#[serde(untagged)]
-pub(crate) enum Several<T> {
-    /// Bare.
-    Bare(Vec<T>),
-    /// As lists of resources have it.
-    Items {
-        /// The list.
-        items: Vec<T>,
-    },
+struct Dataplanes {
+    items: Vec<DataplaneView>,
+    #[serde(default)]
+    unanswered: Vec<Unanswered>,
 }
 
-impl<T> Several<T> {
-    /// The list.
-    pub(crate) fn into_vec(self) -> Vec<T> {
-        match self {
-            Self::Bare(items) | Self::Items { items } => items,
-        }
-    }
+/// A zone that did not answer.
+#[derive(Deserialize)]
+struct Unanswered {
+    zone: String,
+    reason: String,
 }
 
 /// Everything but a table. One named resource is shown as itself, several as a list.

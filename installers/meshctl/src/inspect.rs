@@ -36,6 +36,9 @@ enum What {
 struct Dataplane {
     /// Its name.
     name: String,
+    /// Its zone, where several zones have one of that name.
+    #[arg(long, value_name = "ZONE")]
+    zone: Option<String>,
     /// How the result is shown.
     #[arg(short, long, value_enum, default_value_t)]
     output: Format,
@@ -49,7 +52,12 @@ impl Inspect {
         let mesh = connection.mesh()?;
         let client = Client::new(connection)?;
         let path = ["meshes", &mesh, "dataplanes", &command.name];
-        let view: DataplaneView = client.get(&path, &[]).await?;
+        let query: Vec<_> = command
+            .zone
+            .map(|zone| ("zone", zone))
+            .into_iter()
+            .collect();
+        let view: DataplaneView = client.get(&path, &query).await?;
         let text = match command.output {
             Format::Table => text(&view, SystemTime::now()),
             Format::Json => output::json(&view)?,

@@ -61,11 +61,11 @@ pub(crate) async fn wait(
     }
 }
 
-/// A node that is away for a moment is no reason to give up: the change is written.
+/// A node that is away for a moment, or does not have the revision yet, is no reason to give up: the change is written.
 fn may_pass(error: &ClientError) -> bool {
     match error {
         ClientError::Unreachable { .. } | ClientError::Lost { .. } => true,
-        error => error.status() == Some(503),
+        error => matches!(error.status(), Some(400 | 503)),
     }
 }
 

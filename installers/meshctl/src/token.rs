@@ -4,12 +4,12 @@ use std::{collections::BTreeMap, time::Duration};
 
 use clap::{Args, Subcommand, ValueEnum};
 use mesh_model::api::{CreateToken, CreatedToken, Role, TokenInfo, TokenUse};
+use serde::Deserialize;
 
 use crate::{
     cli::{Connection, checked_name},
     client::Client,
     failure::Failure,
-    get::Several,
     output::{self, Format},
 };
 
@@ -149,6 +149,11 @@ struct Revoke {
     ids: Vec<String>,
 }
 
+#[derive(Deserialize)]
+struct Tokens {
+    items: Vec<TokenInfo>,
+}
+
 impl Token {
     /// Carries out one of the three.
     pub(crate) async fn run(self, connection: &Connection) -> Result<(), Failure> {
@@ -168,8 +173,8 @@ impl Token {
             }
             Command::List(list) => {
                 let client = Client::new(connection)?;
-                let tokens: Several<TokenInfo> = client.get(&["tokens"], &[]).await?;
-                output::print(&show_list(&tokens.into_vec(), list.output)?)
+                let tokens: Tokens = client.get(&["tokens"], &[]).await?;
+                output::print(&show_list(&tokens.items, list.output)?)
             }
             Command::Revoke(revoke) => {
                 for id in &revoke.ids {

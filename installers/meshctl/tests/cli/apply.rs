@@ -114,7 +114,7 @@ fn bad_input_names_every_violation_of_every_file_and_nothing_is_sent() {
 #[test]
 fn what_the_server_refuses_is_said_of_the_file() {
     let problem = json!({"type": "invalid", "title": "one thing is wrong", "status": 422, "violations": [
-        {"source": "put[1]", "path": "spec.x", "message": "is not to the server's taste"},
+        {"source": "request body", "path": "put[1].spec.x", "message": "is not to the server's taste"},
     ]});
     let api = Router::new().route(
         "/v1/batch",

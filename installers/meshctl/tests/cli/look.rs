@@ -106,6 +106,22 @@ fn what_is_not_there_and_what_is_no_kind_are_told_apart() {
 }
 
 #[test]
+fn dataplanes_of_a_zone_that_does_not_answer_are_said_to_be_missing() {
+    let answer = json!({"items": [{
+        "mesh": "pay", "zone": "east", "name": "web-1", "state": "online", "spiffeId": "", "version": "0.1.0",
+        "services": ["web"], "certificateNotAfter": 0, "resource": {}, "documents": [],
+    }], "unanswered": [{"zone": "west", "reason": "offline"}], "revision": 9});
+    let api = Router::new().route(
+        "/v1/meshes/pay/dataplanes",
+        get(move || async move { Json(answer) }),
+    );
+    let (code, out, err) = run(Server::start(api).meshctl("get dataplanes -m pay"));
+    assert_eq!(code, 1);
+    assert!(out.contains("web-1"), "{out}");
+    assert!(err.contains("zone west did not answer: offline"), "{err}");
+}
+
+#[test]
 fn a_reader_that_goes_away_is_no_failure() {
     let server = server();
     let line = format!(

@@ -1,0 +1,366 @@
+//! From policy to behaviour: a pure function, and the only place where it happens (invariant 3).
+//!
+//! No I/O, no clock, no randomness. Equal input gives equal bytes, whatever order it came in; a document holds neither
+//! revision nor time, so that a change which does not affect a proxy does not change what it is sent. Endpoints are
+//! not part of it (see [`crate::endpoints`]).
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use mesh_model::{
+    Dataplane, Resource, ZoneIngress,
+    dataplane::{Inbound as InboundSpec, InboundState, ServiceProbe},
+    identity,
+    mesh_service::ServicePort as PortSpec,
+    permission, services as model,
+};
+use mesh_proto::{
+    document, features,
+    names::{MeshName, ZoneName},
+    proxy::{
+        Document, Inbound, Ingress, IngressRoute, Outbound, Probe, Protocol, Proxy, Service,
+        ServiceZone, SocketAddress, Timeouts, TlsMode, Trust, TrustDomain, document::Body,
+    },
+    sni,
+};
+
+use crate::{
+    endpoints::{self, ServicePort},
+    services::Services,
+    tracker::Documents,
+    view::MeshView,
+};
+
+/// How long one attempt to reach an endpoint may take, where no policy says.
+const CONNECT_TIMEOUT_MS: u32 = 5_000;
+/// How long a connection may be idle, where no policy says.
+const IDLE_TIMEOUT_MS: u32 = 3_600_000;
+
+/// A port of a service that a proxy calls, in every zone or in one.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ServiceRef {
+    /// The service and its port.
+    pub of: ServicePort,
+    /// Only the service in this zone.
+    pub zone: Option<String>,
+}
+
+impl ServiceRef {
+    /// Name of the document that says how to reach it, and key of its endpoint set.
+    #[must_use]
+    pub fn document_name(&self) -> String {
+        document::service_document_name(&self.of.service, self.of.port, self.zone.as_deref())
+    }
+}
+
+/// What a proxy is sent.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Compiled {
+    /// All its documents.
+    pub documents: Documents,
+    /// Features the documents need and the proxy does not have. It will refuse them; this says so beforehand.
+    pub missing_features: BTreeSet<String>,
+}
+
+/// Compiles everything for one sidecar. `subscriptions` are services it uses beside those it declares; `capabilities`
+/// the features it has.
+#[must_use]
+pub fn compile(
+    view: &MeshView,
+    dataplane: &Resource,
+    subscriptions: &BTreeSet<ServiceRef>,
+    capabilities: &[String],
+) -> Compiled {
+    let mut documents = Documents::new();
+    let mut add = |document: Document| documents.insert(document.name.clone(), Arc::new(document));
+    add(proxy(view, dataplane));
+    add(trust(view));
+    for reference in declared(dataplane).union(subscriptions) {
+        add(service(view, reference));
+    }
+    Compiled {
+        missing_features: missing_features(&documents, capabilities),
+        documents,
+    }
+}
+
+/// Features that documents require and that are not among `capabilities`.
+#[must_use]
+pub fn missing_features(documents: &Documents, capabilities: &[String]) -> BTreeSet<String> {
+    let known: Vec<&str> = capabilities.iter().map(String::as_str).collect();
+    documents
+        .values()
+        .flat_map(|document| features::missing(&document.required_features, &known))
+        .map(str::to_owned)
+        .collect()
+}
+
+/// The services that a dataplane declares as outbounds.
+#[must_use]
+pub fn declared(dataplane: &Resource) -> BTreeSet<ServiceRef> {
+    let outbounds = dataplane
+        .get::<Dataplane>()
+        .map(|d| d.networking.outbound.as_slice());
+    let reference = |outbound: &mesh_model::dataplane::Outbound| ServiceRef {
+        of: ServicePort {
+            service: outbound.backend_ref.name.clone(),
+            port: outbound.backend_ref.port,
+        },
+        zone: outbound.backend_ref.zone().map(str::to_owned),
+    };
+    outbounds
+        .unwrap_or_default()
+        .iter()
+        .map(reference)
+        .collect()
+}
+
+/// Listeners and inbound policy of a sidecar.
+#[must_use]
+pub fn proxy(view: &MeshView, dataplane: &Resource) -> Document {
+    let workload = identity::workload(dataplane);
+    let served = served_ports(&view.services, dataplane);
+    let networking = dataplane.get::<Dataplane>().map(|d| &d.networking);
+    let inbounds: Vec<_> = networking
+        .iter()
+        .flat_map(|n| &n.inbound)
+        .filter(|inbound| inbound.stated() != InboundState::Ignored)
+        .map(|spec| inbound(view, dataplane, spec, &served))
+        .collect();
+    let outbounds: Vec<_> = networking
+        .iter()
+        .flat_map(|n| &n.outbound)
+        .map(outbound)
+        .collect();
+    let source_service = dataplane
+        .meta
+        .labels
+        .get(mesh_model::labels::SERVICE)
+        .or_else(|| served.values().flatten().map(|(service, _)| service).min())
+        .map_or(workload, String::as_str)
+        .to_owned();
+    let mut required = BTreeSet::new();
+    if !inbounds.is_empty() {
+        required.extend([features::INBOUND_MTLS, features::PERMISSION_SPIFFE]);
+    }
+    if inbounds.iter().any(|inbound| inbound.probe.is_some()) {
+        required.insert(features::PROBE_TCP);
+    }
+    let body = Body::Proxy(Proxy {
+        mesh: view.mesh.to_string(),
+        zone: view.zone.to_string(),
+        name: dataplane.meta.name.clone(),
+        workload: workload.to_owned(),
+        spiffe_id: view
+            .spiffe_ids
+            .get(&dataplane.meta.name)
+            .cloned()
+            .unwrap_or_default(),
+        inbounds,
+        outbounds,
+        source_service,
+    });
+    seal(document::PROXY.to_owned(), required, body)
+}
+
+/// Service ports that each inbound (by name) of a dataplane serves.
+type ServedPorts = BTreeMap<String, Vec<(String, PortSpec)>>;
+
+fn served_ports(services: &Services, dataplane: &Resource) -> ServedPorts {
+    let mut served = ServedPorts::new();
+    for (name, service) in &services.own {
+        for member in model::members(&service.resource, dataplane) {
+            served
+                .entry(member.inbound.name_or_port())
+                .or_default()
+                .push((name.clone(), member.port.clone()));
+        }
+    }
+    served
+}
+
+fn inbound(
+    view: &MeshView,
+    dataplane: &Resource,
+    spec: &InboundSpec,
+    served: &ServedPorts,
+) -> Inbound {
+    let networking = dataplane.get::<Dataplane>().map(|d| &d.networking);
+    let name = spec.name_or_port();
+    let served = served.get(&name).map(Vec::as_slice).unwrap_or_default();
+    let server_names: BTreeSet<String> = served
+        .iter()
+        .flat_map(|(service, port)| server_names(&view.mesh, &view.zone, service, port))
+        .collect();
+    let policies: Vec<&Resource> = view.permissions.iter().map(Arc::as_ref).collect();
+    let workload = identity::workload(dataplane);
+    Inbound {
+        listen: networking.map(|n| address(spec.listen_address(n), spec.port)),
+        application: networking
+            .map(|n| address(spec.application_address(n), spec.application_port())),
+        protocol: Protocol::from(spec.protocol).into(),
+        tls: TlsMode::Strict.into(),
+        server_names: server_names.into_iter().collect(),
+        service: served
+            .first()
+            .map_or(workload, |(service, _)| service)
+            .to_owned(),
+        permissions: Some(permission::effective(&policies, dataplane, spec)),
+        timeouts: Some(timeouts()),
+        probe: spec.service_probe.as_ref().map(probe),
+        name,
+    }
+}
+
+fn outbound(spec: &mesh_model::dataplane::Outbound) -> Outbound {
+    let reference = &spec.backend_ref;
+    Outbound {
+        listen: Some(address(spec.listen_address(), spec.port)),
+        service_document: document::service_document_name(
+            &reference.name,
+            reference.port,
+            reference.zone(),
+        ),
+    }
+}
+
+/// Server names of a service port, the one that callers use first. A port that has a name answers to its number too, so
+/// that giving it a name, or another, breaks nobody.
+fn server_names(
+    mesh: &MeshName,
+    zone: &ZoneName,
+    service: &str,
+    port: &PortSpec,
+) -> BTreeSet<String> {
+    [port.name_or_port(), port.port.to_string()]
+        .iter()
+        .map(|port| sni::mesh_service(mesh, zone, service, port))
+        .collect()
+}
+
+/// How to reach a port of a service. One that does not exist gives a document without zones: connections to it fail and
+/// say why, and nothing is ever reached in its place (FIELD d11).
+#[must_use]
+pub fn service(view: &MeshView, reference: &ServiceRef) -> Document {
+    let ServicePort { service, port } = &reference.of;
+    let mut zones = Vec::new();
+    let mut protocol = None;
+    for (zone, there) in view
+        .services
+        .destinations
+        .get(service)
+        .into_iter()
+        .flatten()
+    {
+        let wanted = reference.zone.as_ref().is_none_or(|only| only == zone);
+        let found = there.ports.iter().find(|p| p.port == *port);
+        let (true, Some(found), Ok(name)) = (wanted, found, zone.parse::<ZoneName>()) else {
+            continue;
+        };
+        // Where zones disagree, this one's word counts.
+        if protocol.is_none() || *zone == *view.zone.as_str() {
+            protocol = Some(Protocol::from(found.app_protocol));
+        }
+        zones.push(ServiceZone {
+            zone: zone.clone(),
+            server_name: sni::mesh_service(&view.mesh, &name, service, &found.name_or_port()),
+            identities: there.identities.iter().cloned().collect(),
+        });
+    }
+    let body = Body::Service(Service {
+        mesh: view.mesh.to_string(),
+        name: service.clone(),
+        port: (*port).into(),
+        protocol: protocol.unwrap_or(Protocol::Tcp).into(),
+        zones,
+        timeouts: Some(timeouts()),
+    });
+    let required = BTreeSet::from([features::SERVICE_TCP]);
+    seal(reference.document_name(), required, body)
+}
+
+/// Anchors of every trust domain of the mesh. The same for all its proxies.
+#[must_use]
+pub fn trust(view: &MeshView) -> Document {
+    let domain = |(name, anchors): (&String, &BTreeSet<Vec<u8>>)| TrustDomain {
+        name: name.clone(),
+        anchors: anchors.iter().cloned().collect(),
+    };
+    let body = Body::Trust(Trust {
+        domains: view.trust.iter().map(domain).collect(),
+    });
+    let required = BTreeSet::from([features::TRUST_DOMAINS]);
+    seal(document::TRUST.to_owned(), required, body)
+}
+
+/// What the zone's ingress forwards: every port of every service of this zone, in every mesh.
+#[must_use]
+pub fn ingress<'a>(
+    zone: &ZoneName,
+    resource: &Resource,
+    meshes: impl IntoIterator<Item = (&'a MeshName, &'a Services)>,
+) -> Document {
+    let mut routes = BTreeMap::new();
+    for (mesh, services) in meshes {
+        for (name, service) in &services.own {
+            for port in &service.ports {
+                let of = ServicePort {
+                    service: name.clone(),
+                    port: port.port,
+                };
+                for server_name in server_names(mesh, zone, name, port) {
+                    let route = IngressRoute {
+                        server_name: server_name.clone(),
+                        endpoints: endpoints::ingress_key(mesh, &of),
+                        mesh: mesh.to_string(),
+                        service: name.clone(),
+                    };
+                    routes.insert(server_name, route);
+                }
+            }
+        }
+    }
+    let networking = resource.get::<ZoneIngress>().map(|i| &i.networking);
+    let body = Body::Ingress(Ingress {
+        zone: zone.to_string(),
+        name: resource.meta.name.clone(),
+        listen: networking.map(|n| address(n.address, n.port)),
+        routes: routes.into_values().collect(),
+        timeouts: Some(timeouts()),
+    });
+    let required = BTreeSet::from([features::INGRESS_SNI]);
+    seal(document::INGRESS.to_owned(), required, body)
+}
+
+fn seal(name: String, required: BTreeSet<&str>, body: Body) -> Document {
+    document::seal(
+        name,
+        required.into_iter().map(str::to_owned).collect(),
+        body,
+    )
+}
+
+fn timeouts() -> Timeouts {
+    Timeouts {
+        connect_ms: CONNECT_TIMEOUT_MS,
+        idle_ms: IDLE_TIMEOUT_MS,
+    }
+}
+
+fn probe(spec: &ServiceProbe) -> Probe {
+    Probe {
+        interval_ms: spec.interval_ms(),
+        timeout_ms: spec.timeout_ms(),
+        unhealthy_threshold: spec.unhealthy_threshold.unwrap_or(2),
+        healthy_threshold: spec.healthy_threshold.unwrap_or(1),
+    }
+}
+
+fn address(host: std::net::IpAddr, port: u16) -> SocketAddress {
+    SocketAddress {
+        host: host.to_string(),
+        port: port.into(),
+    }
+}

@@ -96,7 +96,8 @@ impl Zone {
             .arg("join")
             .flag("--global", format!("https://{}", global.nodes[0].zone))
             .flag("--token", token)
-            .flag("--data-dir", &self.data);
+            .flag("--data-dir", &self.data)
+            .arg("--no-start");
         let output = run_with_input::<&str>(&recipe, &[], "")?;
         anyhow::ensure!(
             output.status.success(),

@@ -62,7 +62,13 @@ fn main() -> anyhow::Result<()> {
         Task::Lint => lint::run(),
         Task::Bench { arguments } => {
             let binaries = cargo::build_binaries(true)?;
-            cargo::run(std::process::Command::new(binaries.join("bench")).args(arguments))
+            // Thousands of idle connections need more descriptors than shells allow.
+            let mut bench = std::process::Command::new("prlimit");
+            bench
+                .arg("--nofile=16384")
+                .arg(binaries.join("bench"))
+                .args(arguments);
+            cargo::run(&mut bench)
         }
     }
 }

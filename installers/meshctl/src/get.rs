@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use clap::Args;
 use mesh_model::{
-    Descriptor,
+    Descriptor, Writers,
     api::{DataplaneView, List},
 };
 use serde::Deserialize;
@@ -116,8 +116,29 @@ impl Get {
         for name in names {
             let mut path = place.path();
             path.push(name);
-            items.push(place.client.get(&path, &query).await?);
+            match place.client.get(&path, &query).await {
+                Ok(item) => items.push(item),
+                Err(error) if error.status() == Some(404) && self.zone.is_none() => {
+                    let owned = self.owned_by_zones(place, name).await?;
+                    if owned.is_empty() {
+                        return Err(error.into());
+                    }
+                    items.extend(owned);
+                }
+                Err(error) => return Err(error.into()),
+            }
         }
+        Ok(items)
+    }
+
+    /// Resources of this name that zones own. Without a zone the API means what administrators wrote; a person who names
+    /// what only zones have means those.
+    async fn owned_by_zones(&self, place: Place<'_>, name: &str) -> Result<Vec<Value>, Failure> {
+        if place.kind.writers == Writers::Admin {
+            return Ok(Vec::new());
+        }
+        let mut items = self.list(place).await?;
+        items.retain(|item| item["name"] == name);
         Ok(items)
     }
 

@@ -106,6 +106,33 @@ fn what_is_not_there_and_what_is_no_kind_are_told_apart() {
 }
 
 #[test]
+fn what_only_zones_have_is_found_by_its_name_alone() {
+    let ingress = json!({
+        "type": "ZoneIngress", "name": "ingress-east", "revision": 3, "labels": {"isthmus.io/origin": "east"},
+        "creationTime": "2026-01-01T00:00:00Z", "networking": {"address": "10.0.0.1", "port": 10001},
+    });
+    let mut other = ingress.clone();
+    other["name"] = "ingress-west".into();
+    let page = json!({"items": [ingress, other], "revision": 9});
+    let missing =
+        json!({"type": "not-found", "title": "there is no such ZoneIngress", "status": 404});
+    let api = Router::new()
+        .route("/v1/zoneingresses", get(move || async move { Json(page) }))
+        .route(
+            "/v1/zoneingresses/{name}",
+            get(move || async move { (StatusCode::NOT_FOUND, Json(missing)) }),
+        );
+    let server = Server::start(api);
+    let (code, out, err) = run(server.meshctl("get zoneingress ingress-east"));
+    assert_eq!(code, 0, "{err}");
+    assert!(out.contains("east     10.0.0.1:10001"), "{out}");
+    assert!(!out.contains("ingress-west"), "{out}");
+    let (code, _, err) = run(server.meshctl("get zoneingress ingress-north"));
+    assert_eq!(code, 1);
+    assert!(err.contains("there is no such ZoneIngress"), "{err}");
+}
+
+#[test]
 fn dataplanes_of_a_zone_that_does_not_answer_are_said_to_be_missing() {
     let answer = json!({"items": [{
         "mesh": "pay", "zone": "east", "name": "web-1", "state": "online", "spiffeId": "", "version": "0.1.0",

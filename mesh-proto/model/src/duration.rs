@@ -26,7 +26,7 @@ pub enum InvalidDuration {
 }
 
 /// The longest that Go can express, so that files stay exchangeable.
-const MAX_NANOS: f64 = 9_223_372_036_854_775_807.0;
+const MAX_NANOS: u128 = i64::MAX as u128;
 
 impl Duration {
     /// In whole milliseconds, at most `u32::MAX`.
@@ -56,7 +56,7 @@ impl FromStr for Duration {
             nanos = nanos.saturating_add(part);
             rest = after;
         }
-        if nanos as f64 > MAX_NANOS {
+        if nanos > MAX_NANOS {
             return Err(InvalidDuration::TooLong);
         }
         if negative && nanos > 0 {
@@ -154,5 +154,69 @@ impl JsonSchema for Duration {
             "format": crate::schema::FORMAT_DURATION,
             "examples": ["1m30s"],
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn read(text: &str) -> Result<std::time::Duration, InvalidDuration> {
+        text.parse::<Duration>().map(|duration| duration.0)
+    }
+
+    #[test]
+    fn what_go_reads_is_read() {
+        for (text, nanos) in [
+            ("0", 0),
+            ("0s", 0),
+            ("-0s", 0),
+            ("1m30s", 90_000_000_000),
+            ("+5s", 5_000_000_000),
+            ("1.5h", 5_400_000_000_000),
+            (".5s", 500_000_000),
+            ("1.s", 1_000_000_000),
+            ("3us3µs3μs3ns", 9_003),
+            ("0.3333333333333333333h", 1_200_000_000_000 - 1),
+            ("2562047h47m16.854775807s", 9_223_372_036_854_775_807),
+        ] {
+            assert_eq!(
+                read(text),
+                Ok(std::time::Duration::from_nanos(nanos)),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_go_refuses_is_refused() {
+        for text in [
+            "", "+", "-", "3", "s", ".s", "1.1.1s", "1x", "1s ", " 1s", "1 s", "1s-1s", "1d",
+        ] {
+            assert_eq!(read(text), Err(InvalidDuration::Form), "{text}");
+        }
+        assert_eq!(read("-1s"), Err(InvalidDuration::Negative));
+        for text in [
+            "2562048h",
+            "9223372036854775808ns",
+            "99999999999999999999999999h",
+        ] {
+            assert_eq!(read(text), Err(InvalidDuration::TooLong), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn durations_are_written_as_they_are_read(nanos in 0..=i64::MAX) {
+            let duration = Duration(std::time::Duration::from_nanos(nanos.unsigned_abs()));
+            prop_assert_eq!(duration.to_string().parse(), Ok(duration));
+        }
+
+        #[test]
+        fn no_text_panics(text in r"[-+.0-9hmsnuµ]{0,40}|.*") {
+            let _ = read(&text);
+        }
     }
 }

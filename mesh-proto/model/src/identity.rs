@@ -262,3 +262,154 @@ fn piece(action: &str) -> Result<Piece<'_>, String> {
         )),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn resources(text: &str) -> Vec<Resource> {
+        crate::parse(text, "test").unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    fn dataplane(mesh: &str, labels: &str) -> Resource {
+        let text = format!(
+            "{{type: Dataplane, mesh: {mesh}, name: web-1, labels: {{{labels}}}, networking: {{address: 10.0.0.1}}}}"
+        );
+        resources(&text).remove(0)
+    }
+
+    const IDENTITIES: &str = r#"
+type: MeshIdentity
+mesh: payments
+name: all
+spec: {selector: {dataplane: {matchLabels: {}}}, provider: {type: Bundled}}
+---
+type: MeshIdentity
+mesh: payments
+name: teams-b
+spec:
+  selector: {dataplane: {matchLabels: {team: a}}}
+  spiffeID: {path: "/b"}
+  provider: {type: Bundled}
+---
+type: MeshIdentity
+mesh: payments
+name: teams-a
+spec:
+  selector: {dataplane: {matchLabels: {team: a}}}
+  spiffeID:
+    trustDomain: "{{ .Mesh }}.{{.Zone}}.example"
+    path: '/{{ label "kuma.io/zone" }}/{{ label "team" }}/{{ .Workload }}'
+  provider: {type: Bundled}
+---
+type: MeshIdentity
+mesh: payments
+name: nobodys
+spec: {provider: {type: Bundled}}
+---
+type: MeshIdentity
+mesh: analytics
+name: foreign
+spec: {selector: {dataplane: {matchLabels: {team: a, app: web}}}, provider: {type: Bundled}}
+"#;
+
+    fn id(identities: &[Resource], dataplane: &Resource) -> String {
+        let identities: Vec<&Resource> = identities.iter().collect();
+        match spiffe_id(&identities, dataplane, &"east".parse().unwrap()) {
+            Ok(id) => id.to_string(),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    #[test]
+    fn identities_by_dataplane() {
+        let identities = resources(IDENTITIES);
+        for (mesh, labels, expected) in [
+            (
+                "payments",
+                "",
+                "spiffe://payments.east.mesh.local/workload/web-1",
+            ),
+            (
+                "payments",
+                "isthmus.io/service: web",
+                "spiffe://payments.east.mesh.local/workload/web",
+            ),
+            (
+                "payments",
+                "isthmus.io/service: web, kuma.io/workload: front",
+                "spiffe://payments.east.mesh.local/workload/front",
+            ),
+            // The most specific selector, and of two equal ones the alphabetically first.
+            (
+                "payments",
+                "team: a, app: web, isthmus.io/zone: z",
+                "spiffe://payments.east.example/z/a/web-1",
+            ),
+            (
+                "payments",
+                "team: a",
+                "MeshIdentity teams-a: dataplane web-1 has no label isthmus.io/zone",
+            ),
+            (
+                "other",
+                "",
+                "no MeshIdentity of mesh other selects dataplane web-1; create one, for all dataplanes with `selector: {dataplane: {matchLabels: {}}}`",
+            ),
+        ] {
+            assert_eq!(id(&identities, &dataplane(mesh, labels)), expected);
+        }
+    }
+
+    #[test]
+    fn the_initial_identity_is_everybodys() {
+        let initial = Resource::new(
+            crate::Meta::new("payments", "identity"),
+            MeshIdentity::initial(),
+        );
+        assert_eq!(Resource::from_json(&initial.to_json()), Ok(initial.clone()));
+        let zone = "west".parse().unwrap();
+        assert_eq!(
+            trust_domain(&initial, &zone).unwrap().as_str(),
+            "payments.west.mesh.local"
+        );
+        assert_eq!(
+            id(&[initial], &dataplane("payments", "team: a")),
+            "spiffe://payments.east.mesh.local/workload/web-1"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn the_order_identities_come_in_does_not_matter(identities in Just(resources(IDENTITIES)).prop_shuffle()) {
+            let labels = "team: a, isthmus.io/zone: z";
+            prop_assert_eq!(
+                id(&identities, &dataplane("payments", labels)),
+                "spiffe://payments.east.example/z/a/web-1"
+            );
+        }
+
+        #[test]
+        fn no_template_panics(template in r#"(\{\{|\}\}|label|"|[ ./a-zé]){0,12}"#) {
+            let _ = pieces(&template);
+            let _ = check_trust_domain(&template, "payments");
+            let _ = check_path(&template);
+        }
+
+        #[test]
+        fn no_accepted_trust_domain_is_that_of_two_meshes_or_zones(
+            template in r#"(\{\{ \.Mesh \}\}|\{\{ \.Zone \}\}|\.|a|b){2,7}"#,
+        ) {
+            let domain = |mesh: &str, zone: &str| {
+                render(&template, Subject { mesh, zone, dataplane: None })
+            };
+            if check_trust_domain(&template, "a").is_ok() {
+                prop_assert_ne!(domain("a", "b"), domain("a", "a"));
+                // Another mesh's accepted template never gives a name that begins with this mesh.
+                prop_assert!(domain("a", "b").unwrap().starts_with("a.b."));
+            }
+        }
+    }
+}

@@ -73,3 +73,37 @@ fn is_label_text(text: &str) -> bool {
             .iter()
             .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kumas_prefixes_are_aliases_of_ours() {
+        for (key, canonical) in [
+            ("kuma.io/service", "isthmus.io/service"),
+            ("k8s.kuma.io/namespace", "k8s.isthmus.io/namespace"),
+            ("other.kuma.io/x", "other.kuma.io/x"),
+            ("kuma.io", "kuma.io"),
+            ("app", "app"),
+        ] {
+            assert_eq!(canonical_key(key), canonical);
+        }
+    }
+
+    #[test]
+    fn labels_are_kubernetes_labels() {
+        for good in ["app", "a.b/c_D-1", "9"] {
+            assert_eq!(key_error(good), None, "{good}");
+        }
+        for bad in ["", "/a", "a/", "A/a", "a/b/c", "-a", "a b", &"a".repeat(64)] {
+            assert!(key_error(bad).is_some(), "{bad}");
+        }
+        for good in ["", "a", "A.b_c-1"] {
+            assert_eq!(value_error(good), None, "{good}");
+        }
+        for bad in ["-a", "a-", "a,b", "é"] {
+            assert!(value_error(bad).is_some(), "{bad}");
+        }
+    }
+}

@@ -55,7 +55,7 @@ pub fn parse(text: &str, source: &str) -> Result<Vec<Resource>, Violations> {
 pub fn parse_in(text: &str, source: &str, mesh: &str) -> Result<Vec<Resource>, Violations> {
     let mut resources = Vec::new();
     let mut violations = Vec::new();
-    for yaml::Document { value, mut report } in yaml::read(text) {
+    for yaml::Document { value, mut report } in yaml::Documents::of(text) {
         if let Some(value) = value {
             resources.extend(read(value, mesh, Origin::Written, &mut report));
         }

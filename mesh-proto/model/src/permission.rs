@@ -60,3 +60,157 @@ fn extend(list: &mut Vec<IdentityMatch>, matches: &[Match], origin: &str) {
         }
     }));
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::kinds::Dataplane;
+
+    fn resources(text: &str) -> Vec<Resource> {
+        crate::parse(text, "test").unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    fn dataplane() -> Resource {
+        let text = "
+type: Dataplane
+mesh: payments
+name: web-1
+labels: {app: web, isthmus.io/service: web}
+networking:
+  address: 10.0.0.1
+  inbound: [{name: main, port: 80, servicePort: 8080}, {port: 81, servicePort: 8081}]
+";
+        resources(text).remove(0)
+    }
+
+    /// One `policy#rule list match` a line, for the first inbound.
+    fn shown(policies: &[Resource], inbound: usize) -> Vec<String> {
+        let dataplane = dataplane();
+        let inbound = &dataplane.get::<Dataplane>().unwrap().networking.inbound[inbound];
+        let policies: Vec<&Resource> = policies.iter().collect();
+        let permissions = effective(&policies, &dataplane, inbound);
+        let lists = [
+            ("deny", permissions.deny),
+            ("shadow", permissions.allow_with_shadow_deny),
+            ("allow", permissions.allow),
+        ];
+        let mut lines = Vec::new();
+        for (list, matches) in lines_of(lists) {
+            lines.push(format!("{list} {matches}"));
+        }
+        lines
+    }
+
+    fn lines_of(lists: [(&'static str, Vec<IdentityMatch>); 3]) -> Vec<(&'static str, String)> {
+        let entries = lists
+            .into_iter()
+            .flat_map(|(list, matches)| matches.into_iter().map(move |m| (list, m)));
+        entries
+            .map(|(list, entry)| {
+                let text = match entry.spiffe_id.unwrap() {
+                    SpiffeId::Exact(id) => id,
+                    SpiffeId::Prefix(prefix) => format!("{prefix}*"),
+                    SpiffeId::Any(_) => "any".to_owned(),
+                };
+                (list, format!("{text} {}", entry.origin))
+            })
+            .collect()
+    }
+
+    const POLICIES: &str = r#"
+type: MeshTrafficPermission
+mesh: payments
+name: b
+spec:
+  rules:
+    - default:
+        allow: [{spiffeID: {type: Exact, value: "spiffe://a/1"}}]
+        deny: [{spiffeID: {type: Prefix, value: "spiffe://a/2"}}]
+    - default:
+        allow: [{spiffeID: {type: Prefix, value: "spiffe://"}}]
+---
+type: MeshTrafficPermission
+mesh: payments
+name: a
+spec:
+  targetRef: {kind: Dataplane, labels: {app: web}, sectionName: main}
+  rules:
+    - default:
+        allowWithShadowDeny: [{spiffeID: {type: Exact, value: "spiffe://a/3"}}]
+        deny: [{spiffeID: {type: Exact, value: "spiffe://a/4"}}]
+---
+type: MeshTrafficPermission
+mesh: payments
+name: c
+spec:
+  targetRef: {kind: Dataplane, labels: {app: other}}
+  rules: [{default: {allow: [{spiffeID: {type: Exact, value: "spiffe://a/5"}}]}}]
+---
+type: MeshTrafficPermission
+mesh: analytics
+name: d
+spec:
+  rules: [{default: {allow: [{spiffeID: {type: Prefix, value: "spiffe://"}}]}}]
+"#;
+
+    #[test]
+    fn the_rules_of_all_selected_policies_count_with_their_origins() {
+        assert_eq!(
+            shown(&resources(POLICIES), 0),
+            [
+                "deny spiffe://a/4 a#0",
+                "deny spiffe://a/2* b#0",
+                "shadow spiffe://a/3 a#0",
+                "allow spiffe://a/1 b#0",
+                "allow any b#1",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_section_concerns_its_inbound_only() {
+        assert_eq!(
+            shown(&resources(POLICIES), 1),
+            [
+                "deny spiffe://a/2* b#0",
+                "allow spiffe://a/1 b#0",
+                "allow any b#1"
+            ]
+        );
+    }
+
+    #[test]
+    fn absence_an_empty_list_and_an_empty_rule_allow_nobody() {
+        assert_eq!(shown(&[], 0), Vec::<String>::new());
+        for rules in [
+            "",
+            "rules: []",
+            "rules: [{default: {}}]",
+            "rules: [{default: {allow: []}}]",
+        ] {
+            let text = format!(
+                "{{type: MeshTrafficPermission, mesh: payments, name: x, spec: {{{rules}}}}}"
+            );
+            assert_eq!(shown(&resources(&text), 0), Vec::<String>::new(), "{rules}");
+        }
+    }
+
+    #[test]
+    fn another_meshs_policy_never_counts() {
+        let foreign: Vec<Resource> = resources(POLICIES)
+            .into_iter()
+            .filter(|policy| policy.meta.mesh != "payments")
+            .collect();
+        assert_eq!(foreign.len(), 1);
+        assert_eq!(shown(&foreign, 0), Vec::<String>::new());
+    }
+
+    proptest! {
+        #[test]
+        fn the_order_policies_come_in_does_not_matter(policies in Just(resources(POLICIES)).prop_shuffle()) {
+            prop_assert_eq!(shown(&policies, 0), shown(&resources(POLICIES), 0));
+        }
+    }
+}

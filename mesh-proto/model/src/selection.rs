@@ -84,3 +84,55 @@ pub fn selects_inbound(target: Option<&TargetRef>, dataplane: &Meta, inbound: &I
 pub fn same_mesh(a: &Resource, b: &Resource) -> bool {
     a.meta.mesh == b.meta.mesh
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn target(yaml: &str) -> TargetRef {
+        serde_saphyr::from_str(yaml).unwrap()
+    }
+
+    #[test]
+    fn what_a_target_selects() {
+        let dataplane = Meta::new("payments", "web-1").with_label("app", "web");
+        let inbound = |yaml: &str| -> Inbound { serde_saphyr::from_str(yaml).unwrap() };
+        let main = inbound("{name: main, port: 80}");
+        let other = inbound("{port: 81}");
+
+        // target, first inbound, second inbound
+        for (yaml, first, second) in [
+            ("{kind: Mesh}", true, true),
+            ("{kind: Dataplane}", true, true),
+            ("{kind: Dataplane, labels: {app: web}}", true, true),
+            (
+                "{kind: Dataplane, labels: {app: web, team: a}}",
+                false,
+                false,
+            ),
+            ("{kind: Dataplane, labels: {app: api}}", false, false),
+            ("{kind: Dataplane, sectionName: main}", true, false),
+            ("{kind: Dataplane, sectionName: '80'}", true, false),
+            ("{kind: Dataplane, sectionName: '81'}", false, true),
+            ("{kind: Dataplane, sectionName: none}", false, false),
+            (
+                "{kind: Dataplane, labels: {app: api}, sectionName: main}",
+                false,
+                false,
+            ),
+        ] {
+            let target = target(yaml);
+            assert_eq!(
+                selects_inbound(Some(&target), &dataplane, &main),
+                first,
+                "{yaml}"
+            );
+            assert_eq!(
+                selects_inbound(Some(&target), &dataplane, &other),
+                second,
+                "{yaml}"
+            );
+        }
+        assert!(selects_inbound(None, &dataplane, &main));
+    }
+}

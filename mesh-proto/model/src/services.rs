@@ -184,3 +184,168 @@ pub fn identities(
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn resources(text: &str) -> Vec<Resource> {
+        crate::parse(text, "test").unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    const DATAPLANES: &str = "
+type: Dataplane
+mesh: payments
+name: web-2
+labels: {isthmus.io/service: web}
+networking:
+  address: 10.0.0.2
+  inbound:
+    - {name: other-name, port: 80, servicePort: 1, protocol: tcp}
+    - {port: 82, servicePort: 3}
+---
+type: Dataplane
+mesh: payments
+name: web-1
+labels: {isthmus.io/service: web}
+networking:
+  address: 10.0.0.1
+  inbound:
+    - {name: main, port: 80, servicePort: 1, protocol: http}
+    - {port: 81, servicePort: 2, state: Ignored}
+---
+type: Dataplane
+mesh: payments
+name: unlabelled
+networking: {address: 10.0.0.3, inbound: [{port: 80, servicePort: 1}]}
+---
+type: Dataplane
+mesh: analytics
+name: foreign
+labels: {isthmus.io/service: web}
+networking: {address: 10.0.0.4, inbound: [{port: 90, servicePort: 1}]}
+";
+
+    fn refs(resources: &[Resource]) -> Vec<&Resource> {
+        resources.iter().collect()
+    }
+
+    /// `name: port/name/protocol, …` of each service.
+    fn shown(services: &[Resource]) -> Vec<String> {
+        let line = |service: &Resource| {
+            let ports = &service.get::<MeshService>().unwrap().ports;
+            let ports: Vec<String> = ports
+                .iter()
+                .map(|p| format!("{}/{}/{:?}", p.port, p.name_or_port(), p.app_protocol))
+                .collect();
+            format!("{}: {}", service.meta.name, ports.join(", "))
+        };
+        services.iter().map(line).collect()
+    }
+
+    #[test]
+    fn one_service_is_generated_for_each_label_with_the_ports_of_all_its_dataplanes() {
+        let services = generate("payments", "east", &refs(&resources(DATAPLANES)));
+        assert_eq!(shown(&services), ["web: 80/main/Http, 82/82/Tcp"]);
+        assert_eq!(services[0].meta.zone, "east");
+        assert_eq!(
+            Resource::from_json(&services[0].to_json()),
+            Ok(services[0].clone())
+        );
+    }
+
+    #[test]
+    fn a_declared_service_takes_the_place_of_a_generated_one() {
+        let declared = resources(
+            "
+{type: MeshService, mesh: payments, name: web, spec: {ports: [{port: 1}]}}
+---
+{type: MeshService, mesh: payments, name: api, spec: {ports: [{port: 2}]}}
+---
+{type: MeshService, mesh: analytics, name: foreign, spec: {ports: [{port: 3}]}}
+",
+        );
+        let dataplanes = resources(DATAPLANES);
+        let services = in_zone("payments", "east", &refs(&declared), &refs(&dataplanes));
+        assert_eq!(shown(&services), ["api: 2/2/Tcp", "web: 1/1/Tcp"]);
+    }
+
+    #[test]
+    fn members_are_the_inbounds_that_a_port_means() {
+        let dataplanes = resources(DATAPLANES);
+        let service = |spec: &str| {
+            let text = format!("{{type: MeshService, mesh: payments, name: s, spec: {spec}}}");
+            resources(&text).remove(0)
+        };
+        // spec, then `dataplane:port of the service→port of the inbound`
+        for (spec, expected) in [
+            (
+                "{selector: {dataplaneLabels: {matchLabels: {kuma.io/service: web}}}, ports: [{port: 8, targetPort: 80}, {port: 82}]}",
+                vec!["web-2:8→80", "web-2:82→82", "web-1:8→80"],
+            ),
+            (
+                "{selector: {dataplaneLabels: {matchLabels: {kuma.io/service: web}}}, ports: [{port: 8, targetPort: main}]}",
+                vec!["web-1:8→80"],
+            ),
+            // An ignored inbound is no member.
+            (
+                "{selector: {dataplaneRef: {name: web-1}}, ports: [{port: 80}, {port: 81}]}",
+                vec!["web-1:80→80"],
+            ),
+            // Every dataplane of the mesh, and none of another.
+            (
+                "{selector: {dataplaneLabels: {}}, ports: [{port: 80}, {port: 90}]}",
+                vec!["web-2:80→80", "web-1:80→80", "unlabelled:80→80"],
+            ),
+            (
+                "{selector: {dataplaneRef: {name: foreign}}, ports: [{port: 90}]}",
+                vec![],
+            ),
+            ("{ports: [{port: 80}]}", vec![]),
+            ("{selector: {}, ports: [{port: 80}]}", vec![]),
+        ] {
+            let service = service(spec);
+            let mut found = Vec::new();
+            for dataplane in &dataplanes {
+                for Member { port, inbound } in members(&service, dataplane) {
+                    found.push(format!(
+                        "{}:{}→{}",
+                        dataplane.meta.name, port.port, inbound.port
+                    ));
+                }
+            }
+            assert_eq!(found, expected, "{spec}");
+        }
+    }
+
+    #[test]
+    fn a_services_identities_are_those_of_its_dataplanes() {
+        let dataplanes = resources(DATAPLANES);
+        let services = generate("payments", "east", &refs(&dataplanes));
+        let identity = resources(
+            "{type: MeshIdentity, mesh: payments, name: i, spec: {selector: {dataplane: {}}, provider: {type: Bundled}}}",
+        );
+        let zone = "east".parse().unwrap();
+        let ids = |identity: &[&Resource]| -> Vec<String> {
+            identities(&services[0], &refs(&dataplanes), identity, &zone)
+                .into_iter()
+                .map(|id| id.value)
+                .collect()
+        };
+        assert_eq!(
+            ids(&refs(&identity)),
+            ["spiffe://payments.east.mesh.local/workload/web"]
+        );
+        assert_eq!(ids(&[]), Vec::<String>::new());
+    }
+
+    proptest! {
+        #[test]
+        fn the_order_dataplanes_come_in_does_not_matter(dataplanes in Just(resources(DATAPLANES)).prop_shuffle()) {
+            let services = generate("payments", "east", &refs(&dataplanes));
+            prop_assert_eq!(services, generate("payments", "east", &refs(&resources(DATAPLANES))));
+        }
+    }
+}

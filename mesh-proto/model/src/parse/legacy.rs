@@ -246,6 +246,11 @@ const WORDS: &[(&str, &str, &str, &str)] = &[
 /// About a field whose absence has a story.
 const MISSING: &[(&str, &str, &str)] = &[
     (
+        "Dataplane",
+        "networking.outbound[].backendRef.name",
+        "a service is referred to by its name, not by the label display-name",
+    ),
+    (
         "MeshTrafficPermission",
         "spec.rules[].default.allow[].spiffeID",
         EVERYONE,

@@ -3,9 +3,12 @@
 //! Values follow the core schema of YAML 1.2. What is legal YAML and a trap is refused: duplicate keys, tags, numbers
 //! with leading zeros. Depth and the work that aliases can cause are bounded, whatever the text.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    rc::Rc,
+};
 
-use granit_parser::{Event, Parser, ScalarStyle, Span, Tag};
+use granit_parser::{Event, Marker, Parser, ScalarStyle, Span, StrInput, Tag};
 use serde_json::{Map, Number, Value};
 
 use super::report::{Place, Report};
@@ -23,38 +26,52 @@ pub(super) struct Document {
     pub(super) report: Report,
 }
 
-/// Reads all documents; empty ones are left out.
-pub(super) fn read(text: &str) -> Vec<Document> {
-    let options = granit_parser::options! {
-        emit_comments: false,
-        flow_nesting_limit: MAX_DEPTH + 1,
-        block_nesting_limit: MAX_DEPTH + 1,
-    };
-    let mut parser = Parser::new_from_str_with_options(text, options);
-    let mut documents = Vec::new();
-    loop {
-        let mut reader = Reader::new(&mut parser);
-        match reader.document() {
-            Ok(Next::Document(node)) => {
-                if !matches!(node.data, Data::Scalar(Scalar::Value(Value::Null))) {
-                    documents.push(located(node));
+/// The documents of a text, one at a time; empty ones are left out.
+pub(super) struct Documents<'t> {
+    parser: Parser<'t, StrInput<'t>>,
+    ended: bool,
+}
+
+impl<'t> Documents<'t> {
+    pub(super) fn of(text: &'t str) -> Self {
+        let options = granit_parser::options! {
+            emit_comments: false,
+            flow_nesting_limit: MAX_DEPTH + 1,
+            block_nesting_limit: MAX_DEPTH + 1,
+        };
+        Self {
+            parser: Parser::new_from_str_with_options(text, options),
+            ended: false,
+        }
+    }
+}
+
+impl Iterator for Documents<'_> {
+    type Item = Document;
+
+    fn next(&mut self) -> Option<Document> {
+        while !self.ended {
+            match Reader::new(&mut self.parser).document() {
+                Ok(Next::Document(at, node)) => {
+                    if !node.is_null() {
+                        return Some(located(at, &node));
+                    }
                 }
-            }
-            Ok(Next::End) => return documents,
-            Err(Broken { at, message }) => {
-                let mut report = Report::default();
-                report.places.insert("", at);
-                report.add("", message);
-                documents.push(Document {
-                    value: None,
-                    report,
-                });
-                // What follows the next `---` can still be read.
-                if !matches!(parser.proceed_next_document(), Ok(true)) {
-                    return documents;
+                Ok(Next::End) => self.ended = true,
+                Err(Broken { at, message }) => {
+                    // What follows the next `---` can still be read.
+                    self.ended = !matches!(self.parser.proceed_next_document(), Ok(true));
+                    let mut report = Report::default();
+                    report.places.insert("", at);
+                    report.add("", message);
+                    return Some(Document {
+                        value: None,
+                        report,
+                    });
                 }
             }
         }
+        None
     }
 }
 
@@ -65,14 +82,12 @@ struct Broken {
 }
 
 enum Next {
-    Document(Node),
+    Document(Place, Rc<Node>),
     End,
 }
 
-/// A value and where it begins.
-#[derive(Clone)]
+/// A value. Shared between where it is anchored and its aliases, so that no text makes more of them than it has signs.
 struct Node {
-    at: Place,
     data: Data,
     /// Nodes in it, itself included.
     size: usize,
@@ -80,21 +95,14 @@ struct Node {
     depth: usize,
 }
 
-#[derive(Clone)]
 enum Data {
-    Scalar(Scalar),
-    List(Vec<Node>),
-    Map(Vec<(Key, Node)>),
-}
-
-#[derive(Clone)]
-enum Scalar {
     Value(Value),
-    /// Why it is refused.
+    /// A scalar that is refused, and why.
     Wrong(String),
+    List(Vec<(Place, Rc<Node>)>),
+    Map(Vec<(Key, Rc<Node>)>),
 }
 
-#[derive(Clone)]
 struct Key {
     at: Place,
     text: String,
@@ -103,13 +111,13 @@ struct Key {
 }
 
 struct Reader<'p, 'input> {
-    parser: &'p mut Parser<'input, granit_parser::StrInput<'input>>,
-    anchors: HashMap<usize, Node>,
+    parser: &'p mut Parser<'input, StrInput<'input>>,
+    anchors: HashMap<usize, Rc<Node>>,
     aliased_nodes: usize,
 }
 
 impl<'p, 'input> Reader<'p, 'input> {
-    fn new(parser: &'p mut Parser<'input, granit_parser::StrInput<'input>>) -> Self {
+    fn new(parser: &'p mut Parser<'input, StrInput<'input>>) -> Self {
         Self {
             parser,
             anchors: HashMap::new(),
@@ -125,7 +133,8 @@ impl<'p, 'input> Reader<'p, 'input> {
                     let Some((event, span)) = self.event()? else {
                         return Ok(Next::End);
                     };
-                    return Ok(Next::Document(self.node(event, span, 1)?));
+                    let at = place(&span.start);
+                    return Ok(Next::Document(at, self.node(event, span, 1)?));
                 }
                 Some(_) => {}
             }
@@ -143,29 +152,23 @@ impl<'p, 'input> Reader<'p, 'input> {
         }
     }
 
-    fn node(&mut self, event: Event<'input>, span: Span, depth: usize) -> Result<Node, Broken> {
+    fn node(&mut self, event: Event<'input>, span: Span, depth: usize) -> Result<Rc<Node>, Broken> {
         let at = place(&span.start);
         let broken = |message: String| Err(Broken { at, message });
         if depth > MAX_DEPTH {
             return broken(format!("nested deeper than {MAX_DEPTH} levels"));
         }
-        let (anchor, node) = match event {
+        let (anchor, data) = match event {
             Event::Scalar(text, style, anchor, tag) => {
-                (anchor, Node::leaf(at, scalar(&text, style, tag.as_deref())))
+                (anchor, scalar(&text, style, tag.as_deref()))
             }
             Event::SequenceStart(_, anchor, tag) => {
-                let items = self.items(depth)?;
-                (
-                    anchor,
-                    Node::inner(at, Data::List(items)).tagged(tag.as_deref(), "seq"),
-                )
+                let items = Data::List(self.items(depth)?);
+                (anchor, items.untagged(tag.as_deref(), "seq"))
             }
             Event::MappingStart(_, anchor, tag) => {
-                let entries = self.entries(depth)?;
-                (
-                    anchor,
-                    Node::inner(at, Data::Map(entries)).tagged(tag.as_deref(), "map"),
-                )
+                let entries = Data::Map(self.entries(depth)?);
+                (anchor, entries.untagged(tag.as_deref(), "map"))
             }
             Event::Alias(anchor) => {
                 let Some(target) = self.anchors.get(&anchor) else {
@@ -180,29 +183,30 @@ impl<'p, 'input> Reader<'p, 'input> {
                 if depth + target.depth > MAX_DEPTH {
                     return broken(format!("nested deeper than {MAX_DEPTH} levels"));
                 }
-                let target = target.clone();
-                (0, Node { at, ..target })
+                return Ok(Rc::clone(target));
             }
             other => return broken(format!("not YAML: unexpected {other:?}")),
         };
+        let node = Rc::new(Node::of(data));
         if anchor != 0 {
-            self.anchors.insert(anchor, node.clone());
+            self.anchors.insert(anchor, Rc::clone(&node));
         }
         Ok(node)
     }
 
-    fn items(&mut self, depth: usize) -> Result<Vec<Node>, Broken> {
+    fn items(&mut self, depth: usize) -> Result<Vec<(Place, Rc<Node>)>, Broken> {
         let mut items = Vec::new();
         while let Some((event, span)) = self.event()? {
             if event == Event::SequenceEnd {
                 break;
             }
-            items.push(self.node(event, span, depth + 1)?);
+            let at = place(&span.start);
+            items.push((at, self.node(event, span, depth + 1)?));
         }
         Ok(items)
     }
 
-    fn entries(&mut self, depth: usize) -> Result<Vec<(Key, Node)>, Broken> {
+    fn entries(&mut self, depth: usize) -> Result<Vec<(Key, Rc<Node>)>, Broken> {
         let mut entries = Vec::new();
         while let Some((event, span)) = self.event()? {
             if event == Event::MappingEnd {
@@ -232,41 +236,42 @@ impl<'p, 'input> Reader<'p, 'input> {
 }
 
 impl Node {
-    fn leaf(at: Place, scalar: Scalar) -> Self {
-        Self {
-            at,
-            data: Data::Scalar(scalar),
-            size: 1,
-            depth: 1,
-        }
-    }
-
-    fn inner(at: Place, data: Data) -> Self {
-        let children: Vec<&Node> = match &data {
-            Data::Scalar(_) => vec![],
-            Data::List(items) => items.iter().collect(),
-            Data::Map(entries) => entries.iter().map(|(_, node)| node).collect(),
+    fn of(data: Data) -> Self {
+        let (size, depth) = match &data {
+            Data::Value(_) | Data::Wrong(_) => (0, 0),
+            Data::List(items) => measure(items.iter().map(|(_, node)| node)),
+            Data::Map(entries) => measure(entries.iter().map(|(_, node)| node)),
         };
         Self {
-            size: 1 + children.iter().map(|node| node.size).sum::<usize>(),
-            depth: 1 + children.iter().map(|node| node.depth).max().unwrap_or(0),
-            at,
             data,
+            size: size.saturating_add(1),
+            depth: depth + 1,
         }
     }
 
+    fn is_null(&self) -> bool {
+        matches!(self.data, Data::Value(Value::Null))
+    }
+}
+
+/// All nodes of `children`, and the levels of the deepest.
+fn measure<'n>(children: impl Iterator<Item = &'n Rc<Node>>) -> (usize, usize) {
+    children.fold((0, 0), |(size, depth), child| {
+        (size.saturating_add(child.size), depth.max(child.depth))
+    })
+}
+
+impl Data {
     /// Refuses any tag but the one that says what is seen anyway.
-    fn tagged(self, tag: Option<&Tag>, allowed: &str) -> Self {
+    fn untagged(self, tag: Option<&Tag>, allowed: &str) -> Self {
         match tag {
-            Some(tag) if !tag.is_yaml_core_schema_tag(allowed) => {
-                Self::leaf(self.at, Scalar::Wrong(no_tags(tag)))
-            }
+            Some(tag) if !tag.is_yaml_core_schema_tag(allowed) => Self::Wrong(no_tags(tag)),
             _ => self,
         }
     }
 }
 
-fn place(marker: &granit_parser::Marker) -> Place {
+fn place(marker: &Marker) -> Place {
     let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
     Place {
         line: number(marker.line()),
@@ -279,21 +284,21 @@ fn no_tags(tag: &Tag) -> String {
 }
 
 /// The value of a scalar by the core schema (YAML 1.2.2, 10.3.2).
-fn scalar(text: &str, style: ScalarStyle, tag: Option<&Tag>) -> Scalar {
+fn scalar(text: &str, style: ScalarStyle, tag: Option<&Tag>) -> Data {
     match tag {
-        Some(tag) if tag.is_yaml_core_schema_tag("str") => return Scalar::Value(text.into()),
-        Some(tag) => return Scalar::Wrong(no_tags(tag)),
-        None if style != ScalarStyle::Plain => return Scalar::Value(text.into()),
+        Some(tag) if tag.is_yaml_core_schema_tag("str") => return Data::Value(text.into()),
+        Some(tag) => return Data::Wrong(no_tags(tag)),
+        None if style != ScalarStyle::Plain => return Data::Value(text.into()),
         None => {}
     }
-    Scalar::Value(match text {
+    Data::Value(match text {
         "" | "~" | "null" | "Null" | "NULL" => Value::Null,
         "true" | "True" | "TRUE" => true.into(),
         "false" | "False" | "FALSE" => false.into(),
         _ => match number(text) {
             Ok(Some(number)) => Value::Number(number),
             Ok(None) => text.into(),
-            Err(message) => return Scalar::Wrong(message),
+            Err(message) => return Data::Wrong(message),
         },
     })
 }
@@ -345,9 +350,9 @@ fn too_large() -> String {
 }
 
 /// Turns a tree into a value and the places of its parts, and reports what is wrong with keys and scalars.
-fn located(root: Node) -> Document {
+fn located(at: Place, root: &Node) -> Document {
     let mut report = Report::default();
-    report.places.insert("", root.at);
+    report.places.insert("", at);
     let value = value(root, "", &mut report);
     Document {
         value: Some(value),
@@ -355,48 +360,44 @@ fn located(root: Node) -> Document {
     }
 }
 
-fn value(node: Node, path: &str, report: &mut Report) -> Value {
-    match node.data {
-        Data::Scalar(Scalar::Value(value)) => value,
-        Data::Scalar(Scalar::Wrong(message)) => {
+fn value(node: &Node, path: &str, report: &mut Report) -> Value {
+    match &node.data {
+        Data::Value(value) => value.clone(),
+        Data::Wrong(message) => {
             report.replace(path, message);
             Value::Null
         }
         Data::List(items) => {
             let mut list = Vec::with_capacity(items.len());
-            for (index, item) in items.into_iter().enumerate() {
+            for (index, (at, item)) in items.iter().enumerate() {
                 let path = path::item(path, index);
-                report.places.insert(&path, item.at);
+                report.places.insert(&path, *at);
                 list.push(value(item, &path, report));
             }
             Value::Array(list)
         }
-        Data::Map(entries) => {
-            let mut object = Map::new();
-            let mut merged = Vec::new();
-            let mut seen: HashSet<String> = HashSet::new();
-            for (key, node) in entries {
-                if key.merges {
-                    merged.push((key, node));
-                    continue;
-                }
-                let name = labels::canonical_key(&key.text).into_owned();
-                let path = path::field(path, &name);
-                if seen.contains(&name) {
-                    report.add_at(&path, key.at, duplicate(&key.text, &name));
-                    continue;
-                }
-                report.places.insert(&path, key.at);
-                let value = value(node, &path, report);
-                object.insert(name.clone(), value);
-                seen.insert(name);
-            }
-            for (key, node) in merged {
-                merge(&mut object, key, node, path, report);
-            }
-            Value::Object(object)
-        }
+        Data::Map(entries) => Value::Object(object(entries, path, report)),
     }
+}
+
+fn object(entries: &[(Key, Rc<Node>)], path: &str, report: &mut Report) -> Map<String, Value> {
+    let mut object = Map::new();
+    let mut seen: HashSet<String> = HashSet::new();
+    for (key, node) in entries.iter().filter(|(key, _)| !key.merges) {
+        let name = labels::canonical_key(&key.text).into_owned();
+        let path = path::field(path, &name);
+        if seen.contains(&name) {
+            report.add_at(&path, key.at, duplicate(&key.text, &name));
+            continue;
+        }
+        report.places.insert(&path, key.at);
+        object.insert(name.clone(), value(node, &path, report));
+        seen.insert(name);
+    }
+    for (key, node) in entries.iter().filter(|(key, _)| key.merges) {
+        merge(&mut object, key, node, path, report);
+    }
+    object
 }
 
 fn duplicate(written: &str, name: &str) -> String {
@@ -408,25 +409,25 @@ fn duplicate(written: &str, name: &str) -> String {
 }
 
 /// Adds what `<<` brings: the fields of an object, or of several, that are not there yet.
-fn merge(object: &mut Map<String, Value>, key: Key, node: Node, path: &str, report: &mut Report) {
-    let sources = match node.data {
-        Data::List(items) => items,
+fn merge(
+    into: &mut Map<String, Value>,
+    key: &Key,
+    node: &Rc<Node>,
+    path: &str,
+    report: &mut Report,
+) {
+    let sources: Vec<&Node> = match &node.data {
+        Data::List(items) => items.iter().map(|(_, node)| &**node).collect(),
         _ => vec![node],
     };
     for source in sources {
-        let Data::Map(_) = source.data else {
-            report.add_at(
-                &path::field(path, "<<"),
-                key.at,
-                "`<<` takes an object, or a list of objects",
-            );
+        let Data::Map(entries) = &source.data else {
+            let message = "`<<` takes an object, or a list of objects";
+            report.add_at(&path::field(path, "<<"), key.at, message);
             continue;
         };
-        // Places of what is merged are where it was first written; its own problems were reported there.
-        if let Value::Object(fields) = value(source, path, report) {
-            for (name, value) in fields {
-                object.entry(name).or_insert(value);
-            }
+        for (name, value) in object(entries, path, report) {
+            into.entry(name).or_insert(value);
         }
     }
 }

@@ -43,7 +43,7 @@ struct Cli {
     /// Changes whose way to the other zone is timed
     #[arg(long, default_value_t = 200)]
     changes: usize,
-    /// `traffic`, `change`, or both
+    /// Parts to measure: `traffic` (or `peers`, without sidecars of ours) and `change`
     #[arg(long, value_delimiter = ',', default_value = "traffic,change")]
     only: Vec<String>,
     /// Where the numbers go as JSON
@@ -58,10 +58,11 @@ fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
     let world = World::new()?;
     let mut report = report::Report::default();
-    if cli.only.iter().any(|part| part == "traffic") {
-        traffic(&cli, &world, &mut report)?;
+    let wanted = |name: &str| cli.only.iter().any(|part| part == name);
+    if wanted("traffic") || wanted("peers") {
+        traffic(&cli, &world, wanted("traffic"), &mut report)?;
     }
-    if cli.only.iter().any(|part| part == "change") {
+    if wanted("change") {
         change::measure(&world, cli.changes, &mut report)?;
     }
     println!("{}", report.table());
@@ -70,10 +71,22 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn traffic(cli: &Cli, world: &World, report: &mut report::Report) -> anyhow::Result<()> {
+fn traffic(
+    cli: &Cli,
+    world: &World,
+    ours: bool,
+    report: &mut report::Report,
+) -> anyhow::Result<()> {
     let nginx = load::Nginx::start(world, cli.bulk_mib)?;
-    let installation = isthmus::Installation::start(world, nginx.port)?;
-    let mut peers = vec![installation.chain()?, chain::haproxy(world, nginx.port)?];
+    let mut peers = vec![chain::haproxy(world, nginx.port)?];
+    let installation = if ours {
+        Some(isthmus::Installation::start(world, nginx.port)?)
+    } else {
+        None
+    };
+    if let Some(installation) = &installation {
+        peers.insert(0, installation.chain()?);
+    }
     match chain::envoy(world, nginx.port, cli.envoy.as_deref()) {
         Ok(chain) => peers.push(chain),
         Err(error) => eprintln!("\n!!! Envoy is NOT measured: {error:#}\n"),
@@ -91,7 +104,8 @@ fn traffic(cli: &Cli, world: &World, report: &mut report::Report) -> anyhow::Res
             load::resident_mib(&chain.server_side)?,
         );
     }
-    for (name, pid) in installation.control_planes() {
+    let control_planes = installation.iter().flat_map(isthmus::Installation::control_planes);
+    for (name, pid) in control_planes {
         report.add(
             "isthmus",
             &format!("idle MiB, {name}"),

@@ -1,1 +1,62 @@
-//! stub
+//! The proxy of Isthmus: sidecar and zone ingress.
+//!
+//! A connection passes the modules in this order, and each depends only on those after it:
+//!
+//! | module | what it does |
+//! | --- | --- |
+//! | [`listener`] | accepts, and reads the snapshot, once |
+//! | [`inbound`], [`outbound`], [`ingress`] | one connection, from its first byte to its record |
+//! | [`permission`] | who may call |
+//! | *route* | which destination a request goes to; comes with the HTTP engine, between [`inbound`]/[`outbound`] and [`balance`] |
+//! | *resilience* | time-outs, retries, rate limits and faults of requests; comes with *route*, after it |
+//! | [`balance`] | which endpoint |
+//! | [`upstream`] | one endpoint after another until one answers |
+//! | [`tls`] | mesh TLS: who is at the other end |
+//! | [`relay`] | bytes, both ways, until both sides have ended |
+//!
+//! Interception (original destinations) is another way for [`listener`] to find a target; nothing after it knows how the
+//! connection came.
+//!
+//! Around them:
+//!
+//! | module | what it does |
+//! | --- | --- |
+//! | [`settings`] | flags, environment, file |
+//! | [`process`] | the whole life of the process: wiring, ready, drain |
+//! | [`control`] | the control thread: takes what the zone says, publishes snapshots, acknowledges or refuses |
+//! | [`config`] | wire documents as domain types, converted once |
+//! | [`snapshot`] | what connections are handled by: one immutable value |
+//! | [`discovery`] | the stream to a zone control plane |
+//! | [`certificates`] | when to ask for a certificate, and what to do with it |
+//! | [`readiness`] | probes of the application |
+//! | [`state`] | what is kept on disk, to start from when the zone is away |
+//! | [`workers`] | one thread with one runtime each |
+//! | [`record`], [`metrics`], [`admin`] | what people see |
+//! | [`net`] | options of sockets |
+//!
+//! Threads: one control thread, and as many workers as settings say. Workers share an immutable snapshot and a few
+//! atomics; there is no lock between them on the way of a connection.
+
+pub mod admin;
+pub mod balance;
+pub mod certificates;
+pub mod config;
+pub mod control;
+pub mod discovery;
+pub mod inbound;
+pub mod ingress;
+pub mod listener;
+pub mod metrics;
+pub mod net;
+pub mod outbound;
+pub mod permission;
+pub mod process;
+pub mod readiness;
+pub mod record;
+pub mod relay;
+pub mod settings;
+pub mod snapshot;
+pub mod state;
+pub mod tls;
+pub mod upstream;
+pub mod workers;

@@ -1,0 +1,119 @@
+//! How to reach one port of one service.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
+
+use mesh_proto::{
+    names::{InvalidName, MeshName, ZoneName},
+    proxy as wire,
+    spiffe::SpiffeId,
+};
+use rustls_pki_types::ServerName;
+
+use super::{InvalidAddress, InvalidProtocol, InvalidTimeouts, Protocol, Timeouts, port, text};
+
+/// How to reach one port of one service, wherever it runs. Endpoints come separately.
+#[derive(Debug, Clone)]
+pub struct Service {
+    /// The mesh it belongs to.
+    pub mesh: MeshName,
+    /// Its name.
+    pub name: Arc<str>,
+    /// The port of the service.
+    pub port: u16,
+    /// What it speaks.
+    pub protocol: Protocol,
+    /// The zones it runs in.
+    pub zones: HashMap<ZoneName, ServiceZone>,
+    /// For connections to it.
+    pub timeouts: Timeouts,
+}
+
+/// The service in one zone.
+#[derive(Debug, Clone)]
+pub struct ServiceZone {
+    /// SNI of connections to it.
+    pub server_name: ServerName<'static>,
+    /// A server with any other identity is refused.
+    pub identities: Arc<HashSet<SpiffeId>>,
+}
+
+/// Why a service document is refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum InvalidService {
+    #[error("mesh: {0}")]
+    Mesh(InvalidName),
+    #[error("name is missing")]
+    Name,
+    #[error("{0}")]
+    Port(#[from] InvalidAddress),
+    #[error("{0}")]
+    Protocol(#[from] InvalidProtocol),
+    #[error("{0}")]
+    Timeouts(#[from] InvalidTimeouts),
+    #[error("zone: {0}")]
+    Zone(InvalidName),
+    #[error("zone {0} is there twice")]
+    ZoneTwice(ZoneName),
+    #[error("zone {0}: server_name {1:?} is not a DNS name")]
+    ServerName(ZoneName, String),
+    #[error("zone {zone}: identity {text:?}: {source}")]
+    Identity {
+        zone: ZoneName,
+        text: String,
+        source: mesh_proto::spiffe::InvalidSpiffeId,
+    },
+}
+
+impl TryFrom<&wire::Service> for Service {
+    type Error = InvalidService;
+
+    fn try_from(wire: &wire::Service) -> Result<Self, InvalidService> {
+        let mut zones = HashMap::with_capacity(wire.zones.len());
+        for entry in &wire.zones {
+            let zone: ZoneName = entry.zone.parse().map_err(InvalidService::Zone)?;
+            let converted = service_zone(&zone, entry)?;
+            if zones.insert(zone.clone(), converted).is_some() {
+                return Err(InvalidService::ZoneTwice(zone));
+            }
+        }
+        Ok(Self {
+            mesh: wire.mesh.parse().map_err(InvalidService::Mesh)?,
+            name: text(&wire.name).ok_or(InvalidService::Name)?,
+            port: port(wire.port)?,
+            protocol: Protocol::read(wire.protocol)?,
+            zones,
+            timeouts: Timeouts::read(wire.timeouts.as_ref())?,
+        })
+    }
+}
+
+fn service_zone(zone: &ZoneName, wire: &wire::ServiceZone) -> Result<ServiceZone, InvalidService> {
+    let server_name = match ServerName::try_from(wire.server_name.clone()) {
+        Ok(name @ ServerName::DnsName(_)) => name,
+        _ => {
+            return Err(InvalidService::ServerName(
+                zone.clone(),
+                wire.server_name.clone(),
+            ));
+        }
+    };
+    let identities = wire
+        .identities
+        .iter()
+        .map(|text| {
+            text.parse().map_err(|source| InvalidService::Identity {
+                zone: zone.clone(),
+                text: text.clone(),
+                source,
+            })
+        })
+        .collect::<Result<_, _>>()?;
+    Ok(ServiceZone {
+        server_name,
+        identities: Arc::new(identities),
+    })
+}

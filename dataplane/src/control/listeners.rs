@@ -1,0 +1,99 @@
+//! Listeners of all workers: bound here, so that one that can not be bound is a reason to refuse a document.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    io,
+    net::{SocketAddr, TcpListener},
+    sync::Arc,
+};
+
+use crate::{
+    net,
+    workers::{Command, WorkerHandle},
+};
+
+/// Listeners of all workers, by the address in the document.
+pub(super) struct Listeners {
+    workers: Arc<Vec<WorkerHandle>>,
+    open: BTreeMap<SocketAddr, SocketAddr>,
+    /// Bound, and not yet with the workers: their document may still be refused.
+    waiting: BTreeMap<SocketAddr, (SocketAddr, Vec<TcpListener>)>,
+}
+
+/// A listener that can not be bound.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {address}: {source}{hint}", hint = hint(.source))]
+pub(super) struct BindError {
+    address: SocketAddr,
+    source: io::Error,
+}
+
+fn hint(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::AddrInUse => " (another process listens there)",
+        io::ErrorKind::AddrNotAvailable => " (no interface of this machine has that address)",
+        io::ErrorKind::PermissionDenied => " (ports below 1024 need CAP_NET_BIND_SERVICE)",
+        _ => "",
+    }
+}
+
+impl Listeners {
+    pub(super) fn new(workers: Arc<Vec<WorkerHandle>>) -> Self {
+        Self {
+            workers,
+            open: BTreeMap::new(),
+            waiting: BTreeMap::new(),
+        }
+    }
+
+    /// Binds those of `wanted` that are not open: all of them or none.
+    pub(super) fn bind(&mut self, wanted: &[SocketAddr]) -> Result<(), BindError> {
+        let mut bound = BTreeMap::new();
+        for &address in wanted {
+            if self.open.contains_key(&address) || self.waiting.contains_key(&address) {
+                continue;
+            }
+            // A port of our own may move between addresses, old and new being open for a moment.
+            let own = |open: &SocketAddr| open.port() == address.port();
+            let exclusive = !self.open.keys().any(own);
+            let listeners = net::listen(address, self.workers.len(), exclusive)
+                .map_err(|source| BindError { address, source })?;
+            bound.insert(address, listeners);
+        }
+        self.waiting.extend(bound);
+        Ok(())
+    }
+
+    /// Opens what has been bound and closes what is not in `wanted`, in this order. Others are not touched.
+    pub(super) fn settle(&mut self, wanted: &HashSet<SocketAddr>) {
+        for (key, (bound, listeners)) in std::mem::take(&mut self.waiting) {
+            if !wanted.contains(&key) {
+                continue;
+            }
+            for (worker, listener) in self.workers.iter().zip(listeners) {
+                worker.tell(Command::Listen { key, listener });
+            }
+            self.open.insert(key, bound);
+        }
+        let workers = &self.workers;
+        self.open.retain(|key, _| {
+            let keep = wanted.contains(key);
+            if !keep {
+                for worker in workers.iter() {
+                    worker.tell(Command::Unlisten(*key));
+                }
+            }
+            keep
+        });
+    }
+
+    /// Where the listener for `key` is bound.
+    #[cfg(test)]
+    pub(super) fn bound(&self, key: SocketAddr) -> Option<SocketAddr> {
+        self.open.get(&key).copied()
+    }
+
+    pub(super) fn describe(&self) -> Vec<String> {
+        self.open.values().map(ToString::to_string).collect()
+    }
+}

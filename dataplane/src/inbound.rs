@@ -1,0 +1,191 @@
+//! Connections for the application: handshake, identity, permission, then bytes.
+//!
+//! When the HTTP engine comes, it takes over after [`authorize`], for inbounds whose protocol it speaks.
+
+use std::{rc::Rc, sync::Arc};
+
+use tokio::{net::TcpStream, time::timeout};
+
+use crate::{
+    config::Inbound,
+    net,
+    permission::Decision,
+    record::{ClosedBy, Connection, End, Reason},
+    relay::{Socket, relay},
+    snapshot::{InboundRoute, Snapshot, Target},
+    tls::{
+        handshake::{self, Established, HandshakeError},
+        verify::{Refusal, VerifiedPeer},
+    },
+    workers::Worker,
+};
+
+/// Serves one connection, and says how it ended.
+pub async fn serve(
+    worker: &Rc<Worker>,
+    mut stream: TcpStream,
+    route: &InboundRoute,
+    connection: &Rc<Connection>,
+) -> End {
+    let inbound = &route.inbound;
+    connection.idle.set(inbound.timeouts.idle);
+    let established = match Box::pin(shake_hands(worker, &mut stream, route)).await {
+        Ok(established) => established,
+        Err(end) => return end,
+    };
+    connection.peer.replace(Some(established.peer.clone()));
+    connection.source.replace(workload(&established.peer));
+    if let Err(end) = authorize(worker, inbound, &established.peer, connection) {
+        return end;
+    }
+    connection
+        .destination_address
+        .replace(Some(inbound.application.to_string().into()));
+    let application = match Box::pin(reach_application(inbound)).await {
+        Ok(application) => application,
+        Err(end) => return end,
+    };
+    let source = Socket::tls(stream, established);
+    let destination = Socket::plain(application, Vec::new());
+    relay(source, destination, connection, worker).await
+}
+
+/// What the caller is called in metrics: the last part of its identity, which the zone names after the workload.
+fn workload(peer: &VerifiedPeer) -> Arc<str> {
+    peer.id.path().rsplit('/').next().unwrap_or_default().into()
+}
+
+async fn shake_hands(
+    worker: &Worker,
+    stream: &mut TcpStream,
+    route: &InboundRoute,
+) -> Result<Established, End> {
+    let Some(tls) = route.tls.clone() else {
+        return Err(End::refused(
+            Reason::NoCertificate,
+            "no trust anchors have come from the zone control plane yet",
+        ));
+    };
+    let limit = worker.shared.limits.handshake_timeout;
+    let shaking = async {
+        let turn = worker.handshakes.acquire().await;
+        let established = handshake::accept(stream, tls).await;
+        drop(turn);
+        established
+    };
+    match timeout(limit, shaking).await {
+        Ok(Ok(established)) => Ok(established),
+        Ok(Err(error)) => Err(refusal(&error)),
+        Err(_) => Err(End::failed(
+            Reason::HandshakeTimeout,
+            ClosedBy::Proxy,
+            format!("no handshake within {} s", limit.as_secs()),
+        )),
+    }
+}
+
+/// What a failed handshake means for the record.
+fn refusal(error: &HandshakeError) -> End {
+    let reason = match error {
+        HandshakeError::Refused(refusal) => match refusal {
+            Refusal::ServerName(_) => Reason::ServerName,
+            Refusal::NotMesh => Reason::NotMeshTls,
+            Refusal::UnknownTrustDomain(_) | Refusal::Chain { .. } => Reason::PeerTrustDomain,
+            Refusal::Time { .. } => Reason::PeerClock,
+            Refusal::Certificate(_) | Refusal::OtherIdentity(_) => Reason::PeerCertificate,
+        },
+        HandshakeError::Plaintext => Reason::Plaintext,
+        HandshakeError::Tls(error) => match error {
+            crate::tls::session::SessionError::Tls(rustls::Error::NoCertificatesPresented) => {
+                Reason::PeerCertificate
+            }
+            crate::tls::session::SessionError::Tls(rustls::Error::NoApplicationProtocol) => {
+                Reason::NotMeshTls
+            }
+            _ => return End::failed(Reason::Handshake, ClosedBy::Source, error),
+        },
+        HandshakeError::Closed | HandshakeError::TooLong | HandshakeError::Io(_) => {
+            return End::failed(Reason::Handshake, ClosedBy::Source, error);
+        }
+    };
+    End::refused(reason, error)
+}
+
+/// Decides by the snapshot in force now, which may be newer than the one the handshake began with: what is decided here
+/// is looked at again whenever the snapshot changes.
+fn authorize(
+    worker: &Worker,
+    inbound: &Inbound,
+    peer: &VerifiedPeer,
+    connection: &Connection,
+) -> Result<(), End> {
+    let snapshot = worker.shared.snapshot.load();
+    match still_allowed(&snapshot, &inbound.name, peer) {
+        Ok(Decision::Allowed { by }) => {
+            connection.policy.replace(Some(by.into()));
+        }
+        Ok(Decision::ShadowDenied { by }) => {
+            connection.policy.replace(Some(by.into()));
+            worker.count_shadow_denied(connection);
+            tracing::info!(policy = by, src.identity = %peer.id, dst.service = &*inbound.service, "shadow deny: allowed for now");
+        }
+        Ok(Decision::Denied { by }) => {
+            connection.policy.replace(by.map(Into::into));
+            let detail = match by {
+                Some(by) => format!("{} is denied by {by}", peer.id),
+                None => format!("no MeshTrafficPermission allows {}", peer.id),
+            };
+            return Err(End::refused(Reason::PermissionDenied, detail));
+        }
+        Err(reason) => return Err(End::refused(reason, "withdrawn during the handshake")),
+    }
+    Ok(())
+}
+
+/// What `snapshot` says about a verified caller of the inbound `name`.
+///
+/// # Errors
+/// Where nobody vouches for the caller any more, or the inbound has gone.
+pub fn still_allowed<'s>(
+    snapshot: &'s Snapshot,
+    name: &str,
+    peer: &VerifiedPeer,
+) -> Result<Decision<'s>, Reason> {
+    if !still_trusted(snapshot, peer) {
+        return Err(Reason::TrustWithdrawn);
+    }
+    let inbound = snapshot.targets.values().find_map(|target| match target {
+        Target::Inbound(route) if *route.inbound.name == *name => Some(&route.inbound),
+        _ => None,
+    });
+    match inbound {
+        Some(inbound) => Ok(inbound.permissions.decide(&peer.id)),
+        None => Err(Reason::PermissionWithdrawn),
+    }
+}
+
+/// True where the anchor that vouched for the peer still does.
+#[must_use]
+pub fn still_trusted(snapshot: &Snapshot, peer: &VerifiedPeer) -> bool {
+    let trust = snapshot.trust.as_ref();
+    trust.is_some_and(|trust| trust.holds(peer.id.trust_domain(), peer.anchor))
+}
+
+async fn reach_application(inbound: &Inbound) -> Result<TcpStream, End> {
+    let address = inbound.application;
+    let failed = |reason, detail: String| {
+        End::failed(
+            reason,
+            ClosedBy::Destination,
+            format!("the application at {address} {detail}"),
+        )
+    };
+    match timeout(inbound.timeouts.connect, net::connect(address)).await {
+        Ok(Ok(stream)) => Ok(stream),
+        Ok(Err(error)) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
+            Err(failed(Reason::ConnectRefused, "refuses connections: is it running?".to_owned()))
+        }
+        Ok(Err(error)) => Err(failed(Reason::ConnectFailed, format!("is not reached: {error}"))),
+        Err(_) => Err(failed(Reason::ConnectTimeout, "does not answer".to_owned())),
+    }
+}

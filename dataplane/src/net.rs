@@ -1,0 +1,98 @@
+//! Options of sockets.
+
+use std::{io, net::SocketAddr, time::Duration};
+
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use tokio::net::{TcpListener, TcpStream};
+
+/// Silence after which the kernel asks whether the peer is still there.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(5);
+/// Between two such questions; two without answer end the connection, 9 s after the peer was last heard.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
+const KEEPALIVE_COUNT: u32 = 2;
+/// How long sent bytes may stay unacknowledged (FIELD c6: a vanished peer is given up within 10 s).
+const USER_TIMEOUT: Duration = Duration::from_secs(9);
+/// Connections that wait in the kernel to be accepted.
+const BACKLOG: i32 = 4096;
+
+/// What every connection has, on both hops: no delay of small writes, and a peer that vanished is noticed.
+fn set_options(socket: SockRef<'_>) -> io::Result<()> {
+    socket.set_tcp_nodelay(true)?;
+    let keepalive = TcpKeepalive::new()
+        .with_time(KEEPALIVE_IDLE)
+        .with_interval(KEEPALIVE_INTERVAL)
+        .with_retries(KEEPALIVE_COUNT);
+    socket.set_tcp_keepalive(&keepalive)?;
+    socket.set_tcp_user_timeout(Some(USER_TIMEOUT))
+}
+
+/// A user timeout also kills a peer that is alive and keeps its receive window shut because it reads slowly. Where that
+/// may be the case, only keep-alive and the kernel's retransmission limits judge.
+pub fn be_patient(stream: &TcpStream, patient: bool) {
+    let timeout = if patient { Duration::ZERO } else { USER_TIMEOUT };
+    let _ = SockRef::from(stream).set_tcp_user_timeout(Some(timeout));
+}
+
+/// Connects to `address`, with the options of every connection.
+///
+/// # Errors
+/// Where it is not reached.
+pub async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect(address).await?;
+    set_options(SockRef::from(&stream))?;
+    Ok(stream)
+}
+
+/// Binds `count` listeners that share `address` (SO_REUSEPORT), so that each worker has its own. Accepted connections
+/// inherit the options. Port 0 is replaced by the one the kernel gives. Where `exclusive`, a port that another process
+/// listens on is refused, which SO_REUSEPORT alone would share with it.
+///
+/// # Errors
+/// Where the address can not be had.
+pub fn listen(
+    address: SocketAddr,
+    count: usize,
+    exclusive: bool,
+) -> io::Result<(SocketAddr, Vec<std::net::TcpListener>)> {
+    if exclusive {
+        let probe = socket(address)?;
+        probe.bind(&address.into())?;
+    }
+    let mut bound = address;
+    let mut listeners = Vec::with_capacity(count);
+    for _ in 0..count {
+        let socket = socket(address)?;
+        socket.set_reuse_port(true)?;
+        set_options(SockRef::from(&socket))?;
+        socket.bind(&bound.into())?;
+        socket.listen(BACKLOG)?;
+        let listener = std::net::TcpListener::from(socket);
+        bound = listener.local_addr()?;
+        listeners.push(listener);
+    }
+    Ok((bound, listeners))
+}
+
+fn socket(address: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM.nonblocking().cloexec(),
+        Some(Protocol::TCP),
+    )?;
+    socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        // `::` means IPv6 and IPv4, as everywhere in Isthmus.
+        socket.set_only_v6(false)?;
+    }
+    Ok(socket)
+}
+
+/// What has been accepted and not been taken when a listener goes would be reset: takes it.
+pub fn accept_waiting(listener: &TcpListener) -> Vec<(TcpStream, SocketAddr)> {
+    let mut waiting = Vec::new();
+    let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+    while let std::task::Poll::Ready(Ok(accepted)) = listener.poll_accept(&mut cx) {
+        waiting.push(accepted);
+    }
+    waiting
+}

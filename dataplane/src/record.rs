@@ -1,0 +1,329 @@
+//! One record a connection, written once whichever way it ends, drop included. Logs and metrics are made from it.
+//!
+//! | field | meaning |
+//! | --- | --- |
+//! | `direction` | `inbound`, `outbound` or `ingress` |
+//! | `src.addr`, `src.identity`, `src.service` | who called |
+//! | `dst.addr`, `dst.identity`, `dst.service` | who was called |
+//! | `duration_ms`, `bytes_sent`, `bytes_received` | sent: from source to destination |
+//! | `outcome`, `reason`, `closed_by` | how it ended, why, and by whom |
+//! | `policy` | the rule that decided, where one did |
+//! | `detail` | for the person on call |
+
+use std::{
+    cell::{Cell, RefCell},
+    fmt,
+    net::SocketAddr,
+    rc::Rc,
+    sync::Arc,
+    task::Waker,
+    time::{Duration, Instant},
+};
+
+use prometheus_client::encoding::{EncodeLabelValue, LabelValueEncoder};
+
+use crate::{tls::verify::VerifiedPeer, workers::Worker};
+
+/// Which way a connection goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[allow(missing_docs)]
+pub enum Direction {
+    Inbound,
+    Outbound,
+    Ingress,
+}
+
+/// How a connection ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// Both sides ended it cleanly.
+    Completed,
+    /// A rule did not let it begin.
+    Refused,
+    /// The world did not let it begin, or cut it.
+    Failed,
+    /// The proxy ended it.
+    Closed,
+}
+
+/// Why a connection ended so. The set is closed: it is a label of metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[allow(missing_docs)]
+pub enum Reason {
+    None,
+    // Refused.
+    NotConfigured,
+    NoCertificate,
+    CertificateExpired,
+    Plaintext,
+    ServerName,
+    NotMeshTls,
+    PeerCertificate,
+    PeerTrustDomain,
+    PeerClock,
+    PermissionDenied,
+    ConnectionLimit,
+    // Failed.
+    HandshakeTimeout,
+    Handshake,
+    NoService,
+    NoEndpoints,
+    ConnectRefused,
+    ConnectTimeout,
+    ConnectFailed,
+    ServerIdentity,
+    Reset,
+    Truncated,
+    // Closed.
+    IdleTimeout,
+    HalfCloseTimeout,
+    PermissionWithdrawn,
+    TrustWithdrawn,
+    Drained,
+    Stopped,
+}
+
+/// Who ended a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum ClosedBy {
+    Source,
+    Destination,
+    Proxy,
+}
+
+macro_rules! label {
+    ($type:ident { $($variant:ident = $text:literal),+ $(,)? }) => {
+        impl $type {
+            /// As text, for logs and labels.
+            #[must_use]
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $text),+ }
+            }
+        }
+
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.as_str())
+            }
+        }
+
+        impl EncodeLabelValue for $type {
+            fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
+                self.as_str().encode(encoder)
+            }
+        }
+    };
+}
+
+label!(Direction { Inbound = "inbound", Outbound = "outbound", Ingress = "ingress" });
+label!(Outcome { Completed = "completed", Refused = "refused", Failed = "failed", Closed = "closed" });
+label!(ClosedBy { Source = "source", Destination = "destination", Proxy = "proxy" });
+label!(Reason {
+    None = "",
+    NotConfigured = "not_configured",
+    NoCertificate = "no_certificate",
+    CertificateExpired = "certificate_expired",
+    Plaintext = "plaintext",
+    ServerName = "server_name",
+    NotMeshTls = "not_mesh_tls",
+    PeerCertificate = "peer_certificate",
+    PeerTrustDomain = "peer_trust_domain",
+    PeerClock = "peer_clock",
+    PermissionDenied = "permission_denied",
+    ConnectionLimit = "connection_limit",
+    HandshakeTimeout = "handshake_timeout",
+    Handshake = "handshake",
+    NoService = "no_service",
+    NoEndpoints = "no_endpoints",
+    ConnectRefused = "connect_refused",
+    ConnectTimeout = "connect_timeout",
+    ConnectFailed = "connect_failed",
+    ServerIdentity = "server_identity",
+    Reset = "reset",
+    Truncated = "truncated",
+    IdleTimeout = "idle_timeout",
+    HalfCloseTimeout = "half_close_timeout",
+    PermissionWithdrawn = "permission_withdrawn",
+    TrustWithdrawn = "trust_withdrawn",
+    Drained = "drained",
+    Stopped = "stopped",
+});
+
+/// How a connection ended, for the record.
+#[derive(Debug, Clone)]
+pub struct End {
+    /// How.
+    pub outcome: Outcome,
+    /// Why.
+    pub reason: Reason,
+    /// Who.
+    pub closed_by: ClosedBy,
+    /// For the person on call.
+    pub detail: String,
+}
+
+impl End {
+    /// A rule did not let it begin.
+    #[must_use]
+    pub fn refused(reason: Reason, detail: impl fmt::Display) -> Self {
+        Self {
+            outcome: Outcome::Refused,
+            reason,
+            closed_by: ClosedBy::Proxy,
+            detail: detail.to_string(),
+        }
+    }
+
+    /// The world did not let it begin.
+    #[must_use]
+    pub fn failed(reason: Reason, closed_by: ClosedBy, detail: impl fmt::Display) -> Self {
+        Self {
+            outcome: Outcome::Failed,
+            reason,
+            closed_by,
+            detail: detail.to_string(),
+        }
+    }
+
+    /// The proxy ended it.
+    #[must_use]
+    pub fn closed(reason: Reason) -> Self {
+        Self {
+            outcome: Outcome::Closed,
+            reason,
+            closed_by: ClosedBy::Proxy,
+            detail: String::new(),
+        }
+    }
+}
+
+/// An open connection, in its worker's table. All of it is the worker thread's own.
+#[derive(Debug)]
+pub struct Connection {
+    /// Which way.
+    pub direction: Direction,
+    /// Who called.
+    pub source_address: SocketAddr,
+    /// The verified identity at the other end of the mesh hop, once known.
+    pub peer: RefCell<Option<VerifiedPeer>>,
+    /// The inbound it came by. Its permissions are looked at again when they change.
+    pub inbound: Option<Arc<str>>,
+    /// Service or workload that called.
+    pub source: RefCell<Arc<str>>,
+    /// Service that is called.
+    pub destination: RefCell<Arc<str>>,
+    /// Mesh, for metrics.
+    pub mesh: RefCell<Arc<str>>,
+    /// Where it went.
+    pub destination_address: RefCell<Option<Arc<str>>>,
+    /// The rule that decided.
+    pub policy: RefCell<Option<Arc<str>>>,
+    /// Since when.
+    pub started: Instant,
+    /// From source to destination.
+    pub sent: Cell<u64>,
+    /// From destination to source.
+    pub received: Cell<u64>,
+    /// Bytes that metrics already know of.
+    pub counted: Cell<(u64, u64)>,
+    /// The worker's clock (milliseconds) when the last byte passed.
+    pub active_at: Cell<u64>,
+    /// Without a byte for so long it is closed.
+    pub idle: Cell<Option<Duration>>,
+    /// One side has ended what it sends.
+    pub half_closed: Cell<bool>,
+    /// Asked to end.
+    pub close: Cell<Option<Reason>>,
+    /// The task that relays it.
+    pub waker: RefCell<Option<Waker>>,
+}
+
+impl Connection {
+    /// Asks the relay to end.
+    pub fn close(&self, reason: Reason) {
+        if self.close.get().is_none() {
+            self.close.set(Some(reason));
+            if let Some(waker) = self.waker.borrow().as_ref() {
+                waker.wake_by_ref();
+            }
+        }
+    }
+}
+
+/// Holds a connection's place in its worker's table, and writes its record when dropped.
+pub struct Record {
+    worker: Rc<Worker>,
+    key: usize,
+    /// The connection.
+    pub connection: Rc<Connection>,
+    end: Option<End>,
+}
+
+impl Record {
+    /// Takes a place in the table.
+    #[must_use]
+    pub fn begin(worker: &Rc<Worker>, connection: Connection) -> Self {
+        let connection = Rc::new(connection);
+        Self {
+            key: worker.table.borrow_mut().insert(connection.clone()),
+            worker: worker.clone(),
+            connection,
+            end: None,
+        }
+    }
+
+    /// Says how it ended. The record itself is written at drop.
+    pub fn end(mut self, end: End) {
+        self.end = Some(end);
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        let connection = self.worker.table.borrow_mut().remove(self.key);
+        // Dropped without a word: the worker ended with the connection open.
+        let end = self.end.take().unwrap_or_else(|| End::closed(Reason::Stopped));
+        self.worker.count(&connection, Some(&end));
+        write(&connection, &end);
+    }
+}
+
+/// What an operator looks for (refusals, failures, what the proxy ended) is `info`; the rest is `debug`.
+fn write(connection: &Connection, end: &End) {
+    macro_rules! record {
+        ($level:ident) => {
+            tracing::$level!(
+                direction = connection.direction.as_str(),
+                src.addr = %connection.source_address,
+                src.service = &**connection.source.borrow(),
+                src.identity = connection.peer_at(Direction::Inbound).as_deref(),
+                dst.addr = connection.destination_address.borrow().as_deref(),
+                dst.service = &**connection.destination.borrow(),
+                dst.identity = connection.peer_at(Direction::Outbound).as_deref(),
+                duration_ms = u64::try_from(connection.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+                bytes_sent = connection.sent.get(),
+                bytes_received = connection.received.get(),
+                outcome = end.outcome.as_str(),
+                reason = end.reason.as_str(),
+                closed_by = end.closed_by.as_str(),
+                policy = connection.policy.borrow().as_deref(),
+                detail = end.detail.as_str(),
+                "connection"
+            )
+        };
+    }
+    match end.outcome {
+        Outcome::Completed => record!(debug),
+        Outcome::Refused | Outcome::Failed | Outcome::Closed => record!(info),
+    }
+}
+
+impl Connection {
+    /// The peer's identity, where the mesh hop is on the side that `direction` says.
+    fn peer_at(&self, direction: Direction) -> Option<String> {
+        let peer = self.peer.borrow();
+        let peer = peer.as_ref()?;
+        (self.direction == direction).then(|| peer.id.to_string())
+    }
+}

@@ -1,0 +1,270 @@
+//! One TLS session without buffers of its own: bytes in, bytes out, driven by the caller.
+
+use rustls::{
+    CommonState,
+    client::{ClientConnectionData, UnbufferedClientConnection},
+    server::{ServerConnectionData, UnbufferedServerConnection},
+    unbuffered::{ConnectionState, EncodeError, EncodeTlsData, EncryptError, UnbufferedStatus},
+};
+
+/// More than a record's header, content type and tag, and a close_notify or key update, take beside the payload.
+const RECORD_OVERHEAD: usize = 64;
+/// Payload of a full record.
+const RECORD_PAYLOAD: usize = 16 * 1024;
+/// The longest record on the wire (RFC 8446 §5.2).
+pub const RECORD_BYTES_MAX: usize = 5 + RECORD_PAYLOAD + 256;
+
+/// One TLS session.
+///
+/// Feed what has arrived to [`Self::receive`], encrypt with [`Self::send`], end with [`Self::finish`]; each appends to
+/// `outgoing` what must be sent, in that order.
+pub enum Session {
+    /// The side that called.
+    Client(Box<UnbufferedClientConnection>),
+    /// The side that was called.
+    Server(Box<UnbufferedServerConnection>),
+}
+
+/// Where a session stands once it has taken all it could.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// The handshake needs more from the peer.
+    Handshaking,
+    /// Application data may be sent.
+    Open,
+    /// The same, and the peer has said that it sends no more.
+    PeerClosed,
+}
+
+/// What [`Session::receive`] has done.
+#[derive(Debug, Clone, Copy)]
+pub struct Received {
+    /// Bytes of the input that are done with; the rest must be there, at the front, at the next call.
+    pub consumed: usize,
+    /// Where the session stands.
+    pub standing: Standing,
+}
+
+/// Why a session is over.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    /// The peer broke the protocol, was refused, or sent an alert.
+    #[error(transparent)]
+    Tls(#[from] rustls::Error),
+    /// The session is in no state to do what it is asked, or its keys are used up.
+    #[error("the TLS session can not go on: {0}")]
+    Unexpected(String),
+}
+
+impl Session {
+    /// Takes bytes from the peer. Appends application data to `plain` and what must be sent back to `outgoing`.
+    ///
+    /// # Errors
+    /// Where the session is over; `outgoing` then ends with the alert that says so.
+    pub fn receive(
+        &mut self,
+        input: &mut [u8],
+        plain: &mut Vec<u8>,
+        outgoing: &mut Vec<u8>,
+    ) -> Result<Received, SessionError> {
+        match self {
+            Self::Client(session) => receive(&mut **session, input, plain, outgoing),
+            Self::Server(session) => receive(&mut **session, input, plain, outgoing),
+        }
+    }
+
+    /// Encrypts `plain` to the end of `outgoing`.
+    ///
+    /// # Errors
+    /// Where the session can not send.
+    pub fn send(&mut self, plain: &[u8], outgoing: &mut Vec<u8>) -> Result<(), SessionError> {
+        let records = plain.len() / RECORD_PAYLOAD + 1;
+        let room = plain.len() + records * RECORD_OVERHEAD;
+        match self {
+            Self::Client(session) => write(&mut **session, room, outgoing, Write::Data(plain)),
+            Self::Server(session) => write(&mut **session, room, outgoing, Write::Data(plain)),
+        }
+    }
+
+    /// Appends the close_notify that ends what we send.
+    ///
+    /// # Errors
+    /// Where the session can not send.
+    pub fn finish(&mut self, outgoing: &mut Vec<u8>) -> Result<(), SessionError> {
+        match self {
+            Self::Client(session) => write(&mut **session, RECORD_OVERHEAD, outgoing, Write::End),
+            Self::Server(session) => write(&mut **session, RECORD_OVERHEAD, outgoing, Write::End),
+        }
+    }
+
+    /// What both sides have agreed on.
+    #[must_use]
+    pub fn common(&self) -> &CommonState {
+        match self {
+            Self::Client(session) => session,
+            Self::Server(session) => session,
+        }
+    }
+}
+
+/// The call that client and server connections have in common without sharing a trait for it.
+trait Process {
+    type Data;
+
+    fn process<'c, 'i>(
+        &'c mut self,
+        input: &'i mut [u8],
+    ) -> UnbufferedStatus<'c, 'i, Self::Data>;
+}
+
+impl Process for UnbufferedClientConnection {
+    type Data = ClientConnectionData;
+
+    fn process<'c, 'i>(
+        &'c mut self,
+        input: &'i mut [u8],
+    ) -> UnbufferedStatus<'c, 'i, ClientConnectionData> {
+        self.process_tls_records(input)
+    }
+}
+
+impl Process for UnbufferedServerConnection {
+    type Data = ServerConnectionData;
+
+    fn process<'c, 'i>(
+        &'c mut self,
+        input: &'i mut [u8],
+    ) -> UnbufferedStatus<'c, 'i, ServerConnectionData> {
+        self.process_tls_records(input)
+    }
+}
+
+fn receive<P: Process>(
+    session: &mut P,
+    input: &mut [u8],
+    plain: &mut Vec<u8>,
+    outgoing: &mut Vec<u8>,
+) -> Result<Received, SessionError> {
+    let mut consumed = 0;
+    let mut peer_closed = false;
+    loop {
+        let status = session.process(&mut input[consumed..]);
+        consumed += status.discard;
+        let standing = match status.state {
+            Ok(ConnectionState::ReadTraffic(mut traffic)) => {
+                while let Some(record) = traffic.next_record() {
+                    let record = record?;
+                    plain.extend_from_slice(record.payload);
+                    consumed += record.discard;
+                }
+                continue;
+            }
+            Ok(ConnectionState::EncodeTlsData(mut data)) => {
+                encode(&mut data, outgoing)?;
+                continue;
+            }
+            Ok(ConnectionState::TransmitTlsData(data)) => {
+                data.done();
+                continue;
+            }
+            Ok(ConnectionState::PeerClosed) => {
+                peer_closed = true;
+                continue;
+            }
+            Ok(ConnectionState::WriteTraffic(_)) if peer_closed => Standing::PeerClosed,
+            Ok(ConnectionState::WriteTraffic(_)) => Standing::Open,
+            Ok(ConnectionState::Closed) => Standing::PeerClosed,
+            Ok(ConnectionState::BlockedHandshake) => Standing::Handshaking,
+            Ok(other) => return Err(SessionError::Unexpected(format!("{other:?}"))),
+            Err(error) => {
+                take_alert(session, outgoing);
+                return Err(error.into());
+            }
+        };
+        return Ok(Received { consumed, standing });
+    }
+}
+
+/// After an error, the alert that tells the peer waits to be sent.
+fn take_alert<P: Process>(session: &mut P, outgoing: &mut Vec<u8>) {
+    loop {
+        match session.process(&mut []).state {
+            Ok(ConnectionState::EncodeTlsData(mut data)) => {
+                if encode(&mut data, outgoing).is_err() {
+                    return;
+                }
+            }
+            Ok(ConnectionState::TransmitTlsData(data)) => data.done(),
+            // The error itself comes again once nothing is left to send.
+            Ok(_) | Err(_) => return,
+        }
+    }
+}
+
+enum Write<'a> {
+    Data(&'a [u8]),
+    End,
+}
+
+/// Writes to the end of `outgoing`, with `room` bytes to begin with and more where rustls asks for it.
+fn write<P: Process>(
+    session: &mut P,
+    mut room: usize,
+    outgoing: &mut Vec<u8>,
+    what: Write<'_>,
+) -> Result<(), SessionError> {
+    loop {
+        let mut traffic = match session.process(&mut []).state {
+            Ok(ConnectionState::WriteTraffic(traffic)) => traffic,
+            // A key update of ours, or the answer to the peer's, goes first.
+            Ok(ConnectionState::EncodeTlsData(mut data)) => {
+                encode(&mut data, outgoing)?;
+                continue;
+            }
+            Ok(ConnectionState::TransmitTlsData(data)) => {
+                data.done();
+                continue;
+            }
+            Ok(other) => return Err(SessionError::Unexpected(format!("{other:?}"))),
+            Err(error) => return Err(error.into()),
+        };
+        let start = outgoing.len();
+        outgoing.resize(start + room, 0);
+        let written = match what {
+            Write::Data(plain) => traffic.encrypt(plain, &mut outgoing[start..]),
+            Write::End => traffic.queue_close_notify(&mut outgoing[start..]),
+        };
+        outgoing.truncate(start + written.as_ref().map_or(0, |written| *written));
+        match written {
+            Ok(_) => return Ok(()),
+            Err(EncryptError::InsufficientSize(wanted)) if wanted.required_size > room => {
+                room = wanted.required_size;
+            }
+            Err(error) => return Err(SessionError::Unexpected(error.to_string())),
+        }
+    }
+}
+
+fn encode<Data>(
+    data: &mut EncodeTlsData<'_, Data>,
+    outgoing: &mut Vec<u8>,
+) -> Result<(), SessionError> {
+    let start = outgoing.len();
+    let mut room = 0;
+    loop {
+        outgoing.resize(start + room, 0);
+        match data.encode(&mut outgoing[start..]) {
+            Ok(written) => {
+                outgoing.truncate(start + written);
+                return Ok(());
+            }
+            Err(EncodeError::InsufficientSize(wanted)) if wanted.required_size > room => {
+                room = wanted.required_size;
+            }
+            Err(error) => {
+                outgoing.truncate(start);
+                return Err(SessionError::Unexpected(error.to_string()));
+            }
+        }
+    }
+}

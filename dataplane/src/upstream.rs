@@ -1,0 +1,243 @@
+//! Reaches an endpoint of a service: one after another until one answers.
+//!
+//! An attempt that fails (refused, no answer in time, a handshake that fails, a server that is somebody else) moves on to
+//! an endpoint that has not been tried, and makes the failed one come last for a while. Where all have failed, the
+//! control thread is asked for fresh endpoints.
+
+use std::{
+    io,
+    net::SocketAddr,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use mesh_proto::names::ZoneName;
+use tokio::{net::TcpStream, sync::mpsc::error::TrySendError, time::timeout};
+
+use crate::{
+    balance,
+    config::{Endpoint, Host, IngressRoute},
+    net,
+    record::{ClosedBy, Connection, End, Reason},
+    snapshot::{IngressTable, ServiceRoute},
+    tls::{
+        handshake::{self, Established, HandshakeError},
+        verify::Refusal,
+    },
+    workers::{Outstanding, Worker},
+};
+
+/// How long an endpoint that could not be reached comes last.
+const PENALTY: Duration = Duration::from_secs(10);
+/// All attempts for one connection together may take so many times the time-out of one.
+const ATTEMPTS_BUDGET: u32 = 3;
+
+/// An endpoint that answered with the right identity.
+pub struct Reached {
+    /// The socket.
+    pub stream: TcpStream,
+    /// The session on it.
+    pub established: Established,
+    /// Counts the connection while it lives.
+    pub outstanding: Outstanding,
+}
+
+/// Why one attempt failed.
+struct Failed {
+    reason: Reason,
+    detail: String,
+}
+
+/// Reaches an endpoint of `route` by mesh TLS.
+///
+/// # Errors
+/// With the last attempt's failure, where none is reached.
+pub async fn reach_service(
+    worker: &Rc<Worker>,
+    route: &Arc<ServiceRoute>,
+    own_zone: &ZoneName,
+    connection: &Connection,
+) -> Result<Reached, End> {
+    let endpoints = route.endpoints.load_full();
+    // Fail closed: an endpoint in a zone the document does not know has no identities to check against.
+    let unknown: Vec<_> = indices(&endpoints, |e| !route.zones.contains_key(&e.zone));
+    let service = &route.service;
+    let name = format!("service/{}:{}", service.name, service.port);
+    let reached = attempt_each(worker, &endpoints, unknown, own_zone, service.timeouts.connect, connection, {
+        async |endpoint: &Endpoint| {
+            let zone = route.zones.get(&endpoint.zone).expect("others are left out");
+            let tls = zone.tls.clone().ok_or_else(|| Failed {
+                reason: Reason::NoCertificate,
+                detail: "no trust anchors have come from the zone control plane yet".to_owned(),
+            })?;
+            let mut stream = connect(endpoint).await?;
+            let established = handshake::connect(&mut stream, tls, zone.server_name.clone())
+                .await
+                .map_err(|error| failed_handshake(endpoint, &error))?;
+            Ok((stream, established))
+        }
+    })
+    .await;
+    match reached {
+        Ok(((stream, established), outstanding)) => Ok(Reached {
+            stream,
+            established,
+            outstanding,
+        }),
+        Err(failed) => Err(none_reached(worker, &name, endpoints.is_empty(), failed)),
+    }
+}
+
+/// Reaches an endpoint of an ingress route, for bytes as they are.
+///
+/// # Errors
+/// As for [`reach_service`].
+pub async fn reach_endpoint(
+    worker: &Rc<Worker>,
+    table: &IngressTable,
+    route: &IngressRoute,
+    connection: &Connection,
+) -> Result<(TcpStream, Outstanding), End> {
+    let endpoints = table
+        .endpoints
+        .get(&route.endpoints)
+        .map(|set| set.load_full())
+        .unwrap_or_default();
+    // An ingress forwards into its own zone only: two that point at each other would make a loop.
+    let foreign = indices(&endpoints, |e| e.through_ingress);
+    let ingress = &table.ingress;
+    let limit = ingress.connect_timeout;
+    attempt_each(
+        worker,
+        &endpoints,
+        foreign,
+        &ingress.zone,
+        limit,
+        connection,
+        async |endpoint: &Endpoint| connect(endpoint).await,
+    )
+    .await
+    .map_err(|failed| none_reached(worker, &route.endpoints, endpoints.is_empty(), failed))
+}
+
+fn indices(endpoints: &[Endpoint], wanted: impl Fn(&Endpoint) -> bool) -> Vec<usize> {
+    let found = endpoints.iter().enumerate().filter(|(_, e)| wanted(e));
+    found.map(|(index, _)| index).collect()
+}
+
+/// Tries endpoints other than `tried` until one answers. The error is the last attempt's; `None`: there was nobody to
+/// try.
+async fn attempt_each<T>(
+    worker: &Rc<Worker>,
+    endpoints: &[Endpoint],
+    mut tried: Vec<usize>,
+    own_zone: &ZoneName,
+    limit: Duration,
+    connection: &Connection,
+    attempt: impl AsyncFn(&Endpoint) -> Result<T, Failed>,
+) -> Result<(T, Outstanding), Option<Failed>> {
+    let begun = Instant::now();
+    let mut last = None;
+    loop {
+        let now = Instant::now();
+        let left = (limit * ATTEMPTS_BUDGET).saturating_sub(now - begun);
+        let load = |e: &Endpoint| worker.outstanding(&e.host, e.port);
+        let picked = balance::pick(endpoints, own_zone, &tried, now, load, || worker.random());
+        let Some(index) = picked.filter(|_| !left.is_zero()) else {
+            return Err(last);
+        };
+        tried.push(index);
+        let endpoint = &endpoints[index];
+        let outstanding = worker.occupy(&endpoint.host, endpoint.port);
+        connection
+            .destination_address
+            .replace(Some(endpoint.to_string().into()));
+        let limit = limit.min(left);
+        let failed = match timeout(limit, attempt(endpoint)).await {
+            Ok(Ok(reached)) => {
+                endpoint.health.succeeded();
+                return Ok((reached, outstanding));
+            }
+            Ok(Err(failed)) => failed,
+            Err(_) => Failed {
+                reason: Reason::ConnectTimeout,
+                detail: format!("{endpoint} did not answer within {} ms", limit.as_millis()),
+            },
+        };
+        endpoint.health.failed(Instant::now(), PENALTY);
+        tracing::debug!(%endpoint, reason = failed.reason.as_str(), detail = failed.detail, "an endpoint was not reached");
+        last = Some(failed);
+    }
+}
+
+async fn connect(endpoint: &Endpoint) -> Result<TcpStream, Failed> {
+    let failed = |error: io::Error| Failed {
+        reason: match error.kind() {
+            io::ErrorKind::ConnectionRefused => Reason::ConnectRefused,
+            io::ErrorKind::TimedOut => Reason::ConnectTimeout,
+            _ => Reason::ConnectFailed,
+        },
+        detail: format!("{endpoint}: {error}"),
+    };
+    let mut last = None;
+    for address in resolve(endpoint).await.map_err(failed)? {
+        match net::connect(address).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) => last = Some(error),
+        }
+    }
+    Err(failed(last.unwrap_or_else(|| {
+        io::Error::new(io::ErrorKind::NotFound, "the name has no address")
+    })))
+}
+
+/// A name is resolved for each connection, so that a changed answer is used at once.
+async fn resolve(endpoint: &Endpoint) -> io::Result<Vec<SocketAddr>> {
+    match (&endpoint.host, endpoint.address()) {
+        (_, Some(address)) => Ok(vec![address]),
+        (Host::Name(name), None) => {
+            Ok(tokio::net::lookup_host((&**name, endpoint.port)).await?.collect())
+        }
+        (Host::Ip(_), None) => Ok(Vec::new()),
+    }
+}
+
+fn failed_handshake(endpoint: &Endpoint, error: &HandshakeError) -> Failed {
+    Failed {
+        reason: match error {
+            HandshakeError::Refused(Refusal::Time { .. }) => Reason::PeerClock,
+            HandshakeError::Refused(_) => Reason::ServerIdentity,
+            _ => Reason::Handshake,
+        },
+        detail: format!("{endpoint}: {error}"),
+    }
+}
+
+fn none_reached(worker: &Worker, key: &str, empty: bool, failed: Option<Failed>) -> End {
+    match failed {
+        Some(failed) => {
+            ask_anew(worker, key);
+            End::failed(failed.reason, ClosedBy::Destination, failed.detail)
+        }
+        None if empty => End::failed(
+            Reason::NoEndpoints,
+            ClosedBy::Proxy,
+            format!("{key} has no endpoint that is ready"),
+        ),
+        None => End::failed(
+            Reason::NoEndpoints,
+            ClosedBy::Proxy,
+            format!("{key} has endpoints, but none that its document lets this proxy use"),
+        ),
+    }
+}
+
+/// Connect errors to all known endpoints mean that what is known may be old (FIELD c7).
+fn ask_anew(worker: &Worker, key: &str) {
+    match worker.shared.lookups.try_send(key.to_owned()) {
+        Ok(()) | Err(TrySendError::Closed(_)) => {}
+        // Another look-up is under way, and it brings all endpoints.
+        Err(TrySendError::Full(_)) => tracing::debug!(key, "a fresh look-up is under way already"),
+    }
+}

@@ -1,0 +1,438 @@
+//! Workers: one OS thread each, with one single-threaded runtime, own listeners, own counters, own scratch buffers.
+//!
+//! A worker reads the snapshot once per connection and shares nothing else with the others on the way of a connection
+//! but a few atomics. What is stated as a total (open connections) holds for the process.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    net::SocketAddr,
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use arc_swap::ArcSwap;
+use slab::Slab;
+use tokio::{
+    sync::{Notify, Semaphore, mpsc, oneshot},
+    task::LocalSet,
+};
+
+use crate::{
+    config::Host,
+    inbound, listener,
+    metrics::{Counters, Labels, WorkerSeries},
+    record::{Connection, End, Outcome, Reason},
+    relay::Scratch,
+    snapshot::Snapshot,
+};
+
+/// Between two looks at a worker's open connections (idle time-outs; time stamps are as coarse).
+const SWEEP: Duration = Duration::from_millis(500);
+/// How long a half-closed connection may be silent.
+pub const HALF_CLOSE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// What is bounded.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Open connections of the process.
+    pub connections: usize,
+    /// Handshakes under way at once in one worker; further connections wait.
+    pub handshakes: usize,
+    /// How long a handshake (and waiting for it) may take.
+    pub handshake_timeout: Duration,
+    /// How long a half-closed connection may be silent.
+    pub half_close_timeout: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 16_384,
+            handshakes: 256,
+            handshake_timeout: Duration::from_secs(10),
+            half_close_timeout: HALF_CLOSE_TIMEOUT,
+        }
+    }
+}
+
+/// What all workers and the control thread share.
+pub struct Shared {
+    /// Replaced as a whole by the control thread.
+    pub snapshot: ArcSwap<Snapshot>,
+    /// Open connections of the process.
+    pub open: Arc<AtomicUsize>,
+    /// What is bounded.
+    pub limits: Limits,
+    /// Endpoint sets of which no endpoint could be reached: the control thread asks for them anew. Where it is full,
+    /// a look-up is under way already and the request is dropped.
+    pub lookups: mpsc::Sender<String>,
+}
+
+/// What the control thread tells a worker.
+pub enum Command {
+    /// Accept connections for the target at `key` of the snapshot.
+    Listen {
+        /// The address in the document.
+        key: SocketAddr,
+        /// Bound and listening.
+        listener: std::net::TcpListener,
+    },
+    /// Accept no more there.
+    Unlisten(SocketAddr),
+    /// Permissions or trust may have changed: look at all open connections.
+    Recheck,
+    /// End all connections.
+    CloseAll(Reason),
+    /// Describe open connections, at most so many.
+    List(usize, oneshot::Sender<Vec<ConnectionView>>),
+}
+
+/// An open connection, for the admin socket.
+#[derive(Debug, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+#[allow(missing_docs)]
+pub struct ConnectionView {
+    pub direction: &'static str,
+    pub source_address: String,
+    pub source: String,
+    pub destination: String,
+    pub destination_address: Option<String>,
+    pub peer_identity: Option<String>,
+    pub inbound: Option<String>,
+    pub seconds: u64,
+    pub idle_seconds: u64,
+    pub bytes_sent: u64,
+    pub bytes_received: u64,
+    pub half_closed: bool,
+}
+
+/// The control thread's way to one worker. Commands are few (listeners, snapshots, questions of an operator), so their
+/// queue has no bound.
+pub struct WorkerHandle {
+    commands: mpsc::UnboundedSender<Command>,
+    /// For the scrape.
+    pub series: WorkerSeries,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl WorkerHandle {
+    /// Tells the worker. A worker that has ended takes no more commands, which matters only during the end of the
+    /// process.
+    pub fn tell(&self, command: Command) {
+        let _ = self.commands.send(command);
+    }
+
+    /// Ends the worker with all its connections, and waits for it.
+    pub fn stop(mut self) {
+        drop(self.commands);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Starts worker `index`.
+///
+/// # Errors
+/// Where the system gives no thread.
+pub fn spawn(index: usize, shared: Arc<Shared>) -> std::io::Result<WorkerHandle> {
+    let (commands, receiver) = mpsc::unbounded_channel();
+    let counters = Counters::default();
+    let series = counters.shared();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .enable_time()
+        .build()?;
+    let thread = thread::Builder::new()
+        .name(format!("worker-{index}"))
+        .spawn(move || {
+            let worker = Worker::new(shared, counters);
+            let local = LocalSet::new();
+            local.block_on(&runtime, run(worker, receiver));
+            // Tasks are dropped here, and each writes its record.
+            drop(local);
+        })?;
+    Ok(WorkerHandle {
+        commands,
+        series,
+        thread: Some(thread),
+    })
+}
+
+/// What belongs to one worker thread.
+pub struct Worker {
+    /// With the others.
+    pub shared: Arc<Shared>,
+    /// Buffers, used within one poll.
+    pub scratch: RefCell<Scratch>,
+    /// Open connections.
+    pub table: RefCell<Slab<Rc<Connection>>>,
+    /// Handshakes under way.
+    pub handshakes: Rc<Semaphore>,
+    counters: RefCell<Counters>,
+    outstanding: RefCell<HashMap<(Host, u16), u32>>,
+    random: Cell<u64>,
+    started: Instant,
+    now_ms: Cell<u64>,
+    not_empty: Notify,
+}
+
+impl Worker {
+    /// A worker that has nothing to do yet.
+    #[must_use]
+    pub fn new(shared: Arc<Shared>, counters: Counters) -> Rc<Self> {
+        Rc::new(Self {
+            handshakes: Rc::new(Semaphore::new(shared.limits.handshakes)),
+            shared,
+            scratch: RefCell::default(),
+            table: RefCell::default(),
+            counters: RefCell::new(counters),
+            outstanding: RefCell::default(),
+            random: Cell::new(mesh_runtime::backoff::random() | 1),
+            started: Instant::now(),
+            now_ms: Cell::new(0),
+            not_empty: Notify::new(),
+        })
+    }
+
+    /// The worker's clock in milliseconds, as coarse as the sweep.
+    #[must_use]
+    pub fn now_ms(&self) -> u64 {
+        self.now_ms.get()
+    }
+
+    fn tick(&self) {
+        let ms = self.started.elapsed().as_millis();
+        self.now_ms.set(u64::try_from(ms).unwrap_or(u64::MAX));
+    }
+
+    /// Takes a place among the open connections of the process. `false`: the limit is reached.
+    #[must_use]
+    pub fn admit(&self) -> bool {
+        let before = self.shared.open.fetch_add(1, Ordering::Relaxed);
+        if before == 0 || self.table.borrow().is_empty() {
+            // The sweep rests while there is nothing to look at, and so does the clock.
+            self.tick();
+            self.not_empty.notify_one();
+        }
+        before < self.shared.limits.connections
+    }
+
+    /// Evenly distributed enough to balance by (xorshift64*).
+    pub fn random(&self) -> u64 {
+        let mut x = self.random.get();
+        x ^= x >> 12;
+        x ^= x << 25;
+        x ^= x >> 27;
+        self.random.set(x);
+        x.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    /// Connections of this worker to an endpoint.
+    #[must_use]
+    pub fn outstanding(&self, host: &Host, port: u16) -> u32 {
+        let outstanding = self.outstanding.borrow();
+        // Most workers talk to few endpoints; the key is cheap to clone.
+        outstanding.get(&(host.clone(), port)).copied().unwrap_or(0)
+    }
+
+    /// Counts a connection to an endpoint until the guard is dropped.
+    #[must_use]
+    pub fn occupy(self: &Rc<Self>, host: &Host, port: u16) -> Outstanding {
+        let key = (host.clone(), port);
+        *self.outstanding.borrow_mut().entry(key.clone()).or_default() += 1;
+        Outstanding {
+            worker: self.clone(),
+            key,
+        }
+    }
+
+    /// Adds to the counters what has happened since the last time; with `end`, counts the connection itself.
+    pub fn count(&self, connection: &Connection, end: Option<&End>) {
+        let (sent, received) = (connection.sent.get(), connection.received.get());
+        let counted = connection.counted.replace((sent, received));
+        if end.is_none() && counted == (sent, received) {
+            return;
+        }
+        let labels = Labels {
+            mesh: connection.mesh.borrow().clone(),
+            source: connection.source.borrow().clone(),
+            destination: connection.destination.borrow().clone(),
+            direction: connection.direction,
+            outcome: end.map_or(Outcome::Completed, |end| end.outcome),
+            reason: end.map_or(Reason::None, |end| end.reason),
+        };
+        let mut counters = self.counters.borrow_mut();
+        let series = counters.series(labels);
+        // Only this thread writes; the scrape reads.
+        series
+            .sent_bytes
+            .fetch_add(sent - counted.0, Ordering::Relaxed);
+        series
+            .received_bytes
+            .fetch_add(received - counted.1, Ordering::Relaxed);
+        if end.is_some() {
+            series.connections.fetch_add(1, Ordering::Relaxed);
+            self.shared.open.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Counts a connection that is allowed only because its deny is a shadow deny.
+    pub fn count_shadow_denied(&self, connection: &Connection) {
+        let labels = Labels {
+            mesh: connection.mesh.borrow().clone(),
+            source: connection.source.borrow().clone(),
+            destination: connection.destination.borrow().clone(),
+            direction: connection.direction,
+            outcome: Outcome::Completed,
+            reason: Reason::None,
+        };
+        let mut counters = self.counters.borrow_mut();
+        let series = counters.series(labels);
+        series.shadow_denied.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn open(&self) -> Vec<Rc<Connection>> {
+        let table = self.table.borrow();
+        table.iter().map(|(_, connection)| connection.clone()).collect()
+    }
+
+    /// Ends what is idle, and lets metrics know of bytes that have passed.
+    fn sweep(&self) {
+        let now = self.now_ms();
+        for connection in self.open() {
+            self.count(&connection, None);
+            let mut limit = connection.idle.get();
+            let mut reason = Reason::IdleTimeout;
+            if connection.half_closed.get() {
+                let half = self.shared.limits.half_close_timeout;
+                if limit.is_none_or(|limit| half < limit) {
+                    limit = Some(half);
+                    reason = Reason::HalfCloseTimeout;
+                }
+            }
+            let silent = Duration::from_millis(now.saturating_sub(connection.active_at.get()));
+            if limit.is_some_and(|limit| silent >= limit) {
+                connection.close(reason);
+            }
+        }
+    }
+
+    /// Ends what the snapshot no longer allows.
+    fn recheck(&self) {
+        let snapshot = self.shared.snapshot.load();
+        for connection in self.open() {
+            if let Some(reason) = withdrawn(&connection, &snapshot) {
+                connection.close(reason);
+            }
+        }
+    }
+
+    fn list(&self, limit: usize) -> Vec<ConnectionView> {
+        let now = self.now_ms();
+        let table = self.table.borrow();
+        table
+            .iter()
+            .take(limit)
+            .map(|(_, connection)| ConnectionView {
+                direction: connection.direction.as_str(),
+                source_address: connection.source_address.to_string(),
+                source: connection.source.borrow().to_string(),
+                destination: connection.destination.borrow().to_string(),
+                destination_address: text(&connection.destination_address),
+                peer_identity: connection.peer.borrow().as_ref().map(|p| p.id.to_string()),
+                inbound: connection.inbound.as_deref().map(str::to_owned),
+                seconds: connection.started.elapsed().as_secs(),
+                idle_seconds: now.saturating_sub(connection.active_at.get()) / 1000,
+                bytes_sent: connection.sent.get(),
+                bytes_received: connection.received.get(),
+                half_closed: connection.half_closed.get(),
+            })
+            .collect()
+    }
+}
+
+fn text(cell: &RefCell<Option<Arc<str>>>) -> Option<String> {
+    cell.borrow().as_deref().map(str::to_owned)
+}
+
+/// Why an open connection may no longer be, by the snapshot that is in force now.
+fn withdrawn(connection: &Connection, snapshot: &Snapshot) -> Option<Reason> {
+    let peer = connection.peer.borrow();
+    // Not verified yet: whoever verifies it reads the snapshot that is in force then.
+    let peer = peer.as_ref()?;
+    if !inbound::still_trusted(snapshot, peer) {
+        return Some(Reason::TrustWithdrawn);
+    }
+    let name = connection.inbound.as_ref()?;
+    match inbound::still_allowed(snapshot, name, peer) {
+        Ok(decision) if decision.allows() => None,
+        Ok(_) => Some(Reason::PermissionWithdrawn),
+        Err(reason) => Some(reason),
+    }
+}
+
+/// A connection to an endpoint, counted while this lives.
+pub struct Outstanding {
+    worker: Rc<Worker>,
+    key: (Host, u16),
+}
+
+impl Drop for Outstanding {
+    fn drop(&mut self) {
+        let mut outstanding = self.worker.outstanding.borrow_mut();
+        if let Some(count) = outstanding.get_mut(&self.key) {
+            *count -= 1;
+            if *count == 0 {
+                outstanding.remove(&self.key);
+            }
+        }
+    }
+}
+
+/// Takes commands until the control thread has gone.
+async fn run(worker: Rc<Worker>, mut commands: mpsc::UnboundedReceiver<Command>) {
+    let mut listeners: HashMap<SocketAddr, listener::Accepting> = HashMap::new();
+    tokio::task::spawn_local(sweep_for_ever(worker.clone()));
+    while let Some(command) = commands.recv().await {
+        match command {
+            Command::Listen { key, listener } => {
+                match listener::accept_on(&worker, key, listener) {
+                    Ok(accepting) => {
+                        listeners.insert(key, accepting);
+                    }
+                    Err(error) => tracing::error!(%error, %key, "a listener could not be taken up"),
+                }
+            }
+            Command::Unlisten(key) => {
+                listeners.remove(&key);
+            }
+            Command::Recheck => worker.recheck(),
+            Command::CloseAll(reason) => {
+                for connection in worker.open() {
+                    connection.close(reason);
+                }
+            }
+            Command::List(limit, answer) => {
+                let _ = answer.send(worker.list(limit));
+            }
+        }
+    }
+}
+
+async fn sweep_for_ever(worker: Rc<Worker>) {
+    loop {
+        if worker.table.borrow().is_empty() {
+            worker.not_empty.notified().await;
+        }
+        tokio::time::sleep(SWEEP).await;
+        worker.tick();
+        worker.sweep();
+    }
+}

@@ -1,0 +1,158 @@
+//! Several changes as one.
+
+use std::collections::BTreeSet;
+
+use axum::{Json, extract::State, http::HeaderMap};
+use mesh_model::{
+    Resource, Violation,
+    api::{Batch, Written},
+    find_kind,
+};
+use mesh_proto::zone::ResourceKey;
+
+use super::{
+    caller::{Body, Caller, Params},
+    problem::Problem,
+    query,
+    resources::WriteQuery,
+};
+use crate::{
+    app::App,
+    authorize::{Action, mesh_of},
+    changes::{Asked, AskedDelete, AskedPut},
+    writes,
+};
+
+/// `POST /v1/batch`: `application/json` is a [`Batch`], anything else YAML documents to put.
+pub async fn batch(
+    State(app): State<App>,
+    caller: Caller,
+    Params(params): Params<WriteQuery>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<Written>, Problem> {
+    body.check_media_type()?;
+    let asked = if body.media_type == "application/json" {
+        from_json(&body)?
+    } else {
+        from_documents(&body)?
+    };
+    let mut denied = BTreeSet::new();
+    for (action, key) in actions(&asked) {
+        // The same refusal once, however many resources it concerns.
+        if denied.insert((action_word(action), key.kind.clone(), mesh_of(&key).to_owned())) {
+            caller.may(&app, action, mesh_of(&key), &key.kind)?;
+        }
+    }
+    let words = summary(&asked);
+    let request = writes::Request {
+        asked,
+        dry_run: params.dry_run,
+        request_id: query::request_id(&headers)?,
+        summary: words,
+    };
+    Ok(Json(writes::write(&app, &caller.actor, request).await?))
+}
+
+fn action_word(action: Action) -> &'static str {
+    if action == Action::Write { "put" } else { "delete" }
+}
+
+fn actions(asked: &Asked) -> Vec<(Action, ResourceKey)> {
+    let put = asked
+        .put
+        .iter()
+        .map(|put| (Action::Write, put.resource.key()));
+    let delete = asked
+        .delete
+        .iter()
+        .map(|delete| (Action::Delete, delete.key.clone()));
+    put.chain(delete).collect()
+}
+
+fn summary(asked: &Asked) -> String {
+    const SHOWN: usize = 5;
+    let actions = actions(asked);
+    let mut words: Vec<String> = actions
+        .iter()
+        .take(SHOWN)
+        .map(|(action, key)| format!("{} {key}", action_word(*action)))
+        .collect();
+    if actions.len() > SHOWN {
+        words.push(format!("and {} more", actions.len() - SHOWN));
+    }
+    words.join(", ")
+}
+
+fn from_documents(body: &Body) -> Result<Asked, Problem> {
+    let resources = mesh_model::parse(&body.text, &body.source)?;
+    if resources.is_empty() {
+        return Err(Problem::bad_request("the body holds no resource"));
+    }
+    Ok(Asked {
+        put: resources.into_iter().map(put).collect(),
+        delete: vec![],
+    })
+}
+
+fn from_json(body: &Body) -> Result<Asked, Problem> {
+    let batch: Batch = serde_json::from_str(&body.text).map_err(|error| {
+        Problem::invalid(vec![Violation {
+            source: body.source.clone(),
+            line: u32::try_from(error.line()).unwrap_or_default(),
+            column: u32::try_from(error.column()).unwrap_or_default(),
+            path: String::new(),
+            message: format!("not a batch ({error}): write {{\"put\": […], \"delete\": […]}}"),
+        }])
+    })?;
+    let mut violations = Vec::new();
+    let mut asked = Asked::default();
+    for (index, value) in batch.put.iter().enumerate() {
+        match mesh_model::parse_value(value, &body.source) {
+            Ok(resource) => asked.put.push(put(resource)),
+            Err(found) => violations.extend(found.0.into_iter().map(|violation| Violation {
+                path: joined(&format!("put[{index}]"), &violation.path),
+                ..violation
+            })),
+        }
+    }
+    for (index, key) in batch.delete.into_iter().enumerate() {
+        let mut key = ResourceKey::from(key);
+        match find_kind(&key.kind) {
+            Some(kind) => kind.name.clone_into(&mut key.kind),
+            None => violations.push(Violation {
+                source: body.source.clone(),
+                line: 0,
+                column: 0,
+                path: format!("delete[{index}].type"),
+                message: format!("there is no kind {:?}", key.kind),
+            }),
+        }
+        asked.delete.push(AskedDelete {
+            key,
+            revision: None,
+        });
+    }
+    if !violations.is_empty() {
+        return Err(Problem::invalid(violations));
+    }
+    if asked == Asked::default() {
+        return Err(Problem::bad_request("the batch puts and deletes nothing"));
+    }
+    Ok(asked)
+}
+
+fn put(resource: Resource) -> AskedPut {
+    AskedPut {
+        resource,
+        revision: None,
+    }
+}
+
+fn joined(prefix: &str, path: &str) -> String {
+    if path.is_empty() {
+        prefix.to_owned()
+    } else {
+        format!("{prefix}.{path}")
+    }
+}

@@ -1,0 +1,124 @@
+//! What every handler of this process shares.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    api::limits::Limits,
+    audit::{Attempt, AttemptLog},
+    authorize::{Action, Actor, Denied, authorize},
+    clock,
+    cluster::Cluster,
+    metrics::Metrics,
+    sealing::SealingKey,
+    state::{State, image::Image},
+    zone_sync::streams::Streams,
+};
+
+/// What every handler shares. Cheap to clone.
+#[derive(Clone)]
+pub struct App(Arc<Shared>);
+
+/// The parts of an [`App`].
+pub struct Shared {
+    /// The replicated state.
+    pub cluster: Cluster,
+    /// Opens and seals secrets.
+    pub sealing: SealingKey,
+    /// Refused attempts and reads of secrets.
+    pub attempts: AttemptLog,
+    /// Zones connected to this node.
+    pub streams: Streams,
+    /// Counters.
+    pub metrics: Metrics,
+    /// How much is done at once.
+    pub limits: Limits,
+    /// Host under which others reach this node.
+    pub advertise_host: String,
+    /// Time between two heartbeats of a zone's stream.
+    pub heartbeat: Duration,
+    /// The process stops.
+    pub stop: CancellationToken,
+}
+
+impl App {
+    /// Joins the parts.
+    #[must_use]
+    pub fn new(shared: Shared) -> Self {
+        Self(Arc::new(shared))
+    }
+
+    /// The read side of the replicated state.
+    #[must_use]
+    pub fn state(&self) -> &State {
+        self.0.cluster.state()
+    }
+
+    /// One moment of the replicated state.
+    #[must_use]
+    pub fn image(&self) -> Arc<Image> {
+        self.state().image()
+    }
+
+    /// Says whether `actor` may do `action`, and keeps a record where it may not.
+    ///
+    /// # Errors
+    /// Where it may not.
+    pub fn authorize(
+        &self,
+        actor: &Actor,
+        action: Action,
+        mesh: &str,
+        kind: &str,
+    ) -> Result<(), Denied> {
+        authorize(actor, action, mesh, kind).inspect_err(|denied| self.refused(actor, denied, mesh))
+    }
+
+    /// Keeps a record of a refusal.
+    pub fn refused(&self, actor: &Actor, denied: &Denied, mesh: &str) {
+        self.0.attempts.add(Attempt {
+            time: clock::now_text(),
+            actor: actor.name.clone(),
+            address: actor.address.clone(),
+            what: format!("{} {}", denied.verb, denied.what),
+            outcome: "refused".to_owned(),
+            reason: denied.reason.to_owned(),
+            meshes: (!mesh.is_empty()).then(|| mesh.to_owned()).into_iter().collect(),
+        });
+    }
+
+    /// Keeps a record of an attempt that nobody vouches for.
+    pub fn refused_stranger(&self, actor: &str, address: &str, what: &str, reason: &str) {
+        self.0.attempts.add(Attempt {
+            time: clock::now_text(),
+            actor: actor.to_owned(),
+            address: address.to_owned(),
+            what: what.to_owned(),
+            outcome: "refused".to_owned(),
+            reason: reason.to_owned(),
+            meshes: Vec::new(),
+        });
+    }
+
+    /// Keeps a record of a secret's value being read.
+    pub fn secret_read(&self, actor: &Actor, what: &str, mesh: &str) {
+        self.0.attempts.add(Attempt {
+            time: clock::now_text(),
+            actor: actor.name.clone(),
+            address: actor.address.clone(),
+            what: format!("read the value of {what}"),
+            outcome: "read".to_owned(),
+            reason: String::new(),
+            meshes: vec![mesh.to_owned()],
+        });
+    }
+}
+
+impl std::ops::Deref for App {
+    type Target = Shared;
+
+    fn deref(&self) -> &Shared {
+        &self.0
+    }
+}

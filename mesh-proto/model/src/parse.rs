@@ -201,3 +201,85 @@ fn with_canonical_keys(value: Value, path: &str, report: &mut Report) -> Value {
         scalar => scalar,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(text: &str) -> String {
+        parse(text, "web.yaml").unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_violation_names_source_line_column_and_field() {
+        assert_eq!(
+            refused(
+                "type: Dataplane\nname: a\nnetworking:\n  address: fd00::1\n  inbound:\n    - {port: 0}\n"
+            ),
+            "web.yaml:6:8: networking.inbound[0].port: must be between 1 and 65535"
+        );
+        assert_eq!(
+            refused("{\n  \"type\": \"Mesh\",\n  \"name\": \"a\",\n  \"zones\": [\"b\", 1]\n}"),
+            "web.yaml:4:18: zones[1]: must be text; put it in quotes"
+        );
+    }
+
+    #[test]
+    fn a_broken_document_does_not_hide_the_others() {
+        assert_eq!(
+            refused("type: Mesh\nname: A\n---\n{\n---\ntype: Zone\nname: B\n")
+                .lines()
+                .map(|line| line.split(": ").next().unwrap_or_default())
+                .collect::<Vec<_>>(),
+            ["web.yaml:2:1", "web.yaml:4:1", "web.yaml:7:1"]
+        );
+    }
+
+    #[test]
+    fn the_mesh_is_the_callers_where_none_is_written() {
+        let text = "type: Secret\nname: a\ndata: YQ==";
+        let mesh = |resources: Vec<Resource>| resources[0].meta.mesh.clone();
+        assert_eq!(mesh(parse(text, "").unwrap()), "default");
+        assert_eq!(mesh(parse_in(text, "", "payments").unwrap()), "payments");
+    }
+
+    #[test]
+    fn only_the_canonical_form_holds_owners_and_system_kinds() {
+        let owned = r#"{"type": "ZoneIngress", "zone": "east", "name": "a", "networking": {"address": "::1", "port": 1}}"#;
+        let resource = Resource::from_json(owned.as_bytes()).unwrap();
+        assert_eq!(resource.meta.zone, "east");
+        assert_eq!(Resource::from_json(&resource.to_json()), Ok(resource));
+        assert!(
+            refused(owned).contains("zone: leave it out"),
+            "{}",
+            refused(owned)
+        );
+
+        let issuer = r#"{"type": "TokenIssuer", "name": "zone.east", "spec": {"keys": []}}"#;
+        assert!(Resource::from_json(issuer.as_bytes()).is_ok());
+        assert!(refused(issuer).contains("written by the control planes alone"));
+        // Mesh-scoped, and without a mesh.
+        let no_mesh = r#"{"type": "MeshService", "name": "a", "spec": {}}"#;
+        assert!(Resource::from_json(no_mesh.as_bytes()).is_err());
+    }
+
+    #[test]
+    fn a_token_refuses_unknown_fields_although_serde_can_not() {
+        let token = r#"{"type": "Token", "name": "a", "spec": {"use": "api", "role": "admin", "expiresAt": 1, "x": 1}}"#;
+        let error = Resource::from_json(token.as_bytes()).unwrap_err();
+        assert!(
+            error.to_string().starts_with("spec.x: unknown field"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_value_is_read_as_a_text_is() {
+        let value = serde_json::json!({"type": "Mesh", "name": "a", "labels": {"kuma.io/x": "1", "isthmus.io/x": "2"}});
+        let error = parse_value(&value, "request body").unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "request body: labels[\"isthmus.io/x\"]: is given twice, by two spellings of its prefix; leave one of them out"
+        );
+    }
+}

@@ -15,8 +15,10 @@ use crate::{
 /// Who may call `inbound` of `dataplane`.
 ///
 /// The rules of all `policies` that select the inbound count together. Other kinds and other meshes are ignored. The
-/// result is the same in whichever order the policies come: they are ordered by name, then owning zone, and a policy's
-/// rules keep their order.
+/// result is the same in whichever order the policies come: the strongest is first (see [`selection::strength`]), and a
+/// policy's rules keep their order. Order decides nothing: a deny anywhere wins, and any allow allows.
+///
+/// Nobody is allowed where there is no policy, no rule, or nothing in the lists: what is allowed is always written.
 #[must_use]
 pub fn effective(policies: &[&Resource], dataplane: &Resource, inbound: &Inbound) -> Permissions {
     let mut selected: Vec<(&Resource, &MeshTrafficPermission)> = policies
@@ -27,7 +29,7 @@ pub fn effective(policies: &[&Resource], dataplane: &Resource, inbound: &Inbound
             selection::selects_inbound(permission.target_ref.as_ref(), &dataplane.meta, inbound)
         })
         .collect();
-    selected.sort_by_key(|(policy, _)| (&policy.meta.name, &policy.meta.zone));
+    selected.sort_by(|a, b| strength(b).cmp(&strength(a)));
 
     let mut permissions = Permissions::default();
     for (policy, permission) in selected {
@@ -44,6 +46,12 @@ pub fn effective(policies: &[&Resource], dataplane: &Resource, inbound: &Inbound
         }
     }
     permissions
+}
+
+fn strength<'a>(
+    (policy, permission): &(&'a Resource, &MeshTrafficPermission),
+) -> selection::Strength<'a> {
+    selection::strength(permission.target_ref.as_ref(), &policy.meta)
 }
 
 fn extend(list: &mut Vec<IdentityMatch>, matches: &[Match], origin: &str) {
@@ -207,7 +215,113 @@ spec:
         assert_eq!(shown(&foreign, 0), Vec::<String>::new());
     }
 
+    /// A policy over few names, so that rules meet.
+    fn any_policy() -> impl Strategy<Value = String> {
+        let value = prop::sample::select(vec![
+            "Exact, value: 'spiffe://a/w/x'",
+            "Exact, value: 'spiffe://a/w/y'",
+            "Prefix, value: 'spiffe://a/w'",
+            "Prefix, value: 'spiffe://a/w/x'",
+            "Prefix, value: 'spiffe://b/'",
+            "Prefix, value: 'spiffe://'",
+        ]);
+        let list = prop::collection::vec(value, 0..3).prop_map(|values| {
+            let matches = values
+                .iter()
+                .map(|v| format!("{{spiffeID: {{type: {v}}}}}"));
+            format!("[{}]", matches.collect::<Vec<_>>().join(", "))
+        });
+        let rule = (list.clone(), list.clone(), list).prop_map(|(allow, deny, shadow)| {
+            format!("{{default: {{allow: {allow}, deny: {deny}, allowWithShadowDeny: {shadow}}}}}")
+        });
+        let target = prop::sample::select(vec![
+            "{kind: Mesh}",
+            "{kind: Dataplane, labels: {app: web}}",
+            "{kind: Dataplane, labels: {app: other}}",
+            "{kind: Dataplane, sectionName: main}",
+            "{kind: Dataplane, sectionName: '81'}",
+        ]);
+        let mesh = prop::sample::select(vec!["payments", "payments", "analytics"]);
+        (target, mesh, prop::collection::vec(rule, 0..3)).prop_map(|(target, mesh, rules)| {
+            let rules = rules.join(", ");
+            format!(
+                "{{type: MeshTrafficPermission, mesh: {mesh}, name: NAME, spec: {{targetRef: {target}, rules: [{rules}]}}}}"
+            )
+        })
+    }
+
+    /// What the permissions say of `caller`, by the order a proxy looks at them.
+    fn decision(permissions: &Permissions, caller: &str) -> &'static str {
+        let any = |matches: &[IdentityMatch]| {
+            matches
+                .iter()
+                .any(|entry| match entry.spiffe_id.as_ref().unwrap() {
+                    SpiffeId::Exact(id) => id == caller,
+                    SpiffeId::Prefix(prefix) => caller.starts_with(prefix),
+                    SpiffeId::Any(any) => *any,
+                })
+        };
+        if any(&permissions.deny) {
+            "deny"
+        } else if any(&permissions.allow_with_shadow_deny) {
+            "shadow"
+        } else if any(&permissions.allow) {
+            "allow"
+        } else {
+            "deny"
+        }
+    }
+
+    /// The same, written down from the rules themselves.
+    fn expected(policies: &[Resource], inbound: &str, caller: &str) -> &'static str {
+        let mut lists = [false; 3];
+        for policy in policies
+            .iter()
+            .filter(|policy| policy.meta.mesh == "payments")
+        {
+            let permission = policy.get::<MeshTrafficPermission>().unwrap();
+            let target = permission.target_ref.as_ref().unwrap();
+            let section = target.section_name.as_deref();
+            if target.labels.get("app").is_some_and(|app| app != "web")
+                || section.is_some_and(|section| section != inbound)
+            {
+                continue;
+            }
+            for rule in &permission.rules {
+                for (found, (_, list)) in lists.iter_mut().zip(rule.default.lists()) {
+                    *found |= list.iter().any(|entry| entry.spiffe_id.matches(caller));
+                }
+            }
+        }
+        match lists {
+            [true, ..] => "deny",
+            [_, true, _] => "shadow",
+            [_, _, true] => "allow",
+            _ => "deny",
+        }
+    }
+
     proptest! {
+        #[test]
+        fn the_decision_is_that_of_the_rules(policies in prop::collection::vec(any_policy(), 0..5)) {
+            let named = policies.iter().enumerate();
+            let named: Vec<String> = named
+                .map(|(index, text)| text.replace("NAME", &format!("p{index}")))
+                .collect();
+            let policies = resources(&named.join("\n---\n"));
+            let dataplane = dataplane();
+            let references: Vec<&Resource> = policies.iter().collect();
+            for inbound in &dataplane.get::<Dataplane>().unwrap().networking.inbound {
+                let permissions = effective(&references, &dataplane, inbound);
+                for caller in ["spiffe://a/w/x", "spiffe://a/w/xy", "spiffe://b/w/x", "spiffe://c/w/x"] {
+                    prop_assert_eq!(
+                        decision(&permissions, caller),
+                        expected(&policies, &inbound.name_or_port(), caller)
+                    );
+                }
+            }
+        }
+
         #[test]
         fn the_order_policies_come_in_does_not_matter(policies in Just(resources(POLICIES)).prop_shuffle()) {
             prop_assert_eq!(shown(&policies, 0), shown(&resources(POLICIES), 0));

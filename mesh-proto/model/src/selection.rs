@@ -1,5 +1,7 @@
 //! Which policies concern which proxy, and which of its inbounds.
 
+use std::cmp::Reverse;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -79,6 +81,41 @@ pub fn selects_inbound(target: Option<&TargetRef>, dataplane: &Meta, inbound: &I
         })
 }
 
+/// How strong a policy is among those that select the same inbound: the smaller is the weaker, as later fields replace
+/// earlier ones. Equal for no two policies of a kind and mesh.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Strength<'a> {
+    target: Specificity,
+    /// What a zone owns is stronger than what administrators wrote for all.
+    zone: &'a str,
+    /// The alphabetically first name wins a tie.
+    name: Reverse<&'a str>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Specificity {
+    Mesh,
+    Dataplane,
+    Section,
+}
+
+/// The strength of the policy `meta` with `target`.
+#[must_use]
+pub fn strength<'a>(target: Option<&TargetRef>, meta: &'a Meta) -> Strength<'a> {
+    let specificity = match target {
+        Some(target) if target.kind == TargetKind::Dataplane => match target.section_name {
+            Some(_) => Specificity::Section,
+            None => Specificity::Dataplane,
+        },
+        _ => Specificity::Mesh,
+    };
+    Strength {
+        target: specificity,
+        zone: &meta.zone,
+        name: Reverse(&meta.name),
+    }
+}
+
 /// True where both are in the same mesh, the first step of every selection.
 #[must_use]
 pub fn same_mesh(a: &Resource, b: &Resource) -> bool {
@@ -91,6 +128,25 @@ mod tests {
 
     fn target(yaml: &str) -> TargetRef {
         serde_saphyr::from_str(yaml).unwrap()
+    }
+
+    #[test]
+    fn the_more_specific_policy_is_stronger_then_the_zones_then_the_alphabetically_first() {
+        let meta = |name: &str, zone: &str| Meta::new("payments", name).in_zone(zone);
+        let mesh = target("{kind: Mesh}");
+        let dataplane = target("{kind: Dataplane, labels: {app: web}}");
+        let section = target("{kind: Dataplane, sectionName: main}");
+        let (a, b, zone_b) = (meta("a", ""), meta("b", ""), meta("b", "east"));
+        let weakest_first = [
+            strength(None, &b),
+            strength(Some(&mesh), &a),
+            strength(None, &zone_b),
+            strength(Some(&dataplane), &b),
+            strength(Some(&dataplane), &a),
+            strength(Some(&dataplane), &zone_b),
+            strength(Some(&section), &b),
+        ];
+        assert!(weakest_first.is_sorted());
     }
 
     #[test]

@@ -58,6 +58,7 @@ impl Resource {
 /// `view` as YAML, envelope first.
 #[must_use]
 pub fn to_yaml(view: &Value) -> String {
+    // JSON is YAML, too.
     serde_saphyr::to_string(&InReadingOrder(view)).unwrap_or_else(|_| view.to_string())
 }
 

@@ -176,7 +176,7 @@ fn take_labels(object: &mut Map<String, Value>, origin: Origin, report: &mut Rep
                 labels.insert(key, value);
             }
             Value::Bool(_) | Value::Number(_) => {
-                report.add(&path, quotes(&value));
+                report.add(&path, QUOTES);
             }
             Value::Null | Value::Array(_) | Value::Object(_) => {
                 report.add(&path, "must be text");
@@ -204,8 +204,8 @@ fn optional_text(
     match object.remove(field)? {
         Value::Null => None,
         Value::String(text) => Some(text),
-        value @ (Value::Bool(_) | Value::Number(_)) => {
-            report.replace(field, quotes(&value));
+        Value::Bool(_) | Value::Number(_) => {
+            report.replace(field, QUOTES);
             None
         }
         Value::Array(_) | Value::Object(_) => {
@@ -215,6 +215,4 @@ fn optional_text(
     }
 }
 
-fn quotes(value: &Value) -> String {
-    format!("must be text; write it in quotes: \"{value}\"")
-}
+const QUOTES: &str = "must be text; put it in quotes";

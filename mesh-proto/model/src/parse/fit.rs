@@ -205,7 +205,7 @@ fn expected(shape: &Shape, found: &Value) -> String {
     let wanted = wanted(shape);
     match (shape, found) {
         (Shape::Text(_) | Shape::Word(_), Value::Bool(_) | Value::Number(_)) => {
-            format!("must be {wanted}; write it in quotes: \"{found}\"")
+            format!("must be {wanted}; put it in quotes")
         }
         (Shape::Integer(..), Value::String(text)) if text.parse::<i128>().is_ok() => {
             format!("must be {wanted}; write it without quotes: {text}")

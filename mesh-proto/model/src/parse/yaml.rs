@@ -325,8 +325,7 @@ fn number(text: &str) -> Result<Option<Number>, String> {
     if all(unsigned, |b| b.is_ascii_digit()) {
         if unsigned.len() > 1 && unsigned.starts_with('0') {
             return Err(format!(
-                "YAML readers disagree about numbers with leading zeros; write {} or, for text, \"{text}\"",
-                unsigned.trim_start_matches('0')
+                "YAML readers disagree about numbers with leading zeros; leave them out or, for text, write \"{text}\""
             ));
         }
         let plain = text.strip_prefix('+').unwrap_or(text);

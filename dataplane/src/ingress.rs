@@ -9,6 +9,7 @@ use crate::{
     record::{ClosedBy, Connection, End, Reason},
     relay::{Socket, relay},
     snapshot::IngressTable,
+    tls::server_name,
     upstream,
     workers::Worker,
 };
@@ -34,7 +35,7 @@ pub async fn serve(
             );
         }
     };
-    let Some(route) = ingress.routes.get(&server_name) else {
+    let Some(route) = ingress.routes.get(&*server_name::in_documents(&server_name)) else {
         return End::refused(
             Reason::ServerName,
             format!("no service of zone {} has the server name {server_name:?}", ingress.zone),

@@ -6,6 +6,7 @@
 
 pub mod handshake;
 pub mod identity;
+pub mod server_name;
 pub mod session;
 pub mod verify;
 
@@ -81,7 +82,7 @@ struct ServerNames {
 impl ResolvesServerCert for ServerNames {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let wanted = hello.server_name().unwrap_or_default();
-        if !self.server_names.contains(wanted) {
+        if !self.server_names.contains(&*server_name::in_documents(wanted)) {
             notes::refused(Refusal::ServerName(wanted.to_owned()));
             return None;
         }

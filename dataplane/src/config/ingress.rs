@@ -7,6 +7,7 @@ use mesh_proto::{
     proxy as wire,
 };
 
+use crate::tls::server_name;
 use super::{InvalidAddress, socket_address, text};
 
 /// What an ingress forwards, by server name, without decrypting.
@@ -66,7 +67,7 @@ impl TryFrom<&wire::Ingress> for Ingress {
     fn try_from(wire: &wire::Ingress) -> Result<Self, InvalidIngress> {
         let mut routes = HashMap::with_capacity(wire.routes.len());
         for route in &wire.routes {
-            let name = route.server_name.to_ascii_lowercase();
+            let name = server_name::in_documents(&route.server_name).into_owned();
             let bad_name = || InvalidIngress::ServerName(route.server_name.clone());
             if name.is_empty() || name.len() > mesh_proto::sni::MAX_BYTES {
                 return Err(bad_name());

@@ -12,6 +12,7 @@ use mesh_proto::{
 };
 use rustls_pki_types::ServerName;
 
+use crate::tls::server_name;
 use super::{InvalidAddress, InvalidProtocol, InvalidTimeouts, Protocol, Timeouts, port, text};
 
 /// How to reach one port of one service, wherever it runs. Endpoints come separately.
@@ -58,7 +59,7 @@ pub enum InvalidService {
     Zone(InvalidName),
     #[error("zone {0} is there twice")]
     ZoneTwice(ZoneName),
-    #[error("zone {0}: server_name {1:?} is not a DNS name")]
+    #[error("zone {0}: server_name {1:?} is not a host name")]
     ServerName(ZoneName, String),
     #[error("zone {zone}: identity {text:?}: {source}")]
     Identity {
@@ -92,15 +93,8 @@ impl TryFrom<&wire::Service> for Service {
 }
 
 fn service_zone(zone: &ZoneName, wire: &wire::ServiceZone) -> Result<ServiceZone, InvalidService> {
-    let server_name = match ServerName::try_from(wire.server_name.clone()) {
-        Ok(name @ ServerName::DnsName(_)) => name,
-        _ => {
-            return Err(InvalidService::ServerName(
-                zone.clone(),
-                wire.server_name.clone(),
-            ));
-        }
-    };
+    let server_name = server_name::on_wire(&wire.server_name)
+        .ok_or_else(|| InvalidService::ServerName(zone.clone(), wire.server_name.clone()))?;
     let identities = wire
         .identities
         .iter()

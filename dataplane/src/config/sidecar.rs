@@ -16,7 +16,10 @@ use mesh_proto::{
 use super::{
     InvalidAddress, InvalidProtocol, InvalidTimeouts, Protocol, Timeouts, socket_address, text,
 };
-use crate::permission::{InvalidPermission, Permissions};
+use crate::{
+    permission::{InvalidPermission, Permissions},
+    tls::server_name,
+};
 
 /// Listeners and inbound policy of one sidecar: one atom.
 #[derive(Debug, Clone)]
@@ -229,7 +232,7 @@ impl TryFrom<&wire::Inbound> for Inbound {
                 if name.is_empty() || name.len() > mesh_proto::sni::MAX_BYTES {
                     return Err(InvalidInbound::ServerName(name.clone()));
                 }
-                Ok(name.to_ascii_lowercase())
+                Ok(server_name::in_documents(name).into_owned())
             })
             .collect::<Result<_, _>>()?;
         let permissions = wire

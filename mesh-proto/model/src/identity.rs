@@ -1,10 +1,13 @@
 //! SPIFFE IDs of dataplanes, from the `MeshIdentity`s of their mesh.
 
+mod template;
+
 use mesh_proto::{
     names::ZoneName,
     spiffe::{InvalidSpiffeId, SpiffeId, TrustDomain},
 };
 
+use self::template::{Piece, pieces};
 use crate::{
     kinds::{Dataplane, MeshIdentity},
     labels,
@@ -102,7 +105,7 @@ pub fn spiffe_id(
     };
     let id = || {
         let trust_domain = render_trust_domain(identity, subject)?;
-        let path = render(template(identity).1, subject)?;
+        let path = render(templates(identity).1, subject)?;
         SpiffeId::new(trust_domain, &path)
             .map_err(|error: InvalidSpiffeId| format!("spec.spiffeID.path gives {path:?}: {error}"))
     };
@@ -129,7 +132,7 @@ pub fn trust_domain(identity: &Resource, zone: &ZoneName) -> Result<TrustDomain,
 }
 
 fn render_trust_domain(identity: &Resource, subject: Subject<'_>) -> Result<TrustDomain, String> {
-    let text = render(template(identity).0, subject)?;
+    let text = render(templates(identity).0, subject)?;
     text.parse().map_err(|error: InvalidSpiffeId| {
         format!("spec.spiffeID.trustDomain gives {text:?}: {error}")
     })
@@ -176,7 +179,7 @@ pub(crate) fn check_path(template: &str) -> Result<(), String> {
 }
 
 /// Templates of trust domain and path.
-fn template(identity: &Resource) -> (&str, &str) {
+fn templates(identity: &Resource) -> (&str, &str) {
     let spiffe_id = identity
         .get::<MeshIdentity>()
         .and_then(|identity| identity.spiffe_id.as_ref());
@@ -213,54 +216,6 @@ fn render(template: &str, subject: Subject<'_>) -> Result<String, String> {
         }
     }
     Ok(text)
-}
-
-/// A part of a template.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Piece<'a> {
-    Text(&'a str),
-    Mesh,
-    Zone,
-    Workload,
-    Label(String),
-}
-
-/// Takes a template apart; also how it is validated.
-pub(crate) fn pieces(template: &str) -> Result<Vec<Piece<'_>>, String> {
-    let mut pieces = Vec::new();
-    let mut rest = template;
-    while let Some((literal, after)) = rest.split_once("{{") {
-        if !literal.is_empty() {
-            pieces.push(Piece::Text(literal));
-        }
-        let (action, after) = after.split_once("}}").ok_or("\"{{\" without its \"}}\"")?;
-        pieces.push(piece(action.trim())?);
-        rest = after;
-    }
-    if !rest.is_empty() {
-        pieces.push(Piece::Text(rest));
-    }
-    Ok(pieces)
-}
-
-fn piece(action: &str) -> Result<Piece<'_>, String> {
-    match action {
-        ".Mesh" => return Ok(Piece::Mesh),
-        ".Zone" => return Ok(Piece::Zone),
-        ".Workload" => return Ok(Piece::Workload),
-        _ => {}
-    }
-    let label = action
-        .strip_prefix("label")
-        .map(str::trim)
-        .and_then(|quoted| quoted.strip_prefix('"')?.strip_suffix('"'))
-        .filter(|key| labels::key_error(key).is_none());
-    match label {
-        Some(key) => Ok(Piece::Label(labels::canonical_key(key).into_owned())),
-        None => Err(format!(
-            "{{{{ {action} }}}} is not known; there are {{{{ .Mesh }}}}, {{{{ .Zone }}}}, {{{{ .Workload }}}} and {{{{ label \"key\" }}}}"
-        )),
-    }
 }
 
 #[cfg(test)]

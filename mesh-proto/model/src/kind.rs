@@ -9,7 +9,7 @@ use crate::{
     resource::{Meta, Resource},
 };
 
-/// A kind of resource. Implemented once for each, in its own file of [`crate::kinds`].
+/// A kind of resource. Implemented once for each, in its own file of [`mod@crate::kinds`].
 pub trait Kind:
     Registered + Serialize + DeserializeOwned + JsonSchema + Clone + PartialEq + Send + Sync + 'static
 {
@@ -27,7 +27,7 @@ pub trait Kind:
     }
 }
 
-/// That a kind is in the list of [`crate::kinds`]; implemented there for all of them.
+/// That a kind is in the list of [`mod@crate::kinds`]; implemented there for all of them.
 pub trait Registered: Into<Spec> {
     /// The content, where it is of this kind.
     fn of_spec(spec: &Spec) -> Option<&Self>;

@@ -5,7 +5,7 @@
 //!
 //! | module | what it holds |
 //! | --- | --- |
-//! | [`kinds`] | one file for each kind of resource, and the one list that registers them |
+//! | [`mod@kinds`] | one file for each kind of resource, and the one list that registers them |
 //! | [`kind`] | what a kind is: its names, scope, writers, fields and rules |
 //! | [`resource`] | a resource of any kind: envelope and content; the canonical form that is stored and synchronised |
 //! | [`view`] | a resource as people read it back |
@@ -21,10 +21,10 @@
 //! | [`permission`] | `MeshTrafficPermission`s to the one effective permission of an inbound |
 //! | [`identity`] | SPIFFE IDs of dataplanes from `MeshIdentity`s |
 //! | [`services`] | `MeshService`s generated from dataplanes, and who belongs to a service |
-//! | [`warnings`] | what is accepted but may not do what its author expects |
+//! | [`mod@warnings`] | what is accepted but may not do what its author expects |
 //! | [`api`] | shapes of the REST API |
 //!
-//! A further kind is one file in `kinds/` and one line in [`kinds`].
+//! A further kind is one file in `kinds/` and one line in [`mod@kinds`].
 
 pub mod api;
 pub mod check;

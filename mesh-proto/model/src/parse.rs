@@ -11,6 +11,7 @@
 //! | module | what it does |
 //! | --- | --- |
 //! | `yaml` | documents of a text, with the place of every field; bounds depth and aliases |
+//! | `scalar` | what a single value means |
 //! | `envelope` | what every resource has: type, mesh, name, labels |
 //! | `fit` | the content against the shape of its kind |
 //! | `legacy` | what to write instead of forms that users of Kuma know |
@@ -20,6 +21,7 @@ mod envelope;
 mod fit;
 mod legacy;
 mod report;
+mod scalar;
 mod yaml;
 
 use serde_json::{Map, Value};

@@ -9,9 +9,12 @@ use std::{
 };
 
 use granit_parser::{Event, Marker, Parser, ScalarStyle, Span, StrInput, Tag};
-use serde_json::{Map, Number, Value};
+use serde_json::{Map, Value};
 
-use super::report::{Place, Report};
+use super::{
+    report::{Place, Report},
+    scalar::{self, no_tags},
+};
 use crate::{labels, path};
 
 /// How deep a document may be nested.
@@ -160,7 +163,11 @@ impl<'p, 'input> Reader<'p, 'input> {
         }
         let (anchor, data) = match event {
             Event::Scalar(text, style, anchor, tag) => {
-                (anchor, scalar(&text, style, tag.as_deref()))
+                let data = match scalar::value(&text, style, tag.as_deref()) {
+                    Ok(value) => Data::Value(value),
+                    Err(message) => Data::Wrong(message),
+                };
+                (anchor, data)
             }
             Event::SequenceStart(_, anchor, tag) => {
                 let items = Data::List(self.items(depth)?);
@@ -277,75 +284,6 @@ fn place(marker: &Marker) -> Place {
         line: number(marker.line()),
         column: number(marker.col().saturating_add(1)),
     }
-}
-
-fn no_tags(tag: &Tag) -> String {
-    format!("tags are not supported; leave {tag} out")
-}
-
-/// The value of a scalar by the core schema (YAML 1.2.2, 10.3.2).
-fn scalar(text: &str, style: ScalarStyle, tag: Option<&Tag>) -> Data {
-    match tag {
-        Some(tag) if tag.is_yaml_core_schema_tag("str") => return Data::Value(text.into()),
-        Some(tag) => return Data::Wrong(no_tags(tag)),
-        None if style != ScalarStyle::Plain => return Data::Value(text.into()),
-        None => {}
-    }
-    Data::Value(match text {
-        "" | "~" | "null" | "Null" | "NULL" => Value::Null,
-        "true" | "True" | "TRUE" => true.into(),
-        "false" | "False" | "FALSE" => false.into(),
-        _ => match number(text) {
-            Ok(Some(number)) => Value::Number(number),
-            Ok(None) => text.into(),
-            Err(message) => return Data::Wrong(message),
-        },
-    })
-}
-
-/// `None`: not a number but text.
-fn number(text: &str) -> Result<Option<Number>, String> {
-    let digits = |text: &str, radix: u32| -> Option<Number> {
-        u64::from_str_radix(text, radix).ok().map(Number::from)
-    };
-    let all = |text: &str, allowed: fn(u8) -> bool| !text.is_empty() && text.bytes().all(allowed);
-    if let Some(octal) = text
-        .strip_prefix("0o")
-        .filter(|rest| all(rest, |b| matches!(b, b'0'..=b'7')))
-    {
-        return digits(octal, 8).map(Some).ok_or_else(too_large);
-    }
-    if let Some(hex) = text
-        .strip_prefix("0x")
-        .filter(|rest| all(rest, |b| b.is_ascii_hexdigit()))
-    {
-        return digits(hex, 16).map(Some).ok_or_else(too_large);
-    }
-    let unsigned = text.strip_prefix(['-', '+']).unwrap_or(text);
-    if all(unsigned, |b| b.is_ascii_digit()) {
-        if unsigned.len() > 1 && unsigned.starts_with('0') {
-            return Err(format!(
-                "YAML readers disagree about numbers with leading zeros; leave them out or, for text, write \"{text}\""
-            ));
-        }
-        let plain = text.strip_prefix('+').unwrap_or(text);
-        let whole = plain.parse::<u64>().map(Number::from);
-        let whole = whole.or_else(|_| plain.parse::<i64>().map(Number::from));
-        return whole.map(Some).map_err(|_| too_large());
-    }
-    let is_float = unsigned.starts_with(|c: char| c.is_ascii_digit() || c == '.')
-        && unsigned.contains(|c: char| c.is_ascii_digit())
-        && unsigned
-            .bytes()
-            .all(|b| b.is_ascii_digit() || matches!(b, b'.' | b'e' | b'E' | b'+' | b'-'));
-    if is_float && let Ok(float) = text.parse::<f64>() {
-        return Number::from_f64(float).map(Some).ok_or_else(too_large);
-    }
-    Ok(None)
-}
-
-fn too_large() -> String {
-    "this number is too large".to_owned()
 }
 
 /// Turns a tree into a value and the places of its parts, and reports what is wrong with keys and scalars.

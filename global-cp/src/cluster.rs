@@ -1,23 +1,92 @@
 //! The replicated global control plane as the rest of the program sees it: write an entry, read the state, know the
 //! members.
+//!
+//! Every node serves everything: a write is passed on to the leader, a read waits until this node has applied what the
+//! leader had when it was asked.
+//!
+//! | module | what it holds |
+//! | --- | --- |
+//! | [`peers`] | the other nodes: addresses, connections, when each was heard |
+//! | [`network`] | what Raft says to them |
+//! | [`service`] | what they ask of this node |
+//! | [`proposer`] | writes at the leader, many in one log record |
+//! | [`reads`] | linearizable reads on any node |
+//! | [`membership`] | adding and removing nodes, and asking to be added |
+//!
+//! Tasks of a running node: Raft's own, one for the Raft port, one each for writes and reads that wait, and
+//! `keep_house`, which tells the leader when this node's addresses have changed and asks silent nodes whether they are
+//! there. All end with [`Cluster::shutdown`].
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
-use futures::future::BoxFuture;
+use futures::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use mesh_proto::{
-    raft::{ConnectedZone, Entry, EntryResult},
+    raft::{
+        Actor, ConnectedZone, Entry, EntryResult, Operation, QueryZoneRequest, ReadIndexRequest,
+        SetSystem, WriteRequest, ZoneStatusesRequest, operation, raft_server::RaftServer,
+    },
+    spiffe::SpiffeId,
     zone::{NodeAddresses, Query, QueryAnswer},
 };
-use mesh_runtime::tls::{LocalIdentity, TrustDomains};
+use mesh_runtime::{
+    backoff::{Backoff, random},
+    tls::{self, LocalIdentity, SpiffeVerifier, TrustDomains},
+    transport,
+};
+use openraft::{Raft, RaftMetrics, SnapshotPolicy};
+use prost::Message as _;
 use tokio::{
     net::TcpListener,
-    sync::{Mutex, watch},
+    sync::watch,
+    time::{Instant, timeout, timeout_at},
 };
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::state::{
-    State,
-    apply::{LIMITS, apply},
+pub mod membership;
+pub mod network;
+pub mod peers;
+pub mod proposer;
+pub mod reads;
+pub mod service;
+
+#[cfg(test)]
+mod tests;
+
+pub use crate::store::directory::Node;
+use crate::{
+    state::{
+        State,
+        apply::ENTRY_VERSION,
+        image::{CLUSTER_ID, HISTORY_ID},
+    },
+    store::{
+        self,
+        directory::{self, DirectoryError, NodeFile},
+        types::{Peer, TypeConfig},
+    },
 };
+use membership::{Again, NotAdded};
+use network::{Network, Speaker, describe};
+use peers::Peers;
+use proposer::{NotWritten, Proposer};
+use reads::Reads;
+use service::Service;
+
+/// Biggest entry, in bytes.
+pub const BIGGEST_ENTRY: usize = 16 << 20;
+/// How long a write looks for a leader with a quorum. Longer than an election takes.
+const PATIENCE: Duration = Duration::from_secs(8);
+/// Wait between two attempts to write.
+const BETWEEN: Duration = Duration::from_millis(25);
+/// How long a node waits for another's answer about zones.
+const ZONE_ANSWER: Duration = Duration::from_secs(5);
+/// A leader that no quorum has answered for longer refuses writes at once.
+const QUORUM_SILENT_MS: u64 = 3000;
 
 /// What [`Cluster::start`] needs.
 pub struct Settings {
@@ -37,18 +106,6 @@ pub struct Settings {
     pub start: Start,
     /// Streams of the zones connected to this node.
     pub zones: Arc<dyn ZoneStreams>,
-}
-
-/// Who a node is; lives in `<data-dir>/node.json`.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Node {
-    /// Made on the data disk at the first start.
-    pub node_uuid: String,
-    /// Given by the cluster; 1 for its first node.
-    pub node_id: u64,
-    /// The cluster it belongs to.
-    pub cluster_id: String,
 }
 
 /// How a node starts.
@@ -92,7 +149,9 @@ pub enum WriteError {
 
 /// Why a linearizable read is not possible now.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the newest state can not be known now: {0}; ask with consistency=stale for what this node last applied")]
+#[error(
+    "the newest state can not be known now: {0}; ask with consistency=stale for what this node last applied"
+)]
 pub struct Unavailable(pub String);
 
 /// Why a zone could not be asked.
@@ -148,9 +207,61 @@ pub struct Status {
 /// Why a node does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// In words, with what to do.
-    #[error("{0}")]
-    Refused(String),
+    /// Its store is not usable.
+    #[error(transparent)]
+    Store(#[from] store::OpenError),
+    /// Its data directory is not.
+    #[error(transparent)]
+    Directory(#[from] DirectoryError),
+    /// Raft does not start.
+    #[error("Raft does not start: {0}")]
+    Raft(String),
+    /// The cluster does not take it.
+    #[error("the cluster does not take this node: {0}")]
+    NotTaken(String),
+}
+
+/// Who the node of this data directory is. `None`: the directory is new.
+///
+/// # Errors
+/// Where the directory is damaged, or part of it is gone.
+pub fn node_of(data_dir: &std::path::Path) -> Result<Option<Node>, DirectoryError> {
+    Ok(directory::load(data_dir)?.map(|file| file.node))
+}
+
+/// The members as Raft knows them. Knows none until Raft runs.
+#[derive(Clone, Default)]
+pub struct Members(Arc<OnceLock<watch::Receiver<RaftMetrics<u64, Peer>>>>);
+
+impl Members {
+    fn peer(&self, id: u64) -> Option<Peer> {
+        let metrics = self.0.get()?.borrow();
+        metrics
+            .membership_config
+            .membership()
+            .get_node(&id)
+            .cloned()
+    }
+
+    /// The disk that a member joined with.
+    #[must_use]
+    pub fn uuid(&self, id: u64) -> Option<String> {
+        self.peer(id).map(|peer| peer.node_uuid)
+    }
+
+    /// Where a member is reached.
+    #[must_use]
+    pub fn addresses(&self, id: u64) -> Option<NodeAddresses> {
+        self.peer(id).map(|peer| peer.addresses())
+    }
+
+    fn ids(&self) -> Vec<u64> {
+        self.0.get().map_or_else(Vec::new, |metrics| {
+            let metrics = metrics.borrow();
+            let nodes = metrics.membership_config.membership().nodes();
+            nodes.map(|(id, _)| *id).collect()
+        })
+    }
 }
 
 /// The running cluster node. Cheap to clone.
@@ -158,10 +269,37 @@ pub enum StartError {
 pub struct Cluster(Arc<Inner>);
 
 struct Inner {
-    settings: Settings,
+    raft: Raft<TypeConfig>,
     state: State,
     revisions: watch::Sender<u64>,
-    writing: Mutex<()>,
+    speaker: Arc<Speaker>,
+    proposer: Proposer,
+    reads: Reads,
+    changes: membership::Changes,
+    zones: Arc<dyn ZoneStreams>,
+    own: Peer,
+    listens: Option<SocketAddr>,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+    closed: store::database::Closed,
+}
+
+fn raft_config() -> openraft::Config {
+    openraft::Config {
+        cluster_name: "isthmus".to_owned(),
+        // A follower begins an election when the leader's lease (the longest timeout) and then its own timeout have
+        // passed, looking every one and a half heartbeats: at most 700 + 700 + 300 ms after the last heartbeat.
+        heartbeat_interval: 200,
+        election_timeout_min: 500,
+        election_timeout_max: 700,
+        max_payload_entries: 300,
+        snapshot_policy: SnapshotPolicy::LogsSinceLast(5000),
+        max_in_snapshot_log_to_keep: 1000,
+        purge_batch_size: 256,
+        // Beyond this a follower gets a snapshot.
+        replication_lag_threshold: 10_000,
+        ..openraft::Config::default()
+    }
 }
 
 impl Cluster {
@@ -171,33 +309,293 @@ impl Cluster {
     /// # Errors
     /// Where the store is not this node's, is damaged, or the cluster refuses the node.
     pub async fn start(settings: Settings) -> Result<Self, StartError> {
-        Ok(Self(Arc::new(Inner {
-            settings,
-            state: State::empty(),
-            revisions: watch::Sender::new(0),
-            writing: Mutex::new(()),
-        })))
+        let Settings {
+            data_dir,
+            node,
+            addresses,
+            listener,
+            identity,
+            trust,
+            start,
+            zones,
+        } = settings;
+        let (store, file) = open_store(data_dir, node.clone(), &start).await?;
+        let peers = Peers::new(identity.clone(), trust.clone());
+        let members = Members::default();
+        let own = Peer::new(addresses, &node.node_uuid);
+        let speaker = Arc::new(Speaker {
+            node,
+            raft_address: own.raft.clone(),
+            peers,
+            members: members.clone(),
+        });
+        let config = raft_config()
+            .validate()
+            .map_err(|error| StartError::Raft(error.to_string()))?;
+        let revisions = store.machine.revisions();
+        let raft = Raft::new(
+            speaker.node.node_id,
+            Arc::new(config),
+            Network(speaker.clone()),
+            store.log,
+            store.machine,
+        )
+        .await
+        .map_err(|error| StartError::Raft(error.to_string()))?;
+        let _ = members.0.set(raft.metrics());
+        let cluster = Self(Arc::new(Inner {
+            proposer: Proposer::start(raft.clone()),
+            reads: Reads::start(raft.clone(), speaker.clone()),
+            changes: membership::Changes::new(raft.clone()),
+            raft,
+            state: store.state,
+            revisions,
+            speaker,
+            zones,
+            own,
+            listens: listener.local_addr().ok(),
+            stop: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+            closed: store.closed,
+        }));
+        cluster.serve(listener, identity, trust, store.snapshots);
+        let started = cluster.take_part(&file).await;
+        if let Err(error) = started {
+            cluster.shutdown().await;
+            return Err(error);
+        }
+        let inner = Arc::downgrade(&cluster.0);
+        let stop = cluster.0.stop.clone();
+        cluster.0.tasks.spawn(async move {
+            stop.run_until_cancelled(keep_house(inner)).await;
+        });
+        Ok(cluster)
     }
 
-    /// Writes one entry, whole or not at all, and returns when it is applied here or at the leader. Version, time and,
+    fn serve(
+        &self,
+        listener: TcpListener,
+        identity: LocalIdentity,
+        trust: Arc<TrustDomains>,
+        snapshots: store::snapshot::Snapshots,
+    ) {
+        let inner = &self.0;
+        let verifier = SpiffeVerifier::new(
+            trust,
+            Arc::new(|peer: &SpiffeId| match peer.as_global_node() {
+                Some(_) => Ok(()),
+                None => Err("only global nodes may call this port".to_owned()),
+            }),
+        );
+        let tls = tls::server_config(identity, Some(Arc::new(verifier)), transport::GRPC_ALPN);
+        let service = RaftServer::new(Service {
+            raft: inner.raft.clone(),
+            speaker: inner.speaker.clone(),
+            proposer: inner.proposer.clone(),
+            snapshots,
+            zones: inner.zones.clone(),
+            membership: inner.changes.clone(),
+        })
+        .max_decoding_message_size(peers::BIGGEST_MESSAGE)
+        .max_encoding_message_size(peers::BIGGEST_MESSAGE);
+        let stop = inner.stop.clone();
+        inner.tasks.spawn(async move {
+            let serving = tonic::transport::Server::builder()
+                .tcp_nodelay(true)
+                .http2_keepalive_interval(Some(Duration::from_secs(10)))
+                .add_service(service)
+                .serve_with_incoming(transport::incoming(listener, Arc::new(tls)));
+            // Peers are not waited for: they take a broken connection as a node that is away, which is the truth.
+            if let Some(Err(error)) = stop.run_until_cancelled(serving).await {
+                tracing::error!(%error, "the Raft port is not served any more");
+            }
+        });
+    }
+
+    /// Makes this node a part of the cluster, where it is not yet.
+    async fn take_part(&self, file: &NodeFile) -> Result<(), StartError> {
+        let inner = &self.0;
+        let initialized = inner
+            .raft
+            .is_initialized()
+            .await
+            .map_err(|error| StartError::Raft(error.to_string()))?;
+        if file.via.is_empty() {
+            if !initialized {
+                let nodes = std::collections::BTreeMap::from([(
+                    inner.speaker.node.node_id,
+                    inner.own.clone(),
+                )]);
+                inner
+                    .raft
+                    .initialize(nodes)
+                    .await
+                    .map_err(|error| StartError::Raft(error.to_string()))?;
+            }
+            if inner.state.history_id().is_empty() {
+                self.write_first_facts().await?;
+            }
+            return Ok(());
+        }
+        let id = inner.speaker.node.node_id;
+        if initialized && inner.speaker.members.peer(id).is_some() {
+            return Ok(());
+        }
+        self.join(&file.via).await
+    }
+
+    /// The facts that make a new cluster one.
+    async fn write_first_facts(&self) -> Result<(), StartError> {
+        let node = &self.0.speaker.node;
+        let set = |name: &str, value: String| Operation {
+            operation: Some(operation::Operation::SetSystem(SetSystem {
+                name: name.to_owned(),
+                value: value.into_bytes(),
+                // Only once, whoever comes second.
+                expect: Some(Vec::new()),
+            })),
+        };
+        let entry = Entry {
+            actor: Some(Actor {
+                name: format!("node/{}", node.node_id),
+                address: String::new(),
+            }),
+            operations: vec![
+                set(CLUSTER_ID, node.cluster_id.clone()),
+                set(HISTORY_ID, uuid::Uuid::new_v4().to_string()),
+            ],
+            summary: "begin a cluster".to_owned(),
+            ..Entry::default()
+        };
+        self.write(entry)
+            .await
+            .map(|_| ())
+            .map_err(|error| StartError::Raft(error.to_string()))
+    }
+
+    /// Asks to be added until it is, or until the cluster says that it will never be.
+    async fn join(&self, via: &[String]) -> Result<(), StartError> {
+        const PATIENCE: Duration = Duration::from_secs(600);
+        let inner = &self.0;
+        let deadline = Instant::now() + PATIENCE;
+        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(3));
+        loop {
+            let mut reason = "no address of a member is known".to_owned();
+            for address in via {
+                match membership::ask_to_be_added(&inner.speaker, &inner.own, address).await {
+                    Ok(()) => {
+                        return self
+                            .linearize()
+                            .await
+                            .map_err(|error| StartError::NotTaken(error.to_string()));
+                    }
+                    Err((refused, Again::No)) => return Err(StartError::NotTaken(refused)),
+                    Err((refused, Again::Yes)) => reason = refused,
+                }
+            }
+            if Instant::now() > deadline {
+                return Err(StartError::NotTaken(reason));
+            }
+            tracing::warn!(
+                reason,
+                "this node is not yet part of the cluster; asking again"
+            );
+            tokio::time::sleep(backoff.next_wait(random())).await;
+        }
+    }
+
+    /// Writes one entry, whole or not at all, and returns when it is applied at the leader and here. Version, time and,
     /// where it is empty, the request id are stamped.
+    ///
+    /// While there is no leader, the entry is offered again, which its request id makes safe.
     ///
     /// # Errors
     /// Where it is not known to have happened. A refused precondition is no error but in the result.
     pub async fn write(&self, mut entry: Entry) -> Result<EntryResult, WriteError> {
-        let _one_at_a_time = self.0.writing.lock().await;
-        entry.version = crate::state::apply::ENTRY_VERSION;
-        let mut image = (*self.0.state.image()).clone();
-        let applied = apply(&image, &entry, &LIMITS)
-            .map_err(|error| WriteError::Stopped(error.to_string()))?;
-        for write in applied.writes {
-            image
-                .write(write)
-                .map_err(|error| WriteError::Stopped(error.to_string()))?;
+        entry.version = ENTRY_VERSION;
+        if entry.request_id.is_empty() {
+            entry.request_id = uuid::Uuid::new_v4().to_string();
         }
-        self.0.state.publish(image);
-        self.0.revisions.send_replace(applied.result.revision);
-        Ok(applied.result)
+        let size = entry.encoded_len();
+        if size > BIGGEST_ENTRY {
+            return Err(WriteError::TooLarge {
+                size,
+                limit: BIGGEST_ENTRY,
+            });
+        }
+        let deadline = Instant::now() + PATIENCE;
+        let mut reason;
+        loop {
+            match timeout_at(deadline, self.write_once(&entry)).await {
+                Ok(Ok(result)) => {
+                    self.wait_until_here(result.revision, deadline).await;
+                    return Ok(result);
+                }
+                Ok(Err(why)) => reason = why,
+                Err(_) => {
+                    return Err(WriteError::NoQuorum(
+                        "the write was not decided in time; it may still be".to_owned(),
+                    ));
+                }
+            }
+            if let Err(fatal) = &self.0.raft.metrics().borrow().running_state {
+                return Err(WriteError::Stopped(fatal.to_string()));
+            }
+            if Instant::now() + BETWEEN >= deadline {
+                return Err(WriteError::NoQuorum(reason));
+            }
+            tokio::time::sleep(BETWEEN).await;
+        }
+    }
+
+    /// Offers an entry to the leader once.
+    async fn write_once(&self, entry: &Entry) -> Result<EntryResult, String> {
+        let inner = &self.0;
+        let (leader, quorum_silent_ms) = {
+            let metrics = inner.raft.metrics();
+            let metrics = metrics.borrow();
+            (metrics.current_leader, metrics.millis_since_quorum_ack)
+        };
+        let Some(leader) = leader else {
+            return Err(
+                "there is no leader: a majority of the nodes is not reachable from here".to_owned(),
+            );
+        };
+        if leader == self.node_id() {
+            if quorum_silent_ms.is_some_and(|silent| silent > QUORUM_SILENT_MS) {
+                return Err(
+                    "this node leads, but a majority of the nodes does not answer".to_owned(),
+                );
+            }
+            return match inner.proposer.propose(entry.clone()).await {
+                Ok(result) => Ok(result),
+                Err(NotWritten::NotLeader(_)) => Err("the leader has changed".to_owned()),
+                Err(NotWritten::Unknown(reason)) => Err(reason),
+            };
+        }
+        let mut client = inner.speaker.client(leader).await?;
+        let answer = client
+            .write(WriteRequest {
+                cluster_id: inner.speaker.node.cluster_id.clone(),
+                entry: Some(entry.clone()),
+            })
+            .await
+            .map_err(|status| format!("node {leader}: {}", describe(&status)))?
+            .into_inner();
+        inner.speaker.peers.heard(leader, None);
+        match answer.result {
+            Some(result) => Ok(result),
+            None if answer.not_leader => Err(format!("node {leader} does not lead any more")),
+            None => Err(format!("node {leader}: {}", answer.error)),
+        }
+    }
+
+    /// Waits until this node has applied a revision, so that whoever wrote here reads its own write here.
+    async fn wait_until_here(&self, revision: u64, deadline: Instant) {
+        let mut revisions = self.revisions();
+        let here = revisions.wait_for(|applied| *applied >= revision);
+        // The write has happened in any case.
+        let _ = timeout_at(deadline, here).await;
     }
 
     /// Returns when everything that was acknowledged anywhere before the call can be read here.
@@ -205,7 +603,7 @@ impl Cluster {
     /// # Errors
     /// Where no quorum answers in time.
     pub async fn linearize(&self) -> Result<(), Unavailable> {
-        Ok(())
+        self.0.reads.linearize().await
     }
 
     /// What this node has applied. Read after [`Cluster::linearize`] where it must be the newest.
@@ -223,48 +621,82 @@ impl Cluster {
     /// This node's id.
     #[must_use]
     pub fn node_id(&self) -> u64 {
-        self.0.settings.node.node_id
+        self.0.speaker.node.node_id
     }
 
     /// The cluster's id.
     #[must_use]
     pub fn cluster_id(&self) -> &str {
-        &self.0.settings.node.cluster_id
+        &self.0.speaker.node.cluster_id
     }
 
     /// Where the Raft port really listens.
     #[must_use]
     pub fn raft_address(&self) -> Option<SocketAddr> {
-        self.0.settings.listener.local_addr().ok()
+        self.0.listens
     }
 
-    /// Whether this node leads.
+    /// Whether this node leads, as far as it knows.
     #[must_use]
     pub fn is_leader(&self) -> bool {
-        true
+        self.leader() == Some(self.node_id())
     }
 
     /// The leader, where one is known.
     #[must_use]
     pub fn leader(&self) -> Option<u64> {
-        Some(self.node_id())
+        self.0.raft.metrics().borrow().current_leader
+    }
+
+    /// Told whenever the leader, the membership or what is applied changes; ask [`Cluster::status`] then.
+    pub async fn changed(&self, wanted: impl Fn(&Status) -> bool) {
+        let mut metrics = self.0.raft.metrics();
+        while !wanted(&self.status()) {
+            if metrics.changed().await.is_err() {
+                return;
+            }
+        }
     }
 
     /// The cluster as this node sees it.
     #[must_use]
     pub fn status(&self) -> Status {
+        let metrics = self.0.raft.metrics();
+        let metrics = metrics.borrow();
+        let membership = metrics.membership_config.membership();
+        let mut members: Vec<_> = membership
+            .nodes()
+            .map(|(id, peer)| Member {
+                id: *id,
+                addresses: peer.addresses(),
+                voter: membership.voter_ids().any(|voter| voter == *id),
+                matched: if *id == metrics.id {
+                    metrics.last_log_index
+                } else {
+                    metrics
+                        .replication
+                        .as_ref()
+                        .and_then(|replication| *replication.get(id)?)
+                        .map(|matched| matched.index)
+                },
+                reachable: *id == metrics.id || self.0.speaker.peers.is_reachable(*id),
+            })
+            .collect();
+        members.sort_by_key(|member| member.id);
         Status {
-            leader: self.leader(),
-            term: 1,
-            applied: None,
-            members: vec![Member {
-                id: self.node_id(),
-                addresses: self.0.settings.addresses.clone(),
-                voter: true,
-                matched: None,
-                reachable: true,
-            }],
+            leader: metrics.current_leader,
+            term: metrics.current_term,
+            applied: metrics.last_applied.map(|id| id.index),
+            members,
         }
+    }
+
+    /// Removes a member. Its id is never used again.
+    ///
+    /// # Errors
+    /// Where this node does not lead, or there is no quorum.
+    pub async fn remove_node(&self, id: u64) -> Result<(), NotAdded> {
+        self.0.changes.remove(id).await
     }
 
     /// Asks a zone, at whichever node its stream ends.
@@ -272,29 +704,233 @@ impl Cluster {
     /// # Errors
     /// Where no node that answers holds its stream.
     pub async fn query_zone(&self, zone: &str, query: Query) -> Result<QueryAnswer, QueryError> {
-        let answer = self.0.settings.zones.query(zone.to_owned(), query).await;
-        answer.ok_or_else(|| QueryError::NotConnected {
+        let here = self.0.zones.query(zone.to_owned(), query.clone()).await;
+        if let Some(answer) = here {
+            return Ok(answer);
+        }
+        let mut questions: FuturesUnordered<_> = self
+            .others()
+            .into_iter()
+            .map(|id| {
+                let request = QueryZoneRequest {
+                    cluster_id: self.cluster_id().to_owned(),
+                    zone: zone.to_owned(),
+                    query: Some(query.clone()),
+                };
+                async move {
+                    let question = async {
+                        let mut client = self.0.speaker.client(id).await.ok()?;
+                        client.query_zone(request).await.ok()
+                    };
+                    (id, timeout(ZONE_ANSWER, question).await.ok().flatten())
+                }
+            })
+            .collect();
+        let mut unreachable = Vec::new();
+        while let Some((id, answer)) = questions.next().await {
+            match answer.map(tonic::Response::into_inner) {
+                None => unreachable.push(id),
+                Some(response) => {
+                    if let Some(answer) = response.answer {
+                        return Ok(answer);
+                    }
+                }
+            }
+        }
+        unreachable.sort_unstable();
+        Err(QueryError::NotConnected {
             zone: zone.to_owned(),
-            unreachable: Vec::new(),
+            unreachable,
         })
     }
 
     /// The zones connected to all nodes.
     pub async fn zone_statuses(&self) -> ZoneStatuses {
         let id = self.node_id();
-        let zones = self.0.settings.zones.statuses();
-        ZoneStatuses {
-            zones: zones.into_iter().map(|zone| (id, zone)).collect(),
+        let here = self.0.zones.statuses();
+        let mut statuses = ZoneStatuses {
+            zones: here.into_iter().map(|zone| (id, zone)).collect(),
             unreachable: Vec::new(),
+        };
+        let mut questions: FuturesUnordered<_> = self
+            .others()
+            .into_iter()
+            .map(|id| async move {
+                let request = ZoneStatusesRequest {
+                    cluster_id: self.cluster_id().to_owned(),
+                };
+                let question = async {
+                    let mut client = self.0.speaker.client(id).await.ok()?;
+                    client.zone_statuses(request).await.ok()
+                };
+                (id, timeout(ZONE_ANSWER, question).await.ok().flatten())
+            })
+            .collect();
+        while let Some((id, answer)) = questions.next().await {
+            match answer {
+                None => statuses.unreachable.push(id),
+                Some(response) => statuses.zones.extend(
+                    response
+                        .into_inner()
+                        .zones
+                        .into_iter()
+                        .map(|zone| (id, zone)),
+                ),
+            }
         }
+        statuses.unreachable.sort_unstable();
+        statuses
+    }
+
+    fn others(&self) -> Vec<u64> {
+        let mut ids = self.0.speaker.members.ids();
+        ids.retain(|id| *id != self.node_id());
+        ids
     }
 
     /// Resolves with the reason when this node can not go on (its disk failed, its store is broken). The process must
     /// then exit with an error: it is no member any more and would serve old state.
     pub async fn failed(&self) -> String {
-        std::future::pending().await
+        let mut metrics = self.0.raft.metrics();
+        let failed = metrics.wait_for(|metrics| metrics.running_state.is_err());
+        match failed.await {
+            Ok(metrics) => match &metrics.running_state {
+                Err(fatal) => fatal.to_string(),
+                Ok(()) => "Raft has stopped".to_owned(),
+            },
+            Err(_) => "Raft has stopped".to_owned(),
+        }
     }
 
-    /// Stops serving peers and waits until the store is closed.
-    pub async fn shutdown(&self) {}
+    /// Stops serving peers, and waits until Raft has stopped and the store is closed.
+    pub async fn shutdown(&self) {
+        const CLOSING: Duration = Duration::from_secs(10);
+        self.0.stop.cancel();
+        if let Err(error) = self.0.raft.shutdown().await {
+            tracing::warn!(%error, "Raft did not stop as it should");
+        }
+        self.0.tasks.close();
+        self.0.tasks.wait().await;
+        if timeout(CLOSING, self.0.closed.clone().wait())
+            .await
+            .is_err()
+        {
+            tracing::warn!(
+                "the store is still in use; what is acknowledged is on disk all the same"
+            );
+        }
+    }
+}
+
+async fn open_store(
+    data_dir: PathBuf,
+    node: Node,
+    start: &Start,
+) -> Result<(store::Store, NodeFile), StartError> {
+    let found = directory::load(&data_dir)?;
+    let file = match (start, found) {
+        (_, Some(file)) => file,
+        (Start::Bootstrap, None) => NodeFile {
+            node: node.clone(),
+            via: Vec::new(),
+        },
+        (Start::Join(via), None) => NodeFile {
+            node: node.clone(),
+            via: via.clone(),
+        },
+        (Start::Again, None) => {
+            return Err(DirectoryError::Incomplete {
+                data_dir,
+                found: "an identity".to_owned(),
+            }
+            .into());
+        }
+    };
+    let opened = tokio::task::spawn_blocking(move || {
+        let new = !directory::node_file(&data_dir).exists();
+        let store = store::open(&data_dir, &node, new)?;
+        if new {
+            directory::save(&data_dir, &file)?;
+        }
+        Ok::<_, store::OpenError>((store, file))
+    });
+    Ok(opened
+        .await
+        .map_err(|error| StartError::Raft(error.to_string()))??)
+}
+
+/// Tells the leader when this node is somewhere else than the membership says, and asks silent nodes whether they are
+/// there. Ends with the cluster.
+async fn keep_house(cluster: std::sync::Weak<Inner>) {
+    const EVERY: Duration = Duration::from_secs(1);
+    let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
+    let mut try_again = Instant::now();
+    loop {
+        tokio::time::sleep(EVERY).await;
+        let Some(inner) = cluster.upgrade() else {
+            return;
+        };
+        let cluster = Cluster(inner);
+        cluster.ping_silent(EVERY);
+        if Instant::now() >= try_again {
+            match cluster.register_addresses().await {
+                Ok(()) => backoff.reset(),
+                Err(reason) => {
+                    tracing::warn!(
+                        reason,
+                        "the cluster does not know this node's new addresses yet"
+                    );
+                    try_again = Instant::now() + backoff.next_wait(random());
+                }
+            }
+        }
+    }
+}
+
+impl Cluster {
+    fn ping_silent(&self, silence: Duration) {
+        for id in self.others() {
+            let speaker = self.0.speaker.clone();
+            let heard = speaker.peers.silent_for(id);
+            if heard.is_some_and(|silent| silent < silence) {
+                continue;
+            }
+            self.0.tasks.spawn(async move {
+                let question = async {
+                    let mut client = speaker.client(id).await.ok()?;
+                    let request = ReadIndexRequest {
+                        cluster_id: speaker.node.cluster_id.clone(),
+                        raft_address: speaker.raft_address.clone(),
+                    };
+                    client.read_index(request).await.ok()
+                };
+                if let Ok(Some(_)) = timeout(silence, question).await {
+                    speaker.peers.heard(id, None);
+                }
+            });
+        }
+    }
+
+    async fn register_addresses(&self) -> Result<(), String> {
+        let inner = &self.0;
+        let id = self.node_id();
+        match inner.speaker.members.peer(id) {
+            Some(known) if known != inner.own => {}
+            _ => return Ok(()),
+        }
+        match self.leader() {
+            None => Ok(()),
+            Some(leader) if leader == id => inner
+                .changes
+                .add(id, inner.own.clone())
+                .await
+                .map_err(|error| error.to_string()),
+            Some(leader) => {
+                let address = inner.speaker.members.addresses(leader).unwrap_or_default();
+                membership::ask_to_be_added(&inner.speaker, &inner.own, &address.raft)
+                    .await
+                    .map_err(|(reason, _)| reason)
+            }
+        }
+    }
 }

@@ -54,7 +54,9 @@ pub struct Change {
 
 /// The revision asked for lies before what the bounded history still holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("changes after revision {asked} are no longer kept (the oldest that can be asked for is {oldest}): read everything anew")]
+#[error(
+    "changes after revision {asked} are no longer kept (the oldest that can be asked for is {oldest}): read everything anew"
+)]
 pub struct TooOld {
     /// What was asked for.
     pub asked: u64,

@@ -80,7 +80,9 @@ pub enum ApplyError {
     )]
     UnknownOperation(usize),
     /// The state does not fit together.
-    #[error("the state machine contradicts itself ({0}): this is a defect, or the store was changed from outside")]
+    #[error(
+        "the state machine contradicts itself ({0}): this is a defect, or the store was changed from outside"
+    )]
     Broken(String),
 }
 
@@ -162,11 +164,7 @@ fn fingerprint(entry: &Entry) -> Vec<u8> {
 }
 
 /// The answer of an earlier entry with the same request id, where there was one.
-fn already_done(
-    image: &Image,
-    entry: &Entry,
-    asked: &[u8],
-) -> Result<Option<Applied>, ApplyError> {
+fn already_done(image: &Image, entry: &Entry, asked: &[u8]) -> Result<Option<Applied>, ApplyError> {
     if entry.request_id.is_empty() {
         return Ok(None);
     }

@@ -1,0 +1,425 @@
+//! The store as a whole: openraft's own suite, and what a crash, a flipped bit or a wrong disk does.
+
+use std::{fs, path::Path, sync::Arc};
+
+use mesh_proto::{
+    raft::{Actor, Entry, Operation, Put, operation},
+    zone::ResourceKey,
+};
+use openraft::{
+    EntryPayload, RaftLogReader as _, RaftSnapshotBuilder as _,
+    storage::{RaftLogStorage, RaftLogStorageExt as _, RaftStateMachine},
+    testing::{StoreBuilder, Suite},
+};
+use tempfile::TempDir;
+
+use super::{
+    OpenError, Store, database,
+    directory::Node,
+    log::LogStore,
+    machine::Machine,
+    types::{Bundle, LogEntry, LogId, StoreError, TypeConfig, Vote},
+};
+use crate::state::apply::ENTRY_VERSION;
+
+fn node(id: u64, cluster: &str) -> Node {
+    Node {
+        node_uuid: format!("disk-{id}"),
+        node_id: id,
+        cluster_id: cluster.to_owned(),
+    }
+}
+
+fn open(dir: &Path, create: bool) -> Result<Store, OpenError> {
+    super::open(dir, &node(1, "ours"), create)
+}
+
+fn id(term: u64, index: u64) -> LogId {
+    LogId::new(openraft::CommittedLeaderId::new(term, 1), index)
+}
+
+fn put(term: u64, index: u64, name: &str, json: &[u8]) -> LogEntry {
+    let entry = Entry {
+        version: ENTRY_VERSION,
+        request_id: format!("request-{index}"),
+        actor: Some(Actor {
+            name: "system".to_owned(),
+            address: String::new(),
+        }),
+        time_ms: 1000 + index,
+        operations: vec![Operation {
+            operation: Some(operation::Operation::Put(Put {
+                key: Some(ResourceKey::global("Mesh", "", name)),
+                json: json.to_vec(),
+                precondition: None,
+            })),
+        }],
+        summary: String::new(),
+    };
+    LogEntry {
+        log_id: id(term, index),
+        payload: EntryPayload::Normal(Bundle(Arc::new(vec![entry]))),
+    }
+}
+
+fn name(index: u64) -> String {
+    format!("mesh-{index}")
+}
+
+/// Appends and applies entries `range`, one resource each.
+async fn fill(store: &mut Store, range: std::ops::Range<u64>) {
+    for index in range {
+        let entry = put(
+            1,
+            index,
+            &name(index),
+            format!("{{\"n\":{index}}}").as_bytes(),
+        );
+        store.log.blocking_append([entry.clone()]).await.unwrap();
+        store.machine.apply([entry]).await.unwrap();
+    }
+}
+
+struct Builder;
+
+impl StoreBuilder<TypeConfig, LogStore, Machine, TempDir> for Builder {
+    async fn build(&self) -> Result<(TempDir, LogStore, Machine), StoreError> {
+        let dir = tempfile::tempdir().unwrap();
+        let store = open(dir.path(), true).unwrap();
+        Ok((dir, store.log, store.machine))
+    }
+}
+
+#[test]
+fn openrafts_own_suite_passes() {
+    Suite::test_all(Builder).unwrap();
+}
+
+#[tokio::test]
+async fn everything_is_there_after_reopening() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(dir.path(), true).unwrap();
+    store
+        .log
+        .save_vote(&Vote::new_committed(1, 1))
+        .await
+        .unwrap();
+    fill(&mut store, 0..50).await;
+    // As big as a page of sled's never gets, so that it is cut in pieces.
+    let big = vec![b'x'; 300_000];
+    let entry = put(1, 50, "big", &big);
+    store.log.blocking_append([entry.clone()]).await.unwrap();
+    store.machine.apply([entry.clone()]).await.unwrap();
+    assert_eq!(
+        fs::read_dir(dir.path().join("store/blobs"))
+            .unwrap()
+            .count(),
+        0
+    );
+    drop(store);
+
+    let mut store = open(dir.path(), false).unwrap();
+    assert_eq!(
+        store.log.read_vote().await.unwrap(),
+        Some(Vote::new_committed(1, 1))
+    );
+    assert_eq!(store.state.revision(), 51);
+    assert_eq!(
+        store.machine.applied_state().await.unwrap().0,
+        Some(id(1, 50))
+    );
+    let stored = store
+        .state
+        .get(&ResourceKey::global("Mesh", "", "big"))
+        .unwrap();
+    assert_eq!(stored.json, big);
+    assert_eq!(
+        store.log.try_get_log_entries(50..51).await.unwrap(),
+        [entry]
+    );
+}
+
+#[tokio::test]
+async fn a_shorter_value_leaves_nothing_of_the_longer_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(dir.path(), true).unwrap();
+    for (index, length) in [20_000, 10, 5_000, 0].into_iter().enumerate() {
+        let entry = put(1, index as u64, "a", &vec![b'x'; length]);
+        store.log.blocking_append([entry.clone()]).await.unwrap();
+        store.machine.apply([entry]).await.unwrap();
+        drop(store);
+        store = open(dir.path(), false).unwrap();
+        let stored = store.state.get(&ResourceKey::global("Mesh", "", "a"));
+        assert_eq!(stored.unwrap().json.len(), length);
+    }
+}
+
+#[tokio::test]
+async fn a_state_machine_that_lags_behind_the_log_catches_up_from_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(dir.path(), true).unwrap();
+    fill(&mut store, 0..10).await;
+    for index in 10..20 {
+        let entry = put(1, index, &name(index), b"{}");
+        store.log.blocking_append([entry]).await.unwrap();
+    }
+    store.log.save_committed(Some(id(1, 19))).await.unwrap();
+    drop(store);
+    let store = open(dir.path(), false).unwrap();
+    assert_eq!(store.state.revision(), 10);
+    let (mut log, mut machine, state) = (store.log, store.machine, store.state);
+    openraft::StorageHelper::new(&mut log, &mut machine)
+        .get_initial_state()
+        .await
+        .unwrap();
+    assert_eq!(state.revision(), 20);
+}
+
+#[tokio::test]
+async fn truncated_and_purged_entries_stay_away() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(dir.path(), true).unwrap();
+    fill(&mut store, 0..30).await;
+    store.log.truncate(id(1, 25)).await.unwrap();
+    store.log.purge(id(1, 9)).await.unwrap();
+    for _ in 0..2 {
+        let log = store.log.get_log_state().await.unwrap();
+        assert_eq!(log.last_log_id, Some(id(1, 24)));
+        assert_eq!(log.last_purged_log_id, Some(id(1, 9)));
+        let left = store.log.try_get_log_entries(..).await.unwrap();
+        assert_eq!(left.first().unwrap().log_id, id(1, 10));
+        assert_eq!(left.last().unwrap().log_id, id(1, 24));
+        drop(store);
+        store = open(dir.path(), false).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_snapshot_holds_what_was_there_when_it_began() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(dir.path(), true).unwrap();
+    fill(&mut store, 0..100).await;
+    let mut builder = store.machine.get_snapshot_builder().await;
+    fill(&mut store, 100..200).await;
+    let snapshot = builder.build_snapshot().await.unwrap();
+    assert_eq!(snapshot.meta.last_log_id, Some(id(1, 99)));
+
+    let other = tempfile::tempdir().unwrap();
+    let mut follower = super::open(other.path(), &node(2, "ours"), true).unwrap();
+    fill(&mut follower, 0..3).await;
+    let copy = other.path().join("snapshots/received.part");
+    fs::copy(&snapshot.snapshot.path, &copy).unwrap();
+    follower
+        .machine
+        .install_snapshot(
+            &snapshot.meta,
+            Box::new(super::snapshot::SnapshotFile { path: copy }),
+        )
+        .await
+        .unwrap();
+    assert_eq!(follower.state.revision(), 100);
+    follower.log.purge(id(1, 99)).await.unwrap();
+    drop(follower);
+    let mut follower = super::open(other.path(), &node(2, "ours"), false).unwrap();
+    assert_eq!(follower.state.revision(), 100);
+    assert_eq!(follower.state.list("Mesh", None, None, 1000).len(), 100);
+    let current = follower.machine.get_current_snapshot().await.unwrap();
+    assert_eq!(current.unwrap().meta.last_log_id, Some(id(1, 99)));
+}
+
+#[tokio::test]
+async fn a_damaged_snapshot_gives_way_to_the_one_before() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(dir.path(), true).unwrap();
+    fill(&mut store, 0..10).await;
+    let mut builder = store.machine.get_snapshot_builder().await;
+    builder.build_snapshot().await.unwrap();
+    fill(&mut store, 10..20).await;
+    let mut builder = store.machine.get_snapshot_builder().await;
+    let newest = builder.build_snapshot().await.unwrap();
+    let path = newest.snapshot.path;
+    let mut bytes = fs::read(&path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&path, bytes).unwrap();
+    drop(store);
+
+    let mut store = open(dir.path(), false).unwrap();
+    let current = store.machine.get_current_snapshot().await.unwrap().unwrap();
+    assert_eq!(current.meta.last_log_id, Some(id(1, 9)));
+    assert!(path.with_extension("snapshot.damaged").exists());
+    // Where the log no longer reaches back to it, it is made anew.
+    store.log.purge(id(1, 15)).await.unwrap();
+    let current = store.machine.get_current_snapshot().await.unwrap().unwrap();
+    assert_eq!(current.meta.last_log_id, Some(id(1, 19)));
+}
+
+#[tokio::test]
+async fn a_snapshot_of_another_cluster_is_refused() {
+    let theirs = tempfile::tempdir().unwrap();
+    let mut foreign = super::open(theirs.path(), &node(1, "theirs"), true).unwrap();
+    fill(&mut foreign, 0..5).await;
+    let snapshot = foreign
+        .machine
+        .get_snapshot_builder()
+        .await
+        .build_snapshot()
+        .await
+        .unwrap();
+
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(dir.path(), true).unwrap();
+    let error = store
+        .machine
+        .install_snapshot(&snapshot.meta, snapshot.snapshot.clone())
+        .await
+        .unwrap_err();
+    assert!(error.to_string().contains("cluster theirs"), "{error}");
+    assert_eq!(store.state.revision(), 0);
+    drop(store);
+    let name = snapshot.snapshot.path.file_name().unwrap();
+    fs::copy(
+        &snapshot.snapshot.path,
+        dir.path().join("snapshots").join(name),
+    )
+    .unwrap();
+    assert!(matches!(
+        open(dir.path(), false),
+        Err(OpenError::Foreign { .. })
+    ));
+}
+
+#[tokio::test]
+async fn a_store_under_another_name_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(open(dir.path(), true).unwrap());
+    for other in [node(2, "ours"), node(1, "theirs")] {
+        let error = super::open(dir.path(), &other, false).err().unwrap();
+        assert!(matches!(error, OpenError::Foreign { .. }), "{error}");
+    }
+    open(dir.path(), false).unwrap();
+}
+
+#[tokio::test]
+async fn a_store_that_lost_its_files_is_not_begun_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(dir.path(), true).unwrap();
+    fill(&mut store, 0..5).await;
+    drop(store);
+    fs::remove_dir_all(dir.path().join("store")).unwrap();
+    for create in [false, true] {
+        let error = open(dir.path(), create).err().unwrap();
+        assert!(matches!(error, OpenError::LostWrites { .. }), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_store_put_back_to_an_older_copy_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(dir.path(), true).unwrap();
+    fill(&mut store, 0..5).await;
+    drop(store);
+    let copy = tempfile::tempdir().unwrap();
+    copy_files(&dir.path().join("store"), copy.path());
+    let mut store = open(dir.path(), false).unwrap();
+    fill(&mut store, 5..10).await;
+    drop(store);
+    fs::remove_dir_all(dir.path().join("store")).unwrap();
+    copy_files(copy.path(), &dir.path().join("store"));
+    let error = open(dir.path(), false).err().unwrap();
+    assert!(matches!(error, OpenError::LostWrites { .. }), "{error}");
+    assert!(error.to_string().contains("join again"), "{error}");
+}
+
+fn copy_files(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for file in fs::read_dir(from).unwrap() {
+        let file = file.unwrap();
+        let target = to.join(file.file_name());
+        if file.path().is_dir() {
+            copy_files(&file.path(), &target);
+        } else {
+            fs::copy(file.path(), target).unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_second_opener_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let _store = open(dir.path(), true).unwrap();
+    assert!(open(dir.path(), false).is_err());
+}
+
+/// Flips bits and cuts the end of every file of the store, one at a time: the store either opens with all that was
+/// acknowledged, or says which store is damaged. It never panics and never opens with less.
+#[tokio::test]
+async fn damage_anywhere_is_noticed_or_harmless() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(dir.path(), true).unwrap();
+    fill(&mut store, 0..40).await;
+    drop(store);
+    let good = tempfile::tempdir().unwrap();
+    copy_files(dir.path(), good.path());
+    let mut files = Vec::new();
+    list_files(good.path(), &mut files);
+    for file in files {
+        let relative = file.strip_prefix(good.path()).unwrap();
+        let whole = fs::read(&file).unwrap();
+        // Everywhere in a small file, at some places of a big one, of which most is not written yet.
+        let used = whole.iter().rposition(|byte| *byte != 0).unwrap_or(0) + 1;
+        let step = (used / 16).max(1);
+        let mut cases: Vec<Vec<u8>> = (0..used)
+            .step_by(step)
+            .map(|at| {
+                let mut flipped = whole.clone();
+                flipped[at] ^= 0x10;
+                flipped
+            })
+            .collect();
+        cases.push(whole[..used / 2].to_vec());
+        cases.push(Vec::new());
+        for (case, bytes) in cases.into_iter().enumerate() {
+            let trial = tempfile::tempdir().unwrap();
+            copy_files(good.path(), trial.path());
+            fs::write(trial.path().join(relative), bytes).unwrap();
+            match open(trial.path(), false) {
+                Ok(store) => {
+                    let last = store.log.clone().get_log_state().await.unwrap().last_log_id;
+                    assert_eq!(last, Some(id(1, 39)), "{} case {case}", relative.display());
+                }
+                Err(error) => assert!(
+                    error.to_string().contains(trial.path().to_str().unwrap()),
+                    "{error}"
+                ),
+            }
+        }
+    }
+}
+
+fn list_files(directory: &Path, files: &mut Vec<std::path::PathBuf>) {
+    for file in fs::read_dir(directory).unwrap() {
+        let path = file.unwrap().path();
+        if path.is_dir() {
+            list_files(&path, files);
+        } else {
+            files.push(path);
+        }
+    }
+}
+
+#[test]
+fn a_piece_under_another_key_is_noticed() {
+    let dir = tempfile::tempdir().unwrap();
+    let database = database::Database::open(dir.path(), &node(1, "ours"), true).unwrap();
+    let mut batch = sled::Batch::default();
+    database::put(&mut batch, b"a", b"value", None);
+    database.log().apply_batch(batch).unwrap();
+    let piece = database.log().get(b"a\0\0").unwrap().unwrap();
+    assert_eq!(
+        database.read(database.log(), b"a").unwrap().unwrap(),
+        "value"
+    );
+    database.log().insert(b"b\0\0", piece).unwrap();
+    assert!(database.read(database.log(), b"b").is_err());
+}

@@ -167,8 +167,10 @@ impl Zone {
         for (name, scope) in loaded.meshes {
             let registry = restore(dataplanes.remove(&name).unwrap_or_default(), &name);
             let authorities = Authorities::open(&store.ca_path(&name))?;
+            let mut mesh = Mesh::new(name.clone(), zone.clone(), scope, registry);
+            mesh.set_own_anchors(anchors(&authorities));
             let slot = Slot {
-                mesh: Mesh::new(name.clone(), zone.clone(), scope, registry),
+                mesh,
                 authorities,
                 streams: BTreeMap::new(),
             };
@@ -430,6 +432,7 @@ impl Zone {
                 let mut mesh =
                     Mesh::new(name.clone(), self.name.clone(), scope, Registry::default());
                 mesh.set_surroundings(&self.surroundings);
+                mesh.set_own_anchors(anchors(&authorities));
                 let slot = Slot {
                     mesh,
                     authorities,
@@ -920,13 +923,6 @@ impl Zone {
         let Some((_, domain)) = domains.first() else {
             return false; // Nobody has an identity here: nothing to vouch for.
         };
-        let anchors = |authorities: &Authorities| -> Vec<Vec<u8>> {
-            authorities
-                .anchors()
-                .iter()
-                .map(|der| der.to_vec())
-                .collect()
-        };
         let acknowledged = Acknowledged {
             dataplanes: slot.mesh.trust_is_acknowledged(),
             global: acknowledged_by_global,
@@ -1195,6 +1191,12 @@ impl Zone {
             });
         }
     }
+}
+
+/// Anchors of a mesh's CAs, in DER.
+fn anchors(authorities: &Authorities) -> Vec<Vec<u8>> {
+    let anchors = authorities.anchors();
+    anchors.iter().map(|der| der.to_vec()).collect()
 }
 
 async fn at(deadline: Option<Instant>) {

@@ -1,0 +1,473 @@
+//! The zone and global: how the stream comes back, what is taken from it, and life without it.
+
+mod support;
+
+use std::time::Duration;
+
+use mesh_proto::{
+    discovery::DocumentVersion,
+    zone::{
+        Changes, GoAway, InspectDataplane, ListDataplanes, Query, ResourceKey, ResourceRecord,
+        query::What, to_global, to_zone,
+    },
+};
+use serde_json::json;
+use support::*;
+use tonic::Status;
+
+const GRACE: Duration = Duration::from_secs(30);
+const WEB: &str = "spiffe://pay.east.mesh.local/workload/web";
+
+#[tokio::test]
+async fn however_the_stream_ends_the_zone_calls_again_where_it_was() {
+    let installation = Installation::new();
+    let mut global = FakeGlobal::start(&installation).await;
+    let zone = RunningZone::start(&installation, GRACE).await;
+    let mut stream = global.stream().await;
+    assert_eq!(stream.hello.cursors, []);
+    assert_eq!(stream.hello.history_id, "");
+    stream.introduce(&installation, 5, &[]).await;
+    let mut revision = 5;
+    stream
+        .status("the mesh is known", |s| s.revision == 5)
+        .await;
+    for ending in ["a clean end", "an error", "silence", "go away"] {
+        match ending {
+            "a clean end" => stream.outbound = None,
+            "an error" => {
+                let outbound = stream.outbound.as_ref().unwrap();
+                outbound
+                    .send(Err(Status::internal("broken")))
+                    .await
+                    .unwrap();
+            }
+            "go away" => {
+                let away = GoAway {
+                    addresses: vec![global.address.clone()],
+                    reason: "moving".into(),
+                };
+                stream.send(to_zone::Message::GoAway(away)).await;
+            }
+            // The TCP connection lives, and nothing is said.
+            _ => {}
+        }
+        let next = global.stream().await;
+        let cursors: Vec<_> = next
+            .hello
+            .cursors
+            .iter()
+            .map(|c| (c.mesh.as_str(), c.revision))
+            .collect();
+        assert_eq!(
+            cursors,
+            [("", revision), ("pay", revision)],
+            "after {ending}"
+        );
+        assert_eq!(next.hello.history_id, "h1");
+        assert_ne!(next.hello.session, stream.hello.session);
+        stream = next;
+        // The next one ends by silence after two of these.
+        let heartbeat = if ending == "an error" { 100 } else { 60_000 };
+        stream.greet_with(revision, &["pay"], heartbeat).await;
+        stream
+            .delta(
+                "pay",
+                revision,
+                revision + 1,
+                &[allow("p", "{kind: Mesh}", &format!("{WEB}-{revision}"))],
+                &[],
+            )
+            .await;
+        stream.advance(&[""], revision, revision + 1).await;
+        revision += 1;
+        stream
+            .status("what was written meanwhile arrives", |s| {
+                s.revision == revision
+            })
+            .await;
+    }
+    zone.stop().await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_is_a_status_of_its_own_and_stops_nothing() {
+    let installation = Installation::new();
+    let mut global = FakeGlobal::start(&installation).await;
+    let zone = RunningZone::start(&installation, GRACE).await;
+    let mut stream = global.stream().await;
+    stream.introduce(&installation, 5, &[]).await;
+    let raw = |kind: &str, mesh: &str, json: &str| ResourceRecord {
+        key: Some(ResourceKey::global(kind, mesh, "x")),
+        json: json.as_bytes().to_vec(),
+        revision: 6,
+    };
+    let good = allow("p", "{kind: Mesh}", WEB);
+    let changes = Changes {
+        mesh: "pay".into(),
+        from: 5,
+        to: 6,
+        history_id: "h1".into(),
+        last: true,
+        put: vec![
+            raw(
+                "MeshFuture",
+                "pay",
+                r#"{"type":"MeshFuture","mesh":"pay","name":"x","spec":{}}"#,
+            ),
+            raw("MeshService", "pay", "{ not even JSON"),
+            raw(
+                "MeshService",
+                "ana",
+                r#"{"type":"MeshService","mesh":"ana","name":"x","spec":{}}"#,
+            ),
+            record(&good, 6),
+        ],
+        ..Changes::default()
+    };
+    stream.send(to_zone::Message::Changes(changes)).await;
+    stream.advance(&[""], 5, 6).await;
+    let status = stream
+        .status("all else is applied", |s| s.revision == 6)
+        .await;
+    assert_eq!(status.refused.len(), 3, "{:#?}", status.refused);
+    assert!(status.refused.iter().all(|r| !r.reason.is_empty()));
+
+    // The stream is the same, and what was good counts.
+    let token = installation.token("pay", json!({}));
+    let mut web = Newcomer::new(token, &dataplane("web-1", "web", "10.0.0.1", &[]))
+        .connect(&zone, &installation)
+        .await
+        .unwrap();
+    web.until("documents", |d| d.documents.len() == 2).await;
+    let (_, view) = zone.get("/v1/meshes/pay/dataplanes/web-1").await;
+    assert_eq!(
+        view["inbounds"][0]["permissions"][0],
+        format!("allow {WEB} (p#0)")
+    );
+    // It is gone from the status when it is gone.
+    stream
+        .delta(
+            "pay",
+            6,
+            7,
+            &[],
+            &[
+                ResourceKey::global("MeshFuture", "pay", "x"),
+                ResourceKey::global("MeshService", "pay", "x"),
+                ResourceKey::global("MeshService", "ana", "x"),
+            ],
+        )
+        .await;
+    stream
+        .status("nothing is refused", |s| s.refused.is_empty())
+        .await;
+    zone.stop().await;
+}
+
+#[tokio::test]
+async fn a_snapshot_deletes_what_it_does_not_name_with_its_last_part_only() {
+    let installation = Installation::new();
+    let mut global = FakeGlobal::start(&installation).await;
+    let zone = RunningZone::start(&installation, GRACE).await;
+    let mut stream = global.stream().await;
+    stream
+        .introduce(
+            &installation,
+            5,
+            &[
+                allow("old", "{kind: Mesh}", WEB),
+                allow("kept", "{kind: Mesh}", WEB),
+            ],
+        )
+        .await;
+    let token = installation.token("pay", json!({}));
+    stream
+        .status("the mesh is known", |s| s.revision == 5)
+        .await;
+    let mut web = Newcomer::new(token, &dataplane("web-1", "web", "10.0.0.1", &[]))
+        .connect(&zone, &installation)
+        .await
+        .unwrap();
+    web.until("documents", |d| d.documents.len() == 2).await;
+    let permissions = async || {
+        let (_, view) = zone.get("/v1/meshes/pay/dataplanes/web-1").await;
+        view["inbounds"][0]["permissions"].as_array().unwrap().len()
+    };
+    assert_eq!(permissions().await, 2);
+
+    // A history nobody knows: the zone asks for a snapshot instead of guessing.
+    let foreign = Changes {
+        mesh: "pay".into(),
+        from: 5,
+        to: 6,
+        history_id: "h2".into(),
+        last: true,
+        ..Changes::default()
+    };
+    stream.send(to_zone::Message::Changes(foreign)).await;
+    let mut stream = global.stream().await;
+    assert!(stream.hello.cursors.iter().all(|c| c.mesh != "pay"));
+    stream.greet(7, &["pay"]).await;
+    let part = |put: &[mesh_model::Resource], last| {
+        to_zone::Message::Changes(Changes {
+            mesh: "pay".into(),
+            to: 7,
+            history_id: "h2".into(),
+            snapshot: true,
+            last,
+            put: put.iter().map(|r| record(r, 7)).collect(),
+            ..Changes::default()
+        })
+    };
+    stream.send(part(&[identity("pay")], false)).await;
+    stream.advance(&[""], 5, 7).await;
+    stream
+        .status("the first part has been read", |s| {
+            s.meshes[0].revision == 0
+        })
+        .await;
+    assert_eq!(permissions().await, 2);
+    stream
+        .send(part(&[allow("kept", "{kind: Mesh}", WEB)], true))
+        .await;
+    stream
+        .status("the snapshot is whole", |s| s.meshes[0].revision == 7)
+        .await;
+    assert_eq!(permissions().await, 1);
+
+    // The mesh goes, and with it everything.
+    stream
+        .send(to_zone::Message::Changes(Changes {
+            mesh: "pay".into(),
+            to: 8,
+            history_id: "h2".into(),
+            mesh_gone: true,
+            last: true,
+            ..Changes::default()
+        }))
+        .await;
+    stream.status("no mesh", |s| s.meshes.is_empty()).await;
+    assert!(web.end().await.message().contains("not placed"));
+    zone.stop().await;
+    assert!(!installation.data_dir().join("meshes/mesh-pay").exists());
+    assert!(!installation.data_dir().join("ca/pay").exists());
+}
+
+#[tokio::test]
+async fn without_global_a_restarted_zone_serves_who_comes_back_and_who_is_new_without_a_flap() {
+    let installation = Installation::new();
+    let mut global = FakeGlobal::start(&installation).await;
+    let zone = RunningZone::start(&installation, GRACE).await;
+    let mut stream = global.stream().await;
+    stream
+        .introduce(&installation, 5, &[allow("p", "{kind: Mesh}", WEB)])
+        .await;
+    stream
+        .status("the mesh is known", |s| s.revision == 5)
+        .await;
+    let token = installation.token("pay", json!({}));
+    let store = Newcomer::new(
+        token.clone(),
+        &dataplane("store-1", "store", "10.0.0.2", &[]),
+    );
+    let mut client = Newcomer::new(
+        token.clone(),
+        &dataplane("web-1", "web", "10.0.0.1", &[(5000, "store", 8080)]),
+    );
+    let mut web = client.connect(&zone, &installation).await.unwrap();
+    let mut first = store.connect(&zone, &installation).await.unwrap();
+    first.until("documents", |d| d.documents.len() == 2).await;
+    let has_store = |d: &FakeDataplane| {
+        d.endpoints
+            .get("service/store:8080")
+            .is_some_and(|s| *s == ["10.0.0.2:8080"])
+    };
+    web.until("the endpoint", has_store).await;
+    stream
+        .status("both are current", |s| s.meshes[0].current == 2)
+        .await;
+    let generation = web.last_generation;
+    let documents: Vec<_> = web.documents.values().cloned().collect();
+    drop(global);
+    drop(stream);
+    zone.stop().await;
+
+    // Only the client comes back. It runs everything already: it is sent no document, and its endpoint is still there.
+    let zone = RunningZone::start(&installation, GRACE).await;
+    client.running = versions(&documents);
+    let mut web = client.connect(&zone, &installation).await.unwrap();
+    web.until("the endpoint", has_store).await;
+    assert_eq!(web.documents_sent, 0);
+    assert_eq!(web.last_generation, generation);
+    web.certificate(WEB).await.unwrap();
+    let new = Newcomer::new(token, &dataplane("web-2", "web", "10.0.0.3", &[]));
+    let mut new = new.connect(&zone, &installation).await.unwrap();
+    new.until("documents", |d| d.documents.len() == 2).await;
+    new.certificate(WEB).await.unwrap();
+    // What a proxy runs that is not wanted is taken away.
+    client.running.push(DocumentVersion {
+        name: "service/old:1".into(),
+        version: "x".into(),
+    });
+    client.session_number = 2;
+    let mut web = client.connect(&zone, &installation).await.unwrap();
+    web.until("the answer", |d| d.revision == 5).await;
+    assert_eq!(web.documents_sent, 0);
+    zone.stop().await;
+}
+
+#[tokio::test]
+async fn after_its_grace_period_a_silent_dataplane_is_forgotten() {
+    let installation = Installation::new();
+    let mut global = FakeGlobal::start(&installation).await;
+    let zone = RunningZone::start(&installation, Duration::from_secs(1)).await;
+    let mut stream = global.stream().await;
+    stream.introduce(&installation, 5, &[]).await;
+    stream
+        .status("the mesh is known", |s| s.revision == 5)
+        .await;
+    let token = installation.token("pay", json!({}));
+    let mut web = Newcomer::new(token, &dataplane("web-1", "web", "10.0.0.1", &[]))
+        .connect(&zone, &installation)
+        .await
+        .unwrap();
+    web.until("documents", |d| d.documents.len() == 2).await;
+    stream
+        .status("it is current", |s| s.meshes[0].current == 1)
+        .await;
+    drop(web);
+    let status = stream
+        .status("it is silent", |s| s.meshes[0].silent_count == 1)
+        .await;
+    assert_eq!(status.meshes[0].silent, ["web-1"]);
+    stream
+        .status("it is forgotten", |s| s.meshes[0].dataplanes == 0)
+        .await;
+    stream
+        .reported("its service is gone", |owned| {
+            owned.keys().all(|key| !key.starts_with("MeshService"))
+        })
+        .await;
+    zone.stop().await;
+}
+
+#[tokio::test]
+async fn a_damaged_file_is_set_aside_and_its_mesh_asked_for_again() {
+    let installation = Installation::new();
+    let mut global = FakeGlobal::start(&installation).await;
+    let zone = RunningZone::start(&installation, GRACE).await;
+    let mut stream = global.stream().await;
+    stream.introduce(&installation, 5, &[]).await;
+    stream
+        .status("the mesh is known", |s| s.revision == 5)
+        .await;
+    zone.stop().await;
+    let file = installation.data_dir().join("meshes/mesh-pay");
+    let mut content = std::fs::read(&file).unwrap();
+    let middle = content.len() / 2;
+    content[middle] ^= 1;
+    std::fs::write(&file, content).unwrap();
+
+    let zone = RunningZone::start(&installation, GRACE).await;
+    assert!(
+        installation
+            .data_dir()
+            .join("meshes/mesh-pay.damaged")
+            .exists()
+    );
+    let mut stream = global.stream().await;
+    let cursors: Vec<_> = stream
+        .hello
+        .cursors
+        .iter()
+        .map(|c| c.mesh.as_str())
+        .collect();
+    assert_eq!(cursors, [""]);
+    // Until the mesh has come, nobody is served half of it.
+    let web = Newcomer::new(
+        installation.token("pay", json!({})),
+        &dataplane("web-1", "web", "10.0.0.1", &[]),
+    );
+    let refused = web.connect(&zone, &installation).await.err().unwrap();
+    assert_eq!(refused.code(), tonic::Code::Unavailable);
+    stream.greet(5, &["pay"]).await;
+    stream.snapshot("pay", 5, &[identity("pay")]).await;
+    stream
+        .status("the mesh is known", |s| s.revision == 5)
+        .await;
+    web.connect(&zone, &installation).await.unwrap();
+    zone.stop().await;
+}
+
+#[tokio::test]
+async fn global_may_ask_about_dataplanes() {
+    let installation = Installation::new();
+    let mut global = FakeGlobal::start(&installation).await;
+    let zone = RunningZone::start(&installation, GRACE).await;
+    let mut stream = global.stream().await;
+    stream
+        .introduce(&installation, 5, &[allow("p", "{kind: Mesh}", WEB)])
+        .await;
+    stream
+        .status("the mesh is known", |s| s.revision == 5)
+        .await;
+    let token = installation.token("pay", json!({}));
+    let mut web = Newcomer::new(token, &dataplane("web-1", "web", "10.0.0.1", &[]))
+        .connect(&zone, &installation)
+        .await
+        .unwrap();
+    web.until("documents", |d| d.documents.len() == 2).await;
+    let list = What::ListDataplanes(ListDataplanes { mesh: "pay".into() });
+    let inspect = |name: &str| {
+        What::InspectDataplane(InspectDataplane {
+            mesh: "pay".into(),
+            name: name.into(),
+        })
+    };
+    let mut answers = Vec::new();
+    for (id, what) in [
+        (1, Some(list)),
+        (2, Some(inspect("web-1"))),
+        (3, Some(inspect("nobody"))),
+        (4, None),
+    ] {
+        stream
+            .send(to_zone::Message::Query(Query { id, what }))
+            .await;
+        let answer = loop {
+            if let to_global::Message::Answer(answer) = stream.next().await {
+                break answer;
+            }
+        };
+        assert_eq!(answer.id, id);
+        answers.push(answer);
+    }
+    let views: Vec<mesh_model::api::DataplaneView> =
+        serde_json::from_slice(&answers[0].json).unwrap();
+    assert_eq!(views.len(), 1);
+    let view: mesh_model::api::DataplaneView = serde_json::from_slice(&answers[1].json).unwrap();
+    assert_eq!(view.inbounds[0].permissions, [format!("allow {WEB} (p#0)")]);
+    assert!(answers[2].error.contains("nobody"));
+    assert!(!answers[3].error.is_empty());
+    zone.stop().await;
+}
+
+#[tokio::test]
+async fn another_installation_is_not_listened_to() {
+    let installation = Installation::new();
+    let mut global = FakeGlobal::start(&installation).await;
+    let facts = json!({"zone": "east", "clusterId": "mine", "globalAddresses": [global.address]});
+    std::fs::write(
+        installation.data_dir().join("identity/zone.json"),
+        facts.to_string(),
+    )
+    .unwrap();
+    let zone = RunningZone::start(&installation, GRACE).await;
+    for _ in 0..2 {
+        let stream = global.stream().await;
+        assert_eq!(stream.hello.cursors, []);
+        stream.introduce(&installation, 5, &[]).await;
+    }
+    assert_eq!(zone.get("/v1/status").await.1["meshes"], json!([]));
+    zone.stop().await;
+}

@@ -25,7 +25,8 @@ pub(crate) fn resolve(word: &str) -> Result<&'static Descriptor, Failure> {
         .flat_map(|kind| [kind.plural.to_owned(), kind.name.to_lowercase()])
         .map(|name| (strsim::damerau_levenshtein(&lower, &name), name))
         .min()
-        .filter(|(distance, _)| *distance <= 3);
+        // A short word is near to anything.
+        .filter(|(distance, _)| *distance <= 3.min(lower.len() / 2));
     let hint = match nearest {
         Some((_, name)) => format!("Did you mean {name}?"),
         None => {
@@ -237,8 +238,10 @@ mod tests {
     fn a_word_that_is_no_kind_gets_the_nearest_or_all() {
         let near = resolve("meshservies").unwrap_err().to_string();
         assert!(near.contains("meshservices"), "{near}");
-        let far = resolve("quux").unwrap_err().to_string();
-        assert!(far.contains("meshtrafficpermissions"), "{far}");
+        for word in ["quux", "mi"] {
+            let far = resolve(word).unwrap_err().to_string();
+            assert!(far.contains("meshtrafficpermissions"), "{far}");
+        }
     }
 
     #[test]

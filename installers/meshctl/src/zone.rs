@@ -16,6 +16,7 @@ use crate::{
 pub(crate) mod claims;
 mod files;
 mod join;
+mod readiness;
 mod systemd;
 
 const EXAMPLES: &str = "\

@@ -35,6 +35,9 @@ impl ZoneFiles {
     /// The usual places; a data directory elsewhere keeps the configuration to itself, so that several zones can be
     /// tried on one machine.
     pub(crate) fn new(data_dir: Option<PathBuf>, config_dir: Option<PathBuf>) -> Self {
+        // What is written into files must be right wherever a process is started.
+        let absolute = |path: PathBuf| std::path::absolute(&path).unwrap_or(path);
+        let (data_dir, config_dir) = (data_dir.map(absolute), config_dir.map(absolute));
         let config_dir = config_dir.unwrap_or_else(|| match &data_dir {
             Some(elsewhere) if elsewhere.as_path() != Path::new(DATA_DIR) => elsewhere.clone(),
             _ => PathBuf::from(CONFIG_DIR),
@@ -421,6 +424,8 @@ mod tests {
         let elsewhere = ZoneFiles::new(Some("/srv/east".into()), None);
         assert_eq!(elsewhere.config_dir, Path::new("/srv/east"));
         assert!(!elsewhere.are_usual());
+        let relative = ZoneFiles::new(Some("east".into()), None);
+        assert!(relative.data_dir.is_absolute());
         assert!(ZoneFiles::new(None, None).are_usual());
     }
 }

@@ -28,6 +28,7 @@ use tonic::{Code, Status};
 use super::{
     claims::{self, Claims},
     files::{Settings, Undo, ZoneFiles},
+    readiness::{self, ControlPlane},
     systemd::{self, INGRESS, Systemd, Unit, ZONE_CP},
 };
 use crate::{cli::Connection, failure::Failure, output};
@@ -36,7 +37,6 @@ use crate::{cli::Connection, failure::Failure, output};
 const ZONE_PORT: u16 = 5685;
 /// Global answers a join within this, or says why not.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
-const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 const EXAMPLES: &str = "\
 Examples:
@@ -93,7 +93,7 @@ pub(crate) struct Join {
     /// Replace the identity of a zone that this machine has already.
     #[arg(long)]
     force: bool,
-    /// How long to wait until the zone is in.
+    /// How long to wait until the zone, and its ingress, are in.
     #[arg(long, default_value = "60s", value_parser = humantime::parse_duration)]
     timeout: Duration,
 }
@@ -165,7 +165,7 @@ impl Join {
         let mut configs = vec![(files.zone_config(), Settings(zone_cp))];
         if let Some(address) = self.ingress_address {
             let mut ingress = toml::Table::new();
-            ingress.insert("name".to_owned(), format!("ingress-{zone}").into());
+            ingress.insert("name".to_owned(), ingress_name(zone).into());
             ingress.insert(
                 "zone-cp".to_owned(),
                 toml::Value::Array(vec!["localhost:5678".into()]),
@@ -189,7 +189,8 @@ impl Join {
             format!("--config {}", files.ingress_config().display())
         } else {
             format!(
-                "--zone-cp localhost:5678 \\\n      --name ingress-{zone} --address IP-THAT-OTHER-ZONES-REACH --port {}",
+                "--zone-cp localhost:5678 \\\n      --name {} --address IP-THAT-OTHER-ZONES-REACH --port {}",
+                ingress_name(zone),
                 self.ingress_port
             )
         };
@@ -220,17 +221,28 @@ impl Join {
             ))
         })?;
         eprintln!("waiting until zone {zone} is in");
-        wait_until_ready(systemd, files, deadline).await?;
+        let control_plane = ControlPlane::new(&files.data_dir)?;
+        let has_failed = || systemd.has_failed(&ZONE_CP);
+        readiness::wait(&ZONE_CP, deadline, has_failed, || control_plane.is_in()).await?;
         output::print(&format!("zone {zone} is in"))?;
         if self.with_ingress {
             started(&INGRESS)?;
-            output::print(&format!(
-                "its ingress is started ({}); `meshctl get zoneingresses` shows it once it serves",
-                INGRESS.name
-            ))?;
+            eprintln!("waiting until its ingress serves");
+            let name = ingress_name(zone);
+            let has_failed = || systemd.has_failed(&INGRESS);
+            readiness::wait(&INGRESS, deadline, has_failed, || {
+                control_plane.has_ingress(&name)
+            })
+            .await?;
+            output::print(&format!("its ingress serves as {name}"))?;
         }
         Ok(())
     }
+}
+
+/// The name of the ingress on the machine of a zone's control plane.
+fn ingress_name(zone: &str) -> String {
+    format!("ingress-{zone}")
 }
 
 /// `host:port` from an address or URL; the port may be left out.
@@ -332,12 +344,17 @@ fn not_connected(address: &str, error: &ConnectError) -> Refusal {
 
 fn refused(address: &str, status: &Status) -> Refusal {
     let message = status.message();
+    let wrong_port = || {
+        Refusal::Final(format!(
+            "{address} answers, but lets no zones join: is it the API's port? Zones join at port {ZONE_PORT}."
+        ))
+    };
     match status.code() {
+        // No gRPC service of ours at all: an HTTP API, most likely, whose answer tonic can not read.
+        Code::Internal | Code::Unknown if message.starts_with("protocol error") => wrong_port(),
+        Code::Unimplemented => wrong_port(),
         // It says itself that nothing was done.
         Code::Unavailable => Refusal::NotReached(format!("{address}: {message}")),
-        Code::Unimplemented => Refusal::Final(format!(
-            "{address} answers, but lets no zones join: is it the API's port? Zones join at port {ZONE_PORT}."
-        )),
         Code::Unauthenticated
         | Code::PermissionDenied
         | Code::FailedPrecondition
@@ -388,58 +405,6 @@ fn checked(
         chain,
         anchors,
     })
-}
-
-/// Waits until the zone's control plane says that it is ready; else says what is not.
-async fn wait_until_ready(
-    systemd: &Systemd,
-    files: &ZoneFiles,
-    deadline: Instant,
-) -> Result<(), Failure> {
-    let http = reqwest::Client::builder()
-        .no_proxy()
-        .timeout(Duration::from_secs(2))
-        .build()
-        .map_err(|error| Failure::failed(error.to_string()))?;
-    let log = format!("journalctl -u {}", ZONE_CP.name);
-    loop {
-        let missing = match ready(&http, &files.data_dir).await {
-            Ok(()) => return Ok(()),
-            Err(missing) => missing,
-        };
-        if systemd.has_failed(&ZONE_CP) {
-            return Err(Failure::failed(format!(
-                "the zone has joined, but its control plane does not run: {log}"
-            )));
-        }
-        if Instant::now() >= deadline {
-            return Err(Failure::Incomplete(format!(
-                "the zone has joined and is started, but is not in yet: {missing}\nIts log: {log}"
-            )));
-        }
-        tokio::time::sleep(LOOK_EVERY).await;
-    }
-}
-
-/// Asks the control plane whether it is ready; else what is missing.
-async fn ready(http: &reqwest::Client, data_dir: &Path) -> Result<(), String> {
-    let path = data_dir.join("addresses.json");
-    let text =
-        std::fs::read(&path).map_err(|_| "its control plane does not listen yet".to_owned())?;
-    let addresses: serde_json::Value =
-        serde_json::from_slice(&text).map_err(|error| format!("{}: {error}", path.display()))?;
-    let admin = addresses["admin"]
-        .as_str()
-        .ok_or_else(|| format!("{}: no admin address", path.display()))?;
-    let answer = http
-        .get(format!("http://{admin}/readyz"))
-        .send()
-        .await
-        .map_err(|error| format!("{admin}: {}", transport::innermost(&error)))?;
-    if answer.status().is_success() {
-        return Ok(());
-    }
-    Err(answer.text().await.unwrap_or_default().trim().to_owned())
 }
 
 #[cfg(test)]
@@ -528,7 +493,7 @@ mod tests {
             used.contains("used already") && used.contains("zone-join"),
             "{used}"
         );
-        let Refusal::Final(port) = of(Status::unimplemented("")) else {
+        let Refusal::Final(port) = of(Status::internal("protocol error: x")) else {
             panic!("the wrong port stays wrong")
         };
         assert!(port.contains("5685"), "{port}");

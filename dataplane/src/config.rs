@@ -143,7 +143,8 @@ impl Protocol {
 #[error("protocol {0} is not known")]
 pub struct InvalidProtocol(i32);
 
-/// How long things may take.
+/// How long things may take. Nobody's identity or permission depends on it, so what a document leaves out has a
+/// default and is no reason to refuse it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timeouts {
     /// One attempt to reach an endpoint, handshake included.
@@ -152,26 +153,28 @@ pub struct Timeouts {
     pub idle: Option<Duration>,
 }
 
-/// Why time-outs are refused.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[allow(missing_docs)]
-pub enum InvalidTimeouts {
-    #[error("timeouts are missing")]
-    Missing,
-    #[error("timeouts.connect_ms is 0: no connection can be made in no time")]
-    Connect,
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(5),
+            idle: Some(Duration::from_secs(3600)),
+        }
+    }
 }
 
 impl Timeouts {
-    fn read(wire: Option<&wire::Timeouts>) -> Result<Self, InvalidTimeouts> {
-        let wire = wire.ok_or(InvalidTimeouts::Missing)?;
-        if wire.connect_ms == 0 {
-            return Err(InvalidTimeouts::Connect);
-        }
-        Ok(Self {
-            connect: Duration::from_millis(wire.connect_ms.into()),
+    fn read(wire: Option<&wire::Timeouts>) -> Self {
+        let defaults = Self::default();
+        let Some(wire) = wire else {
+            return defaults;
+        };
+        Self {
+            connect: match wire.connect_ms {
+                0 => defaults.connect,
+                ms => Duration::from_millis(ms.into()),
+            },
             idle: (wire.idle_ms > 0).then(|| Duration::from_millis(wire.idle_ms.into())),
-        })
+        }
     }
 }
 

@@ -141,7 +141,9 @@ impl Socket {
             None => payload,
             Some(session) => {
                 cipher.clear();
-                session.send(payload, cipher).map_err(io::Error::other)?;
+                session
+                    .send(payload, &mut self.incoming, cipher)
+                    .map_err(io::Error::other)?;
                 cipher
             }
         };
@@ -163,7 +165,7 @@ impl Socket {
             *notified = true;
             if let Some(session) = &mut self.tls {
                 session
-                    .finish(&mut self.outgoing)
+                    .finish(&mut self.incoming, &mut self.outgoing)
                     .map_err(io::Error::other)?;
             }
         }

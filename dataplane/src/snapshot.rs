@@ -52,6 +52,8 @@ pub struct InboundRoute {
 
 /// A service, ready for connections.
 pub struct ServiceRoute {
+    /// The document's name, which is also the key of its endpoints.
+    pub document: Arc<str>,
     /// The document.
     pub service: Arc<Service>,
     /// How to reach it in each zone.
@@ -168,6 +170,7 @@ impl Parts {
             })
             .collect();
         ServiceRoute {
+            document: name.into(),
             service,
             zones,
             endpoints,

@@ -63,7 +63,6 @@ pub async fn reach_service(
     // Fail closed: an endpoint in a zone the document does not know has no identities to check against.
     let unknown: Vec<_> = indices(&endpoints, |e| !route.zones.contains_key(&e.zone));
     let service = &route.service;
-    let name = format!("service/{}:{}", service.name, service.port);
     let reached = attempt_each(worker, &endpoints, unknown, own_zone, service.timeouts.connect, connection, {
         async |endpoint: &Endpoint| {
             let zone = route.zones.get(&endpoint.zone).expect("others are left out");
@@ -85,7 +84,7 @@ pub async fn reach_service(
             established,
             outstanding,
         }),
-        Err(failed) => Err(none_reached(worker, &name, endpoints.is_empty(), failed)),
+        Err(failed) => Err(none_reached(worker, &route.document, endpoints.is_empty(), failed)),
     }
 }
 
@@ -107,7 +106,7 @@ pub async fn reach_endpoint(
     // An ingress forwards into its own zone only: two that point at each other would make a loop.
     let foreign = indices(&endpoints, |e| e.through_ingress);
     let ingress = &table.ingress;
-    let limit = ingress.connect_timeout;
+    let limit = ingress.timeouts.connect;
     attempt_each(
         worker,
         &endpoints,

@@ -1,6 +1,6 @@
 //! What a zone ingress forwards.
 
-use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
+use std::{collections::HashMap, net::SocketAddr, sync::Arc};
 
 use mesh_proto::{
     names::{InvalidName, MeshName, ZoneName},
@@ -8,7 +8,7 @@ use mesh_proto::{
 };
 
 use crate::tls::server_name;
-use super::{InvalidAddress, socket_address, text};
+use super::{InvalidAddress, Timeouts, socket_address, text};
 
 /// What an ingress forwards, by server name, without decrypting.
 #[derive(Debug, Clone)]
@@ -21,10 +21,8 @@ pub struct Ingress {
     pub listen: SocketAddr,
     /// By server name, in lower case.
     pub routes: HashMap<String, IngressRoute>,
-    /// One attempt to reach an endpoint.
-    pub connect_timeout: Duration,
-    /// Without a byte in either direction. `None`: for ever.
-    pub idle_timeout: Option<Duration>,
+    /// For forwarded connections.
+    pub timeouts: Timeouts,
 }
 
 /// Where connections for one server name go.
@@ -58,9 +56,6 @@ pub enum InvalidIngress {
     Service(String),
 }
 
-/// How long an ingress waits for an endpoint of its own zone where the document does not say.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-
 impl TryFrom<&wire::Ingress> for Ingress {
     type Error = InvalidIngress;
 
@@ -89,19 +84,12 @@ impl TryFrom<&wire::Ingress> for Ingress {
                 return Err(bad_name());
             }
         }
-        // Of the time-outs, only the idle one is the document's to say.
-        let idle_ms = wire.timeouts.as_ref().map_or(0, |t| t.idle_ms);
-        let connect_ms = wire.timeouts.as_ref().map_or(0, |t| t.connect_ms);
         Ok(Self {
             zone: wire.zone.parse().map_err(InvalidIngress::Zone)?,
             name: text(&wire.name).ok_or(InvalidIngress::Name)?,
             listen: socket_address(wire.listen.as_ref())?,
             routes,
-            connect_timeout: match connect_ms {
-                0 => CONNECT_TIMEOUT,
-                ms => Duration::from_millis(ms.into()),
-            },
-            idle_timeout: (idle_ms > 0).then(|| Duration::from_millis(idle_ms.into())),
+            timeouts: Timeouts::read(wire.timeouts.as_ref()),
         })
     }
 }

@@ -14,7 +14,7 @@ use mesh_proto::{
 };
 
 use super::{
-    InvalidAddress, InvalidProtocol, InvalidTimeouts, Protocol, Timeouts, socket_address, text,
+    InvalidAddress, InvalidProtocol, Protocol, Timeouts, socket_address, text,
 };
 use crate::{
     permission::{InvalidPermission, Permissions},
@@ -142,8 +142,6 @@ pub enum InvalidInbound {
     NoPermissions,
     #[error("permissions: {0}")]
     Permissions(#[from] InvalidPermission),
-    #[error("{0}")]
-    Timeouts(#[from] InvalidTimeouts),
     #[error("probe.{0} is 0")]
     Probe(&'static str),
 }
@@ -250,7 +248,7 @@ impl TryFrom<&wire::Inbound> for Inbound {
             // An inbound of no service is known by its own name.
             service: text(&wire.service).unwrap_or_else(|| name.clone()),
             permissions: permissions.try_into()?,
-            timeouts: Timeouts::read(wire.timeouts.as_ref())?,
+            timeouts: Timeouts::read(wire.timeouts.as_ref()),
             probe: wire.probe.as_ref().map(read_probe).transpose()?,
             name,
         })

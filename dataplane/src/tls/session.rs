@@ -18,6 +18,9 @@ pub const RECORD_BYTES_MAX: usize = 5 + RECORD_PAYLOAD + 256;
 ///
 /// Feed what has arrived to [`Self::receive`], encrypt with [`Self::send`], end with [`Self::finish`]; each appends to
 /// `outgoing` what must be sent, in that order.
+///
+/// What `receive` has not consumed must be given as `incoming` to every later call, from the same first byte: rustls
+/// remembers positions in it (of a handshake message in several records) and panics where they are gone.
 pub enum Session {
     /// The side that called.
     Client(Box<UnbufferedClientConnection>),
@@ -77,23 +80,39 @@ impl Session {
     ///
     /// # Errors
     /// Where the session can not send.
-    pub fn send(&mut self, plain: &[u8], outgoing: &mut Vec<u8>) -> Result<(), SessionError> {
+    pub fn send(
+        &mut self,
+        plain: &[u8],
+        incoming: &mut Vec<u8>,
+        outgoing: &mut Vec<u8>,
+    ) -> Result<(), SessionError> {
         let records = plain.len() / RECORD_PAYLOAD + 1;
         let room = plain.len() + records * RECORD_OVERHEAD;
-        match self {
-            Self::Client(session) => write(&mut **session, room, outgoing, Write::Data(plain)),
-            Self::Server(session) => write(&mut **session, room, outgoing, Write::Data(plain)),
-        }
+        self.write(room, incoming, outgoing, Write::Data(plain))
     }
 
     /// Appends the close_notify that ends what we send.
     ///
     /// # Errors
     /// Where the session can not send.
-    pub fn finish(&mut self, outgoing: &mut Vec<u8>) -> Result<(), SessionError> {
+    pub fn finish(
+        &mut self,
+        incoming: &mut Vec<u8>,
+        outgoing: &mut Vec<u8>,
+    ) -> Result<(), SessionError> {
+        self.write(RECORD_OVERHEAD, incoming, outgoing, Write::End)
+    }
+
+    fn write(
+        &mut self,
+        room: usize,
+        incoming: &mut Vec<u8>,
+        outgoing: &mut Vec<u8>,
+        what: Write<'_>,
+    ) -> Result<(), SessionError> {
         match self {
-            Self::Client(session) => write(&mut **session, RECORD_OVERHEAD, outgoing, Write::End),
-            Self::Server(session) => write(&mut **session, RECORD_OVERHEAD, outgoing, Write::End),
+            Self::Client(session) => write(&mut **session, room, incoming, outgoing, what),
+            Self::Server(session) => write(&mut **session, room, incoming, outgoing, what),
         }
     }
 
@@ -177,7 +196,7 @@ fn receive<P: Process>(
             Ok(ConnectionState::BlockedHandshake) => Standing::Handshaking,
             Ok(other) => return Err(SessionError::Unexpected(format!("{other:?}"))),
             Err(error) => {
-                take_alert(session, outgoing);
+                take_alert(session, &mut input[consumed..], outgoing);
                 return Err(error.into());
             }
         };
@@ -185,22 +204,15 @@ fn receive<P: Process>(
     }
 }
 
-/// After an error, the alert that tells the peer waits to be sent.
-fn take_alert<P: Process>(session: &mut P, outgoing: &mut Vec<u8>) {
-    loop {
-        match session.process(&mut []).state {
-            Ok(ConnectionState::EncodeTlsData(mut data)) => {
-                if encode(&mut data, outgoing).is_err() {
-                    return;
-                }
-            }
-            Ok(ConnectionState::TransmitTlsData(data)) => data.done(),
-            // The error itself comes again once nothing is left to send.
-            Ok(_) | Err(_) => return,
-        }
+/// After an error, the alert that tells the peer waits to be sent. It is a courtesy: where it can not be had, the
+/// session is over all the same.
+fn take_alert<P: Process>(session: &mut P, rest: &mut [u8], outgoing: &mut Vec<u8>) {
+    if let Ok(ConnectionState::EncodeTlsData(mut data)) = session.process(rest).state {
+        let _ = encode(&mut data, outgoing);
     }
 }
 
+#[derive(Clone, Copy)]
 enum Write<'a> {
     Data(&'a [u8]),
     End,
@@ -210,37 +222,39 @@ enum Write<'a> {
 fn write<P: Process>(
     session: &mut P,
     mut room: usize,
+    incoming: &mut Vec<u8>,
     outgoing: &mut Vec<u8>,
     what: Write<'_>,
 ) -> Result<(), SessionError> {
     loop {
-        let mut traffic = match session.process(&mut []).state {
-            Ok(ConnectionState::WriteTraffic(traffic)) => traffic,
+        let status = session.process(incoming);
+        let discard = status.discard;
+        let mut written = None;
+        match status.state {
+            Ok(ConnectionState::WriteTraffic(mut traffic)) => {
+                let start = outgoing.len();
+                outgoing.resize(start + room, 0);
+                let count = match what {
+                    Write::Data(plain) => traffic.encrypt(plain, &mut outgoing[start..]),
+                    Write::End => traffic.queue_close_notify(&mut outgoing[start..]),
+                };
+                outgoing.truncate(start + count.as_ref().map_or(0, |count| *count));
+                written = Some(count);
+            }
             // A key update of ours, or the answer to the peer's, goes first.
-            Ok(ConnectionState::EncodeTlsData(mut data)) => {
-                encode(&mut data, outgoing)?;
-                continue;
-            }
-            Ok(ConnectionState::TransmitTlsData(data)) => {
-                data.done();
-                continue;
-            }
+            Ok(ConnectionState::EncodeTlsData(mut data)) => encode(&mut data, outgoing)?,
+            Ok(ConnectionState::TransmitTlsData(data)) => data.done(),
             Ok(other) => return Err(SessionError::Unexpected(format!("{other:?}"))),
             Err(error) => return Err(error.into()),
-        };
-        let start = outgoing.len();
-        outgoing.resize(start + room, 0);
-        let written = match what {
-            Write::Data(plain) => traffic.encrypt(plain, &mut outgoing[start..]),
-            Write::End => traffic.queue_close_notify(&mut outgoing[start..]),
-        };
-        outgoing.truncate(start + written.as_ref().map_or(0, |written| *written));
+        }
+        incoming.drain(..discard);
         match written {
-            Ok(_) => return Ok(()),
-            Err(EncryptError::InsufficientSize(wanted)) if wanted.required_size > room => {
+            None => {}
+            Some(Ok(_)) => return Ok(()),
+            Some(Err(EncryptError::InsufficientSize(wanted))) if wanted.required_size > room => {
                 room = wanted.required_size;
             }
-            Err(error) => return Err(SessionError::Unexpected(error.to_string())),
+            Some(Err(error)) => return Err(SessionError::Unexpected(error.to_string())),
         }
     }
 }

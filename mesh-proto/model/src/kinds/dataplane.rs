@@ -60,7 +60,7 @@ pub struct Inbound {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub service_port: Option<u16>,
-    /// Where the application listens; absent: 127.0.0.1, or ::1 where the proxy listens on IPv6.
+    /// Where the application listens; absent: the inbound's own address, or loopback where that would be the proxy itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service_address: Option<IpAddr>,
     /// What the application speaks.
@@ -209,14 +209,16 @@ impl Inbound {
         self.address.unwrap_or(networking.address)
     }
 
-    /// Where the application listens.
+    /// Where the application listens: `serviceAddress`, else the inbound's own address, as in Kuma. Where that would be
+    /// the proxy itself (no `servicePort`, and traffic is not intercepted) it is the loopback address.
     #[must_use]
     pub fn application_address(&self, networking: &Networking) -> IpAddr {
-        let loopback = match self.listen_address(networking) {
+        let listen = self.listen_address(networking);
+        self.service_address.unwrap_or(match listen {
+            _ if self.application_port() != self.port => listen,
             IpAddr::V4(_) => IpAddr::V4(std::net::Ipv4Addr::LOCALHOST),
             IpAddr::V6(_) => IpAddr::V6(std::net::Ipv6Addr::LOCALHOST),
-        };
-        self.service_address.unwrap_or(loopback)
+        })
     }
 
     /// The port the application listens on.

@@ -1,0 +1,423 @@
+//! One mesh under random events: what its dataplanes hold is always what compiling everything from nothing gives, and
+//! nobody is sent what he has.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use mesh_model::Resource;
+use mesh_proto::{
+    discovery::{Ack, DocumentVersion, InboundReadiness, to_dataplane},
+    names::{MeshName, ZoneName},
+    proxy::Document,
+    zone::{Changes, ResourceRecord},
+};
+use proptest::prelude::*;
+use zone_cp::{
+    compiler,
+    endpoints::Address,
+    mesh::{Mesh, Settled, Surroundings},
+    registry::{Arrival, Registry, StreamId},
+    scope::Scope,
+    token::Accepted,
+    view::{MeshSources, MeshView},
+};
+
+/// What may happen.
+#[derive(Debug, Clone)]
+enum Step {
+    Put(usize),
+    Delete(usize),
+    Arrive { name: usize, variant: usize },
+    Gone(usize),
+    Leave(usize),
+    Ready(usize, bool),
+    Expire,
+    Surroundings { closed: bool, ingress: bool },
+    Anchors(u8),
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        (0..POOL).prop_map(Step::Put),
+        (0..POOL).prop_map(Step::Delete),
+        (0..3usize, 0..4usize).prop_map(|(name, variant)| Step::Arrive { name, variant }),
+        (0..3usize).prop_map(Step::Gone),
+        (0..3usize).prop_map(Step::Leave),
+        (0..3usize, any::<bool>()).prop_map(|(name, ready)| Step::Ready(name, ready)),
+        Just(Step::Expire),
+        (any::<bool>(), any::<bool>()).prop_map(|(closed, ingress)| Step::Surroundings { closed, ingress }),
+        (0..3u8).prop_map(Step::Anchors),
+    ];
+    prop::collection::vec(step, 1..40)
+}
+
+const POOL: usize = 9;
+
+/// Resources that come and go.
+fn pool() -> Vec<Resource> {
+    let text = r#"
+{type: MeshIdentity, mesh: pay, name: all, spec: {selector: {dataplane: {matchLabels: {}}}, provider: {type: Bundled}}}
+---
+{type: MeshIdentity, mesh: pay, name: a, spec: {selector: {dataplane: {matchLabels: {isthmus.io/service: a}}}, spiffeID: {path: "/x/{{ .Workload }}"}, provider: {type: Bundled}}}
+---
+{type: MeshTrafficPermission, mesh: pay, name: everyone, spec: {rules: [{default: {allow: [{spiffeID: {type: Prefix, value: "spiffe://"}}]}}]}}
+---
+{type: MeshTrafficPermission, mesh: pay, name: not-a, spec: {targetRef: {kind: Dataplane, labels: {isthmus.io/service: a}}, rules: [{default: {deny: [{spiffeID: {type: Prefix, value: "spiffe://"}}]}}]}}
+---
+{type: MeshService, mesh: pay, name: a, spec: {selector: {dataplaneLabels: {matchLabels: {isthmus.io/service: a}}}, ports: [{port: 8080, name: web, targetPort: 80}]}}
+---
+{type: MeshService, mesh: pay, name: b, spec: {selector: {dataplaneRef: {name: dp-1}}, ports: [{port: 80}]}}
+"#;
+    let mut pool = mesh_model::parse(text, "pool").unwrap_or_else(|v| panic!("{v}"));
+    for (name, state) in [("a", "Available"), ("b", "Unavailable"), ("b", "Available")] {
+        let text = format!(
+            "{{type: MeshService, mesh: pay, name: {name}, spec: {{ports: [{{port: 80}}], identities: [{{type: SpiffeID, value: \"spiffe://pay.west.mesh.local/{name}\"}}], state: {state}}}}}"
+        );
+        let mut resource = mesh_model::parse(&text, "pool").unwrap().remove(0);
+        resource.meta.zone = "west".into();
+        pool.push(resource);
+    }
+    assert_eq!(pool.len(), POOL);
+    pool
+}
+
+fn dataplane(name: usize, variant: usize) -> Arc<Resource> {
+    let service = ["a", "b", "a", "c"][variant];
+    let outbound = ["a:80", "b:80", "b:80@west", "a:8080"][(name + variant) % 4];
+    let (outbound, zone) = outbound.split_once('@').unwrap_or((outbound, ""));
+    let (to, port) = outbound.split_once(':').unwrap();
+    let labels = if zone.is_empty() { String::new() } else { format!(", labels: {{isthmus.io/zone: {zone}}}") };
+    let probe = if variant == 2 { ", serviceProbe: {tcp: {}}" } else { "" };
+    let text = format!(
+        "{{type: Dataplane, mesh: pay, name: dp-{name}, labels: {{isthmus.io/service: {service}}}, networking: {{address: 10.0.1.{name}, inbound: [{{port: 80, servicePort: 8000{probe}}}], outbound: [{{port: 1, backendRef: {{kind: MeshService, name: {to}, port: {port}{labels}}}}}, {{port: 2, backendRef: {{kind: MeshService, name: a, port: 80}}}}]}}}}"
+    );
+    let mut resource = mesh_model::parse(&text, "test").unwrap_or_else(|v| panic!("{v}")).remove(0);
+    resource.meta.zone = "east".into();
+    Arc::new(resource)
+}
+
+/// A proxy that takes everything.
+#[derive(Debug, Default)]
+struct Proxy {
+    connected: bool,
+    documents: BTreeMap<String, Document>,
+    endpoints: BTreeMap<String, BTreeSet<String>>,
+}
+
+struct World {
+    mesh: Mesh,
+    resources: BTreeMap<usize, Resource>,
+    proxies: BTreeMap<String, Proxy>,
+    surroundings: Surroundings,
+    anchors: Vec<Vec<u8>>,
+    revision: u64,
+    streams: BTreeMap<String, StreamId>,
+    next_stream: u64,
+}
+
+impl World {
+    fn new() -> Self {
+        let (mesh, zone): (MeshName, ZoneName) = ("pay".parse().unwrap(), "east".parse().unwrap());
+        let mut this = Self {
+            mesh: Mesh::new(mesh, zone, Scope::new("pay"), Registry::default()),
+            resources: BTreeMap::new(),
+            proxies: BTreeMap::new(),
+            surroundings: Surroundings::default(),
+            anchors: vec![],
+            revision: 1,
+            streams: BTreeMap::new(),
+            next_stream: 1,
+        };
+        this.changes(Changes { snapshot: true, ..Changes::default() });
+        this
+    }
+
+    fn changes(&mut self, changes: Changes) {
+        self.revision += 1;
+        let changes = Changes {
+            mesh: "pay".into(),
+            from: self.revision - 1,
+            to: self.revision,
+            last: true,
+            ..changes
+        };
+        self.mesh.take(changes);
+    }
+
+    fn step(&mut self, step: &Step) {
+        match *step {
+            Step::Put(at) => {
+                let resource = pool().swap_remove(at);
+                let key = resource.key();
+                self.resources.retain(|_, known| known.key() != key);
+                let put = vec![ResourceRecord {
+                    key: Some(key),
+                    json: resource.to_json(),
+                    revision: 0,
+                }];
+                self.changes(Changes { put, ..Changes::default() });
+                self.resources.insert(at, resource);
+            }
+            Step::Delete(at) => {
+                if let Some(resource) = self.resources.remove(&at) {
+                    self.changes(Changes { delete: vec![resource.key()], ..Changes::default() });
+                }
+            }
+            Step::Arrive { name, variant } => self.arrive(name, variant),
+            Step::Gone(name) => {
+                let name = format!("dp-{name}");
+                if let Some(stream) = self.streams.remove(&name) {
+                    self.mesh.disconnected(&name, stream, 1000);
+                    self.proxies.get_mut(&name).unwrap().connected = false;
+                }
+            }
+            Step::Leave(name) => self.mesh.leaving(&format!("dp-{name}")),
+            Step::Ready(name, ready) => {
+                let inbound = InboundReadiness {
+                    name: "80".into(),
+                    ready,
+                };
+                self.mesh.readiness(&format!("dp-{name}"), &[inbound]);
+            }
+            Step::Expire => drop(self.mesh.expire(1000, 0)),
+            Step::Surroundings { closed, ingress } => {
+                self.surroundings = Surroundings::default();
+                if closed {
+                    self.surroundings.closed_zones.insert("west".into());
+                }
+                if ingress {
+                    let address = Address {
+                        host: "west.example".into(),
+                        port: 1,
+                    };
+                    self.surroundings.ingresses.insert("west".into(), [address].into());
+                }
+                self.mesh.set_surroundings(&self.surroundings);
+            }
+            Step::Anchors(anchor) => {
+                self.anchors = vec![vec![anchor]];
+                self.mesh.set_own_anchors(self.anchors.clone());
+            }
+        }
+    }
+
+    fn arrive(&mut self, name: usize, variant: usize) {
+        let resource = dataplane(name, variant);
+        let name = resource.meta.name.clone();
+        let proxy = self.proxies.entry(name.clone()).or_default();
+        proxy.connected = true;
+        let running: Vec<_> = proxy.documents.values().map(version).collect();
+        let stream = StreamId(self.next_stream);
+        self.next_stream += 1;
+        self.streams.insert(name.clone(), stream);
+        let arrival = Arrival {
+            resource,
+            session: "s".into(),
+            session_number: self.next_stream,
+            version: "0".into(),
+            features: vec![],
+            token: Accepted {
+                issuer: "pay".into(),
+                id: "t".into(),
+                kid: "k".into(),
+                expires: u64::MAX,
+            },
+            stream,
+        };
+        self.mesh.arrive(arrival, &running);
+    }
+
+    /// Settles, delivers, acknowledges, until nothing is left to say.
+    fn settle(&mut self) {
+        for _ in 0..5 {
+            let settled = self.mesh.settle(self.revision, false, |_| 1);
+            let quiet = settled.sends.is_empty();
+            self.deliver(settled);
+            if quiet {
+                return;
+            }
+        }
+        panic!("it never comes to rest");
+    }
+
+    fn deliver(&mut self, settled: Settled) {
+        for (name, message) in settled.sends {
+            let proxy = self.proxies.get_mut(&name).unwrap();
+            assert!(proxy.connected, "{name} is not connected and is sent something");
+            match message.message.unwrap() {
+                to_dataplane::Message::Documents(documents) => {
+                    for document in &documents.put {
+                        let old = proxy.documents.insert(document.name.clone(), document.clone());
+                        assert_ne!(old.as_ref(), Some(document), "{name} has {} already", document.name);
+                    }
+                    for document in &documents.remove {
+                        proxy.documents.remove(document).unwrap();
+                        proxy.endpoints.remove(document);
+                    }
+                    let documents = documents.put.iter().map(version).collect();
+                    self.mesh.ack(&name, &Ack { revision: 0, documents });
+                }
+                to_dataplane::Message::Endpoints(delta) => {
+                    let set = proxy.endpoints.entry(delta.key.clone()).or_default();
+                    if delta.full {
+                        set.clear();
+                    }
+                    for address in &delta.remove {
+                        assert!(set.remove(&format!("{}:{}", address.host, address.port)));
+                    }
+                    for endpoint in &delta.put {
+                        let address = endpoint.address.as_ref().unwrap();
+                        set.insert(format!("{}:{}", address.host, address.port));
+                    }
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    /// Everything that is connected holds what compiling from nothing gives.
+    fn check(&self) {
+        let (mesh, zone): (MeshName, ZoneName) = ("pay".parse().unwrap(), "east".parse().unwrap());
+        let resources: Vec<_> = self.resources.values().cloned().map(Arc::new).collect();
+        let dataplanes: BTreeMap<_, _> = self
+            .mesh
+            .registry()
+            .iter()
+            .map(|(name, registration)| (name.to_owned(), registration.resource.clone()))
+            .collect();
+        let view = MeshView::new(MeshSources {
+            mesh: &mesh,
+            zone: &zone,
+            resources: &resources,
+            unreadable: &[],
+            dataplanes: &dataplanes,
+            closed_zones: &self.surroundings.closed_zones,
+            own_anchors: &self.anchors,
+        });
+        for (name, resource) in &dataplanes {
+            let proxy = &self.proxies[name];
+            if !proxy.connected {
+                continue;
+            }
+            let compiled = compiler::compile(&view, resource, &BTreeSet::new(), &[]);
+            let wanted: BTreeMap<_, _> =
+                compiled.documents.iter().map(|(name, d)| (name.clone(), Document::clone(d))).collect();
+            assert_eq!(proxy.documents, wanted, "{name}");
+            for reference in compiler::declared(resource) {
+                let key = reference.document_name();
+                let set: BTreeSet<_> =
+                    self.mesh.endpoints(&reference).keys().map(ToString::to_string).collect();
+                assert_eq!(proxy.endpoints.get(&key), Some(&set), "{name} {key}");
+                assert_eq!(set, self.expected_endpoints(&view, &reference), "{key}");
+            }
+        }
+        let status = self.mesh.status(1);
+        let connected = self.streams.len();
+        assert_eq!(status.current as usize, connected, "{status:?}");
+        assert_eq!(status.dataplanes as usize, dataplanes.len());
+        assert_eq!(status.silent_count as usize, dataplanes.len() - connected);
+    }
+
+    /// The rules in their plainest form.
+    fn expected_endpoints(&self, view: &MeshView, reference: &compiler::ServiceRef) -> BTreeSet<String> {
+        let mut expected = BTreeSet::new();
+        let wanted = |zone: &str| reference.zone.as_deref().is_none_or(|only| only == zone);
+        if let Some(own) = view.services.own.get(&reference.of.service).filter(|_| wanted("east")) {
+            for member in own.members.get(&reference.of.port).into_iter().flatten() {
+                let registration = self.mesh.registration(&member.dataplane).unwrap();
+                let probed = String::from_utf8(registration.resource.to_json()).unwrap().contains("serviceProbe");
+                let ready = registration.readiness.get("80").copied().unwrap_or(!probed);
+                if ready && registration.listening && !registration.leaving {
+                    expected.insert(member.address.to_string());
+                }
+            }
+        }
+        let west = view.services.destinations.get(&reference.of.service).and_then(|d| d.get("west"));
+        if let Some(west) = west.filter(|_| wanted("west"))
+            && west.available
+            && west.ports.iter().any(|p| p.port == reference.of.port)
+            && let Some(ingresses) = self.surroundings.ingresses.get("west")
+        {
+            expected.extend(ingresses.iter().map(ToString::to_string));
+        }
+        expected
+    }
+}
+
+fn version(document: &Document) -> DocumentVersion {
+    DocumentVersion {
+        name: document.name.clone(),
+        version: document.version.clone(),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 150, ..ProptestConfig::default() })]
+    #[test]
+    fn what_dataplanes_hold_is_what_compiling_from_nothing_gives(steps in steps(), every in 1..4usize) {
+        let mut world = World::new();
+        for (at, step) in steps.iter().enumerate() {
+            world.step(step);
+            if at % every == 0 {
+                world.settle();
+                world.check();
+            }
+        }
+        world.settle();
+        world.check();
+    }
+}
+
+#[test]
+fn ten_thousand_dataplanes_register_and_one_permission_reaches_one() {
+    let mut world = World::new();
+    world.step(&Step::Put(0));
+    let started = std::time::Instant::now();
+    for at in 0..10_000u64 {
+        let name = format!("big-{at}");
+        let text = format!(
+            "{{type: Dataplane, mesh: pay, name: {name}, labels: {{isthmus.io/service: s{}}}, networking: {{address: 10.1.{}.{}, inbound: [{{port: 80, servicePort: 8000}}], outbound: [{{port: 1, backendRef: {{kind: MeshService, name: s{}, port: 80}}}}]}}}}",
+            at % 500, at / 250, at % 250, (at + 1) % 500
+        );
+        let resource = Arc::new(mesh_model::parse(&text, "test").unwrap().remove(0));
+        world.proxies.entry(name.clone()).or_default().connected = true;
+        world.streams.insert(name, StreamId(at));
+        let arrival = Arrival {
+            resource,
+            session: "s".into(),
+            session_number: 1,
+            version: "0".into(),
+            features: vec![],
+            token: Accepted { issuer: "pay".into(), id: "t".into(), kid: "k".into(), expires: u64::MAX },
+            stream: StreamId(at),
+        };
+        world.mesh.arrive(arrival, &[]);
+        if at % 256 == 255 {
+            world.settle();
+        }
+    }
+    world.settle();
+    println!("registered after {:?}", started.elapsed());
+    assert_eq!(world.mesh.status(1).current, 10_000);
+
+    let started = std::time::Instant::now();
+    world.mesh.readiness("big-7", &[InboundReadiness { name: "80".into(), ready: false }]);
+    let settled = world.mesh.settle(2, false, |_| 1);
+    // Those who call s7, and nobody else; and no document.
+    assert_eq!(settled.sends.len(), 20);
+    assert!(settled.sends.iter().all(|(_, m)| matches!(m.message, Some(to_dataplane::Message::Endpoints(_)))));
+    println!("an endpoint took {:?}", started.elapsed());
+
+    let started = std::time::Instant::now();
+    let one = mesh_model::parse(
+        "{type: MeshTrafficPermission, mesh: pay, name: one, spec: {targetRef: {kind: Dataplane, labels: {isthmus.io/service: s7}}, rules: [{default: {allow: [{spiffeID: {type: Prefix, value: \"spiffe://\"}}]}}]}}",
+        "test",
+    ).unwrap().remove(0);
+    let put = vec![ResourceRecord { key: Some(one.key()), json: one.to_json(), revision: 0 }];
+    world.changes(Changes { put, ..Changes::default() });
+    let settled = world.mesh.settle(3, false, |_| 1);
+    assert_eq!(settled.sends.len(), 20);
+    println!("a permission took {:?}", started.elapsed());
+}

@@ -71,7 +71,10 @@ pub fn router(app: App) -> Router {
         .route("/v1/meshes/{mesh}", mesh)
         .route("/v1/meshes/{mesh}/history", get(resources::history_mesh))
         .route("/v1/meshes/{mesh}/dataplanes", get(dataplanes::list))
-        .route("/v1/meshes/{mesh}/dataplanes/{name}", get(dataplanes::inspect))
+        .route(
+            "/v1/meshes/{mesh}/dataplanes/{name}",
+            get(dataplanes::inspect),
+        )
         .route("/v1/meshes/{mesh}/{type}", get(resources::list_in_mesh))
         .route("/v1/meshes/{mesh}/{type}/{name}", in_mesh)
         .route(
@@ -90,7 +93,9 @@ pub fn router(app: App) -> Router {
 /// What is done around every request: a place for it, and a count.
 async fn around(State(app): State<App>, request: Request, next: Next) -> Response {
     let method = match request.method().as_str() {
-        known @ ("GET" | "PUT" | "POST" | "DELETE" | "HEAD" | "OPTIONS" | "PATCH") => known.to_owned(),
+        known @ ("GET" | "PUT" | "POST" | "DELETE" | "HEAD" | "OPTIONS" | "PATCH") => {
+            known.to_owned()
+        }
         _ => "other".to_owned(),
     };
     let route = request

@@ -84,7 +84,10 @@ impl App {
             what: format!("{} {}", denied.verb, denied.what),
             outcome: "refused".to_owned(),
             reason: denied.reason.to_owned(),
-            meshes: (!mesh.is_empty()).then(|| mesh.to_owned()).into_iter().collect(),
+            meshes: (!mesh.is_empty())
+                .then(|| mesh.to_owned())
+                .into_iter()
+                .collect(),
         });
     }
 

@@ -117,11 +117,19 @@ pub fn authorize(actor: &Actor, action: Action, mesh: &str, kind: &str) -> Resul
         (_, Action::Read) => covered,
         (
             Role::Admin | Role::MeshAdmin,
-            Action::Write | Action::Delete | Action::ReadSecret | Action::Tokens | Action::ReadAudit,
+            Action::Write
+            | Action::Delete
+            | Action::ReadSecret
+            | Action::Tokens
+            | Action::ReadAudit,
         ) => in_mesh && covered && kind != "Mesh" && kind != "TokenIssuer",
         (
             Role::Viewer,
-            Action::Write | Action::Delete | Action::ReadSecret | Action::Tokens | Action::ReadAudit,
+            Action::Write
+            | Action::Delete
+            | Action::ReadSecret
+            | Action::Tokens
+            | Action::ReadAudit,
         ) => false,
     };
     if allowed {
@@ -138,7 +146,9 @@ pub fn authorize(actor: &Actor, action: Action, mesh: &str, kind: &str) -> Resul
             (kind, mesh) => format!("{kind} resources of mesh {mesh}"),
         },
         reason: match (actor.role, action) {
-            (Role::Viewer, Action::Read) | (Role::MeshAdmin | Role::Admin, _) if in_mesh && !covered => {
+            (Role::Viewer, Action::Read) | (Role::MeshAdmin | Role::Admin, _)
+                if in_mesh && !covered =>
+            {
                 "its token is not bound to that mesh"
             }
             (Role::Viewer, Action::Read) => "its token is bound to certain meshes",

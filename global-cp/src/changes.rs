@@ -8,8 +8,8 @@ use std::collections::BTreeSet;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use mesh_model::{
-    Mesh, MeshIdentity, Meta, Resource, Scope, Secret, Token, TokenIssuer, Violation, Writers, Zone,
-    find_kind, token_issuer::TokenKey as PublicTokenKey,
+    Mesh, MeshIdentity, Meta, Resource, Scope, Secret, Token, TokenIssuer, Violation, Writers,
+    Zone, find_kind, token_issuer::TokenKey as PublicTokenKey,
 };
 use mesh_proto::{
     raft::{Delete, Operation, Precondition, Put, operation},
@@ -138,7 +138,10 @@ fn check(image: &Image, asked: &Asked) -> Vec<Violation> {
         .collect();
     for key in asked_keys(asked) {
         if !seen.insert(sort_key(key.clone())) {
-            violations.push(violation("name", format!("{key} is named twice in one batch")));
+            violations.push(violation(
+                "name",
+                format!("{key} is named twice in one batch"),
+            ));
         }
         if let Err(message) = check_writer(&key) {
             violations.push(violation("type", message));
@@ -153,7 +156,11 @@ fn check(image: &Image, asked: &Asked) -> Vec<Violation> {
     }
     for put in &asked.put {
         let key = put.resource.key();
-        if put.resource.get::<Secret>().is_some_and(|secret| secret.data.is_empty()) {
+        if put
+            .resource
+            .get::<Secret>()
+            .is_some_and(|secret| secret.data.is_empty())
+        {
             violations.push(violation(
                 "data",
                 format!("{key}: must hold the value in base64 (lists and watches do not show values; get the one secret)"),
@@ -330,7 +337,8 @@ impl Draft<'_> {
         let record = facts::guard_name(kind, name);
         let before = self.image.system(&record).unwrap_or_default();
         let value = tokens::new_id().map_err(failed)?.into_bytes();
-        self.follow_up.push(facts::set(&record, value, Some(before)));
+        self.follow_up
+            .push(facts::set(&record, value, Some(before)));
         Ok(())
     }
 
@@ -349,8 +357,11 @@ impl Draft<'_> {
                 bound > 0 && token.scope.meshes.is_empty()
             },
         );
-        self.follow_up
-            .push(facts::set(&facts::guard_name("Mesh", name), Vec::new(), None));
+        self.follow_up.push(facts::set(
+            &facts::guard_name("Mesh", name),
+            Vec::new(),
+            None,
+        ));
     }
 
     /// Takes along what the zone owns, and what lets anybody in as it.
@@ -435,7 +446,10 @@ impl Draft<'_> {
         let unchanged = self.image.get(&key).and_then(|stored| {
             let before = Resource::from_json(&stored.json).ok()?;
             let data = &before.get::<Secret>()?.data;
-            let opened = self.sealing.open(&what, &STANDARD.decode(data).ok()?).ok()?;
+            let opened = self
+                .sealing
+                .open(&what, &STANDARD.decode(data).ok()?)
+                .ok()?;
             (opened.as_slice() == value.as_slice()).then(|| data.clone())
         });
         let data = match unchanged {

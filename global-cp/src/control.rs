@@ -47,7 +47,9 @@ async fn reset_admin_token(State(app): State<App>) -> Result<Json<CreatedToken>,
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
     /// There is none.
-    #[error("cannot reach the node at {path} ({source}): is it running, and is --data-dir its data directory?")]
+    #[error(
+        "cannot reach the node at {path} ({source}): is it running, and is --data-dir its data directory?"
+    )]
     Connect {
         /// The socket.
         path: PathBuf,

@@ -143,11 +143,7 @@ pub fn encode<T: Serialize>(record: &T) -> Vec<u8> {
 ///
 /// # Errors
 /// Where the system gives no randomness.
-pub fn seal_secret(
-    sealing: &SealingKey,
-    name: &str,
-    secret: &str,
-) -> Result<String, SealingError> {
+pub fn seal_secret(sealing: &SealingKey, name: &str, secret: &str) -> Result<String, SealingError> {
     let sealed = sealing.seal(&associated_data("", "System", name), secret.as_bytes())?;
     Ok(STANDARD.encode(sealed))
 }

@@ -11,9 +11,9 @@ use crate::{
     api::problem::Problem,
     app::App,
     authorize::{Action, Actor, authorize, authorize_grant},
-    ca, changes, clock,
+    ca, changes,
     changes::{Asked, AskedPut, delete_operation, put_operation},
-    facts,
+    clock, facts,
     state::{Stored, image::Image},
     tokens::{self, Claims, TokenKey},
     writes,
@@ -108,7 +108,8 @@ pub fn make(
         meshes: asked.meshes.clone(),
     };
     let (id, text, secret_hash) = if asked.usage == TokenUse::Api {
-        let (token, hash) = tokens::new_api_token(&pin).map_err(|error| Problem::internal(&error))?;
+        let (token, hash) =
+            tokens::new_api_token(&pin).map_err(|error| Problem::internal(&error))?;
         let text = token.to_text();
         (token.id, text, Some(hash))
     } else {
@@ -143,8 +144,18 @@ pub fn make(
     };
     let resource = Resource::new(meta, token);
     let mut operations = vec![put_operation(resource.key(), resource.to_json(), Some(0))];
-    operations.extend(asked.mesh.iter().map(|mesh| facts::guard(image, "Mesh", mesh)));
-    operations.extend(asked.meshes.iter().map(|mesh| facts::guard(image, "Mesh", mesh)));
+    operations.extend(
+        asked
+            .mesh
+            .iter()
+            .map(|mesh| facts::guard(image, "Mesh", mesh)),
+    );
+    operations.extend(
+        asked
+            .meshes
+            .iter()
+            .map(|mesh| facts::guard(image, "Mesh", mesh)),
+    );
     Ok(Made {
         text,
         info: TokenInfo {
@@ -194,7 +205,11 @@ fn check(asked: &CreateToken) -> Result<(), Problem> {
         ("mesh", asked.mesh.is_some(), &[TokenUse::Dataplane]),
         ("name", asked.name.is_some(), &[TokenUse::Dataplane]),
         ("labels", !asked.labels.is_empty(), &[TokenUse::Dataplane]),
-        ("zone", asked.zone.is_some(), &[TokenUse::ZoneJoin, TokenUse::Ingress]),
+        (
+            "zone",
+            asked.zone.is_some(),
+            &[TokenUse::ZoneJoin, TokenUse::Ingress],
+        ),
         ("role", asked.role.is_some(), &[TokenUse::Api]),
         ("meshes", !asked.meshes.is_empty(), &[TokenUse::Api]),
     ];
@@ -205,10 +220,16 @@ fn check(asked: &CreateToken) -> Result<(), Problem> {
     }
     match asked.usage {
         TokenUse::Dataplane if asked.mesh.is_none() => {
-            add("mesh", "a dataplane token is for one mesh: name it".to_owned());
+            add(
+                "mesh",
+                "a dataplane token is for one mesh: name it".to_owned(),
+            );
         }
         TokenUse::ZoneJoin | TokenUse::Ingress => match &asked.zone {
-            None => add("zone", format!("a token for {word} is for one zone: name it")),
+            None => add(
+                "zone",
+                format!("a token for {word} is for one zone: name it"),
+            ),
             Some(zone) if !mesh_proto::names::is_label(zone) || zone == "global" => {
                 add("zone", format!("{zone:?} can not name a zone"));
             }
@@ -217,10 +238,16 @@ fn check(asked: &CreateToken) -> Result<(), Problem> {
         TokenUse::Api => match asked.role {
             None => add("role", "say admin, mesh-admin or viewer".to_owned()),
             Some(Role::MeshAdmin) if asked.meshes.is_empty() => {
-                add("meshes", "a mesh-admin is bound to meshes: name them".to_owned());
+                add(
+                    "meshes",
+                    "a mesh-admin is bound to meshes: name them".to_owned(),
+                );
             }
             Some(Role::Admin) if !asked.meshes.is_empty() => {
-                add("meshes", "an admin is not bound to meshes: use the role mesh-admin".to_owned());
+                add(
+                    "meshes",
+                    "an admin is not bound to meshes: use the role mesh-admin".to_owned(),
+                );
             }
             Some(_) => {}
         },
@@ -416,7 +443,11 @@ fn revocation(image: &Image, stored: &Stored, token: &Token, now: u64) -> Vec<Op
     {
         let mut after = before.clone();
         after.revoked.retain(|revoked| revoked.expires_at >= now);
-        if !after.revoked.iter().any(|revoked| revoked.id == stored.key.name) {
+        if !after
+            .revoked
+            .iter()
+            .any(|revoked| revoked.id == stored.key.name)
+        {
             after.revoked.push(RevokedToken {
                 id: stored.key.name.clone(),
                 expires_at: token.expires_at,
@@ -454,8 +485,12 @@ pub async fn reset_admin(app: &App) -> Result<CreatedToken, Problem> {
     let made = make(app, &image, &asked, now, Some("bootstrap"))?;
     let mut operations = made.operations;
     for (stored, token) in all(&image) {
-        let ours = Resource::from_json(&stored.json)
-            .is_ok_and(|r| r.meta.labels.get(MADE_BY).is_some_and(|by| by == "bootstrap"));
+        let ours = Resource::from_json(&stored.json).is_ok_and(|r| {
+            r.meta
+                .labels
+                .get(MADE_BY)
+                .is_some_and(|by| by == "bootstrap")
+        });
         if ours && !token.revoked {
             operations.extend(revocation(&image, &stored, &token, now));
         }
@@ -493,7 +528,12 @@ mod tests {
         asked.role = Some(Role::Admin);
         asked.valid_for_seconds = Some(0);
         let problem = check(&asked).unwrap_err();
-        let paths: Vec<_> = problem.body.violations.iter().map(|v| v.path.as_str()).collect();
+        let paths: Vec<_> = problem
+            .body
+            .violations
+            .iter()
+            .map(|v| v.path.as_str())
+            .collect();
         assert_eq!(paths, ["zone", "role", "mesh", "validForSeconds"]);
     }
 

@@ -192,7 +192,9 @@ impl Join {
                 ingress_token: ingress.text,
             });
         }
-        Err(Status::aborted("what the join depends on keeps changing: try again"))
+        Err(Status::aborted(
+            "what the join depends on keeps changing: try again",
+        ))
     }
 
     async fn node(
@@ -250,7 +252,9 @@ impl Join {
                 raft_addresses: members.into_iter().map(|m| m.addresses.raft).collect(),
             });
         }
-        Err(Status::aborted("what the join depends on keeps changing: try again"))
+        Err(Status::aborted(
+            "what the join depends on keeps changing: try again",
+        ))
     }
 
     /// Whether a token may be used for `usage`; every refusal in its own words.
@@ -360,7 +364,9 @@ pub struct Joined {
 #[derive(Debug, thiserror::Error)]
 pub enum JoinError {
     /// The token is none.
-    #[error("--token: this is not a join token; make one with `meshctl token create` at the installation to join")]
+    #[error(
+        "--token: this is not a join token; make one with `meshctl token create` at the installation to join"
+    )]
     Token,
     /// The node to join is not reached, or not the one the token is for.
     #[error("cannot join at {address}: {reason}")]
@@ -389,10 +395,12 @@ pub async fn join(
     addresses: mesh_proto::zone::NodeAddresses,
 ) -> Result<Joined, JoinError> {
     let claims = tokens::unverified_claims(&join.token).ok_or(JoinError::Token)?;
-    let accept = Arc::new(|id: &mesh_proto::spiffe::SpiffeId| match id.as_global_node() {
-        Some(_) => Ok(()),
-        None => Err("not a node of the global control plane".to_owned()),
-    });
+    let accept = Arc::new(
+        |id: &mesh_proto::spiffe::SpiffeId| match id.as_global_node() {
+            Some(_) => Ok(()),
+            None => Err("not a node of the global control plane".to_owned()),
+        },
+    );
     let verifier = PinVerifier::new(claims.pin, accept);
     let config = tls::client_config(None, Arc::new(verifier), transport::GRPC_ALPN);
     let connect = |reason: String| JoinError::Connect {

@@ -56,10 +56,18 @@ impl Metrics {
         let inner = &metrics.0;
         registry.register("http_requests", "Requests answered", inner.requests.clone());
         registry.register("writes", "Entries written or refused", inner.writes.clone());
-        registry.register("revision", "Newest applied revision", inner.revision.clone());
+        registry.register(
+            "revision",
+            "Newest applied revision",
+            inner.revision.clone(),
+        );
         registry.register("raft_term", "Raft term", inner.term.clone());
         registry.register("raft_leader", "1 on the leader", inner.leader.clone());
-        registry.register("raft_members", "Members of the cluster", inner.members.clone());
+        registry.register(
+            "raft_members",
+            "Members of the cluster",
+            inner.members.clone(),
+        );
         registry.register(
             "zone_streams",
             "Streams of zones that end here",
@@ -90,7 +98,9 @@ impl Metrics {
         self.0.revision.set(revision);
         self.0.term.set(term);
         self.0.leader.set(i64::from(leads));
-        self.0.members.set(i64::try_from(members).unwrap_or(i64::MAX));
+        self.0
+            .members
+            .set(i64::try_from(members).unwrap_or(i64::MAX));
     }
 
     /// A zone's stream began (1) or ended (-1).

@@ -67,7 +67,10 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let raft_listener = bind("raft-address", config.raft_address).await?;
     let admin_listener = bind("admin-address", config.admin_address).await?;
     let told = |listener: &TcpListener| -> io::Result<String> {
-        Ok(host_port(&config.advertise_host, listener.local_addr()?.port()))
+        Ok(host_port(
+            &config.advertise_host,
+            listener.local_addr()?.port(),
+        ))
     };
     let addresses = NodeAddresses {
         api: told(&api_listener)?,
@@ -147,7 +150,12 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         stop.clone(),
         DRAIN,
     ));
-    let zones = tokio::spawn(serve_zones(app.clone(), zone_listener, identity.clone(), trust));
+    let zones = tokio::spawn(serve_zones(
+        app.clone(),
+        zone_listener,
+        identity.clone(),
+        trust,
+    ));
     let local = tokio::spawn({
         let (app, data_dir, stop) = (app.clone(), data_dir.clone(), stop.clone());
         async move {
@@ -156,7 +164,12 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             }
         }
     });
-    let renewal = tokio::spawn(renew(app.clone(), prepared.identity, identity, identity_dir));
+    let renewal = tokio::spawn(renew(
+        app.clone(),
+        prepared.identity,
+        identity,
+        identity_dir,
+    ));
     let watching = tokio::spawn(watch_cluster(app.clone(), health.clone()));
 
     write_addresses(&data_dir, &addresses, admin_address)?;
@@ -233,7 +246,7 @@ fn write_addresses(
 }
 
 /// The port for zones and joining nodes. Whoever joins has no certificate yet; what needs one checks it.
-async fn serve_zones(
+pub(crate) async fn serve_zones(
     app: App,
     listener: TcpListener,
     identity: LocalIdentity,

@@ -34,7 +34,9 @@ pub enum SealingError {
     #[error("the sealed value of {0} is damaged: it is not in the form of a sealed value")]
     Form(String),
     /// A newer version sealed it.
-    #[error("the sealed value of {what} has format version {version}, which this version does not know; upgrade this node")]
+    #[error(
+        "the sealed value of {what} has format version {version}, which this version does not know; upgrade this node"
+    )]
     Version {
         /// What the value belongs to.
         what: String,
@@ -42,7 +44,9 @@ pub enum SealingError {
         version: u32,
     },
     /// Another key sealed it.
-    #[error("{what} was sealed with key {wanted}, but this node's sealing.key is {have}; copy the file sealing.key from another node of this installation")]
+    #[error(
+        "{what} was sealed with key {wanted}, but this node's sealing.key is {have}; copy the file sealing.key from another node of this installation"
+    )]
     OtherKey {
         /// What the value belongs to.
         what: String,
@@ -52,7 +56,9 @@ pub enum SealingError {
         have: String,
     },
     /// The authentication failed.
-    #[error("the sealed value of {0} does not open: it was changed, or belongs to another resource")]
+    #[error(
+        "the sealed value of {0} does not open: it was changed, or belongs to another resource"
+    )]
     Authentication(String),
     /// The operating system gave no randomness, or the cipher failed.
     #[error("could not seal {0}: no randomness")]
@@ -71,7 +77,9 @@ pub enum KeyFileError {
         source: std::io::Error,
     },
     /// The content does not fit its own id.
-    #[error("{0} is damaged; copy it from another node of this installation, or from a backup of it")]
+    #[error(
+        "{0} is damaged; copy it from another node of this installation, or from a backup of it"
+    )]
     Damaged(String),
 }
 
@@ -171,7 +179,10 @@ impl SealingKey {
         context.update(b"isthmus request fingerprint\0");
         context.update(content);
         let tag = context.sign();
-        tag.as_ref()[..16].iter().map(|b| format!("{b:02x}")).collect()
+        tag.as_ref()[..16]
+            .iter()
+            .map(|b| format!("{b:02x}"))
+            .collect()
     }
 
     /// Seals `value`, which belongs to `what` (see [`associated_data`]).

@@ -43,12 +43,17 @@ pub struct Settings {
     pub advertise_host: Option<String>,
 
     /// At the first start: join the installation whose zone port is here, instead of founding one
-    #[arg(long, env = "ISTHMUS_JOIN", value_name = "HOST:PORT", requires = "token")]
+    #[arg(long, env = "ISTHMUS_JOIN", value_name = "HOST:PORT")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub join: Option<String>,
 
     /// Token for --join (`meshctl token create`)
-    #[arg(long, env = "ISTHMUS_TOKEN", value_name = "TOKEN", hide_env_values = true)]
+    #[arg(
+        long,
+        env = "ISTHMUS_TOKEN",
+        value_name = "TOKEN",
+        hide_env_values = true
+    )]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token: Option<String>,
 
@@ -152,8 +157,18 @@ impl Settings {
                 None => host_name()?,
             },
             join,
-            log_level: settings.log_level.unwrap_or_else(|| "info".to_owned()),
+            log_level: log_level(settings.log_level),
         })
+    }
+}
+
+/// The consensus library says at level info what concerns its developers; a plain level means our own parts.
+fn log_level(level: Option<String>) -> String {
+    let level = level.unwrap_or_else(|| "info".to_owned());
+    if matches!(level.as_str(), "info" | "warn") {
+        format!("{level},openraft=error")
+    } else {
+        level
     }
 }
 
@@ -205,7 +220,10 @@ fn checked_host(value: String) -> Result<String, SettingsError> {
 }
 
 fn host_name() -> Result<String, SettingsError> {
-    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let name = rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned();
     checked_host(name).map_err(|_| SettingsError::HostName)
 }
 
@@ -245,9 +263,18 @@ mod tests {
             settings.resolve(None).unwrap_err().to_string()
         };
         for (message, field) in [
-            (wrong(|s| s.api_address = Some("5682".into())), "api-address"),
-            (wrong(|s| s.raft_address = Some("host:1".into())), "raft-address"),
-            (wrong(|s| s.advertise_host = Some("a:1".into())), "advertise-host"),
+            (
+                wrong(|s| s.api_address = Some("5682".into())),
+                "api-address",
+            ),
+            (
+                wrong(|s| s.raft_address = Some("host:1".into())),
+                "raft-address",
+            ),
+            (
+                wrong(|s| s.advertise_host = Some("a:1".into())),
+                "advertise-host",
+            ),
             (wrong(|s| s.join = Some("a:1".into())), "join"),
             (
                 wrong(|s| {
@@ -266,7 +293,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("global-cp.toml");
         std::fs::write(&path, "log-level = \"debug\"\napi-adress = \"x\"\n").unwrap();
-        let error = Settings::default().resolve(Some(&path)).unwrap_err().to_string();
+        let error = Settings::default()
+            .resolve(Some(&path))
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("global-cp.toml:2:"), "{error}");
         assert!(error.contains("api-adress"), "{error}");
     }

@@ -103,9 +103,13 @@ pub enum PrepareError {
         path: PathBuf,
         source: std::io::Error,
     },
-    #[error("{0} is missing, although this node has run before: copy it from another node of the installation, or from a backup of this one")]
+    #[error(
+        "{0} is missing, although this node has run before: copy it from another node of the installation, or from a backup of this one"
+    )]
     NoSealingKey(PathBuf),
-    #[error("{0} is missing, although this node has run before: put it back from a backup, or move the data directory away and join again with a new token")]
+    #[error(
+        "{0} is missing, although this node has run before: put it back from a backup, or move the data directory away and join again with a new token"
+    )]
     NoIdentity(PathBuf),
     #[error("{0} is of another version of this program: finish the first start with that one")]
     FirstStartFormat(PathBuf),

@@ -77,6 +77,11 @@ impl Answer {
 
 impl TestNode {
     pub(crate) async fn start() -> Self {
+        Self::start_with(Duration::from_secs(5)).await
+    }
+
+    /// With another time between two heartbeats of zones' streams.
+    pub(crate) async fn start_with(heartbeat: Duration) -> Self {
         mesh_runtime::init();
         let dir = tempfile::tempdir().unwrap();
         let config = Settings {
@@ -122,7 +127,7 @@ impl TestNode {
             metrics: Metrics::new(&registry),
             limits: api::limits::Limits::default(),
             advertise_host: "localhost".into(),
-            heartbeat: Duration::from_secs(5),
+            heartbeat,
             stop: CancellationToken::new(),
         });
         let founded = start::finish(&app, dir.path(), &prepared.first.unwrap())
@@ -137,6 +142,19 @@ impl TestNode {
             identity,
             trust,
         }
+    }
+
+    /// Serves zones and joining nodes, and returns where.
+    pub(crate) async fn serve_zones(&self) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        tokio::spawn(crate::run::serve_zones(
+            self.app.clone(),
+            listener,
+            self.identity.clone(),
+            self.trust.clone(),
+        ));
+        address
     }
 
     /// Sends a request with `token`.
@@ -171,19 +189,23 @@ impl TestNode {
     }
 
     pub(crate) async fn get(&self, path: &str) -> Answer {
-        self.send(&self.admin, Method::GET, path, &[], Body::empty()).await
+        self.send(&self.admin, Method::GET, path, &[], Body::empty())
+            .await
     }
 
     pub(crate) async fn get_as(&self, token: &str, path: &str) -> Answer {
-        self.send(token, Method::GET, path, &[], Body::empty()).await
+        self.send(token, Method::GET, path, &[], Body::empty())
+            .await
     }
 
     pub(crate) async fn put(&self, path: &str, body: &str) -> Answer {
-        self.send(&self.admin, Method::PUT, path, &[], body.to_owned()).await
+        self.send(&self.admin, Method::PUT, path, &[], body.to_owned())
+            .await
     }
 
     pub(crate) async fn delete(&self, path: &str) -> Answer {
-        self.send(&self.admin, Method::DELETE, path, &[], Body::empty()).await
+        self.send(&self.admin, Method::DELETE, path, &[], Body::empty())
+            .await
     }
 
     /// Applies YAML documents as one batch.
@@ -218,7 +240,9 @@ impl TestNode {
 
     /// A token for people with `role` in `meshes`.
     pub(crate) async fn person(&self, role: &str, meshes: &[&str]) -> String {
-        self.token(json!({"use": "api", "role": role, "meshes": meshes})).await.0
+        self.token(json!({"use": "api", "role": role, "meshes": meshes}))
+            .await
+            .0
     }
 
     pub(crate) fn revision(&self) -> u64 {

@@ -65,13 +65,19 @@ pub enum JoinRefused {
     #[error("this is not a join token: make a {0} token with `meshctl token create`")]
     Malformed(&'static str),
     /// Another installation made it.
-    #[error("this token belongs to another installation ({0}): make one at this one, or join the other")]
+    #[error(
+        "this token belongs to another installation ({0}): make one at this one, or join the other"
+    )]
     Foreign(String),
     /// It is signed by something else, or was changed.
-    #[error("the token's signature is not this installation's: it was changed, or made by someone else")]
+    #[error(
+        "the token's signature is not this installation's: it was changed, or made by someone else"
+    )]
     Signature,
     /// It is for something else.
-    #[error("this is a token for {found}, one for {wanted} is needed: make it with `meshctl token create`")]
+    #[error(
+        "this is a token for {found}, one for {wanted} is needed: make it with `meshctl token create`"
+    )]
     WrongUse {
         /// What it is for.
         found: String,
@@ -153,11 +159,8 @@ pub fn secret_hash(secret: &str) -> String {
 /// Whether `secret` is the one whose hash is stored, in constant time.
 #[must_use]
 pub fn secret_matches(secret: &str, stored_hash: &str) -> bool {
-    constant_time::verify_slices_are_equal(
-        secret_hash(secret).as_bytes(),
-        stored_hash.as_bytes(),
-    )
-    .is_ok()
+    constant_time::verify_slices_are_equal(secret_hash(secret).as_bytes(), stored_hash.as_bytes())
+        .is_ok()
 }
 
 /// A key that signs tokens: ES256, with its public half as the zones get it.
@@ -325,19 +328,37 @@ mod tests {
             ("a.b.c", NOW, "this is not a join token"),
             ("isthmus.a.b.c", NOW, "this is a token for api"),
             (
-                &sign(Claims { iss: "other".into(), ..good.clone() }),
+                &sign(Claims {
+                    iss: "other".into(),
+                    ..good.clone()
+                }),
                 NOW,
                 "belongs to another installation",
             ),
             (
-                &sign(Claims { pin: "other".into(), ..good.clone() }),
+                &sign(Claims {
+                    pin: "other".into(),
+                    ..good.clone()
+                }),
                 NOW,
                 "belongs to another installation",
             ),
-            (&stranger.sign(&good).unwrap(), NOW, "signature is not this installation's"),
+            (
+                &stranger.sign(&good).unwrap(),
+                NOW,
+                "signature is not this installation's",
+            ),
             (&none, NOW, "signature is not this installation's"),
-            (&sign(claims(TokenUse::NodeJoin)), NOW, "this is a token for node-join"),
-            (&sign(claims(TokenUse::Dataplane)), NOW, "this is a token for dataplane"),
+            (
+                &sign(claims(TokenUse::NodeJoin)),
+                NOW,
+                "this is a token for node-join",
+            ),
+            (
+                &sign(claims(TokenUse::Dataplane)),
+                NOW,
+                "this is a token for dataplane",
+            ),
             (&token, NOW + 3700, "expired 100 seconds ago"),
         ];
         for (token, now, words) in cases {

@@ -80,10 +80,7 @@ pub async fn write(app: &App, actor: &Actor, request: Request) -> Result<Written
         tracing::debug!(reason = %refusal.reason, "planning a write again");
         app.cluster.linearize().await?;
     }
-    Err(Problem::conflict(
-        "what the change depends on keeps changing; try again",
-    )
-    .retry_after(1))
+    Err(Problem::conflict("what the change depends on keeps changing; try again").retry_after(1))
 }
 
 /// Writes operations of our own making, which need no plan.
@@ -235,11 +232,14 @@ impl From<PlanError> for Problem {
 impl From<WriteError> for Problem {
     fn from(error: WriteError) -> Self {
         match &error {
-            WriteError::NoQuorum(_) => Self::unavailable(error.to_string())
-                .detail("the write may still happen; repeating it with the same X-Request-Id is safe"),
-            WriteError::TooLarge { .. } => {
-                Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", error.to_string())
-            }
+            WriteError::NoQuorum(_) => Self::unavailable(error.to_string()).detail(
+                "the write may still happen; repeating it with the same X-Request-Id is safe",
+            ),
+            WriteError::TooLarge { .. } => Self::new(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "too-large",
+                error.to_string(),
+            ),
             WriteError::Stopped(_) => Self::unavailable(error.to_string()),
         }
     }

@@ -13,3 +13,6 @@ pub mod rollout;
 pub mod scope;
 pub mod service;
 pub mod streams;
+
+#[cfg(test)]
+mod tests;

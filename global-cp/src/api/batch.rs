@@ -40,7 +40,11 @@ pub async fn batch(
     let mut denied = BTreeSet::new();
     for (action, key) in actions(&asked) {
         // The same refusal once, however many resources it concerns.
-        if denied.insert((action_word(action), key.kind.clone(), mesh_of(&key).to_owned())) {
+        if denied.insert((
+            action_word(action),
+            key.kind.clone(),
+            mesh_of(&key).to_owned(),
+        )) {
             caller.may(&app, action, mesh_of(&key), &key.kind)?;
         }
     }
@@ -55,7 +59,11 @@ pub async fn batch(
 }
 
 fn action_word(action: Action) -> &'static str {
-    if action == Action::Write { "put" } else { "delete" }
+    if action == Action::Write {
+        "put"
+    } else {
+        "delete"
+    }
 }
 
 fn actions(asked: &Asked) -> Vec<(Action, ResourceKey)> {

@@ -76,14 +76,17 @@ pub async fn inspect(
         name: name.clone(),
     });
     let (found, unanswered) = ask(&app, &mesh, params.zone.as_deref(), what).await?;
-    let mut found: Vec<DataplaneView> = found.into_iter().filter(|view| view.name == name).collect();
+    let mut found: Vec<DataplaneView> =
+        found.into_iter().filter(|view| view.name == name).collect();
     match (found.pop(), found.is_empty()) {
         (Some(only), true) => Ok(Json(only)),
         (Some(last), false) => {
             let mut zones: Vec<String> = found.into_iter().map(|view| view.zone).collect();
             zones.push(last.zone);
-            Err(Problem::conflict(format!("several zones have a dataplane {name:?}"))
-                .detail(format!("name one with ?zone= ({})", zones.join(", "))))
+            Err(
+                Problem::conflict(format!("several zones have a dataplane {name:?}"))
+                    .detail(format!("name one with ?zone= ({})", zones.join(", "))),
+            )
         }
         (None, _) if unanswered.is_empty() => Err(Problem::not_found(format!(
             "no zone knows a dataplane {name:?} of mesh {mesh}"
@@ -171,7 +174,8 @@ async fn ask_zone(
         };
     }
     let views = if is_inspection {
-        serde_json::from_slice(&answer.json).map(|view: Option<DataplaneView>| view.into_iter().collect())
+        serde_json::from_slice(&answer.json)
+            .map(|view: Option<DataplaneView>| view.into_iter().collect())
     } else {
         serde_json::from_slice::<Vec<DataplaneView>>(&answer.json)
     };

@@ -79,7 +79,9 @@ impl Limits {
             return Err(Problem::new(
                 StatusCode::TOO_MANY_REQUESTS,
                 "too-many-requests",
-                format!("{actor} has {REQUESTS_OF_ONE_MAX} requests under way; wait for some to end"),
+                format!(
+                    "{actor} has {REQUESTS_OF_ONE_MAX} requests under way; wait for some to end"
+                ),
             )
             .retry_after(1));
         }
@@ -131,7 +133,9 @@ mod tests {
     #[test]
     fn a_full_node_says_when_to_come_back() {
         let limits = Limits::default();
-        let _permits: Vec<_> = (0..REQUESTS_MAX).map(|_| limits.request().unwrap()).collect();
+        let _permits: Vec<_> = (0..REQUESTS_MAX)
+            .map(|_| limits.request().unwrap())
+            .collect();
         let refused = limits.request().unwrap_err();
         assert_eq!(refused.body.status, 503);
         assert!(refused.retry_after_seconds.is_some());

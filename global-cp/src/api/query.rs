@@ -217,7 +217,10 @@ mod tests {
     fn a_page_continues_only_its_own_list() {
         let key = ResourceKey::in_zone("MeshService", "pay", "east", "web");
         let text = continue_after(&key);
-        assert_eq!(read_continue(&text, "MeshService", Some("pay")).unwrap(), key);
+        assert_eq!(
+            read_continue(&text, "MeshService", Some("pay")).unwrap(),
+            key
+        );
         assert_eq!(read_continue(&text, "MeshService", None).unwrap(), key);
         assert!(read_continue(&text, "MeshService", Some("ana")).is_err());
         assert!(read_continue(&text, "Secret", Some("pay")).is_err());
@@ -233,9 +236,19 @@ mod tests {
             headers
         };
         assert_eq!(precondition(&headers(&[])).unwrap(), None);
-        assert_eq!(precondition(&headers(&[("if-match", "\"7\"")])).unwrap(), Some(7));
-        assert_eq!(precondition(&headers(&[("if-none-match", "*")])).unwrap(), Some(0));
-        for bad in [("if-match", "x"), ("if-match", "\"0\""), ("if-none-match", "\"7\"")] {
+        assert_eq!(
+            precondition(&headers(&[("if-match", "\"7\"")])).unwrap(),
+            Some(7)
+        );
+        assert_eq!(
+            precondition(&headers(&[("if-none-match", "*")])).unwrap(),
+            Some(0)
+        );
+        for bad in [
+            ("if-match", "x"),
+            ("if-match", "\"0\""),
+            ("if-none-match", "\"7\""),
+        ] {
             assert!(precondition(&headers(&[bad])).is_err(), "{bad:?}");
         }
     }

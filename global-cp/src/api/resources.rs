@@ -72,8 +72,10 @@ impl Target {
     fn in_mesh(mesh: String, word: &str, name: String) -> Result<Self, Problem> {
         let kind = kind(word)?;
         if kind.scope == Scope::Global {
-            return Err(Problem::not_found(format!("{} resources are in no mesh", kind.name))
-                .detail(format!("ask for /v1/{}/{name}", kind.plural)));
+            return Err(
+                Problem::not_found(format!("{} resources are in no mesh", kind.name))
+                    .detail(format!("ask for /v1/{}/{name}", kind.plural)),
+            );
         }
         Ok(Self { kind, mesh, name })
     }
@@ -82,9 +84,8 @@ impl Target {
         let kind = kind(word)?;
         if kind.scope == Scope::Mesh {
             return Err(
-                Problem::not_found(format!("{} resources live in a mesh", kind.name)).detail(
-                    format!("ask for /v1/meshes/<mesh>/{}/{name}", kind.plural),
-                ),
+                Problem::not_found(format!("{} resources live in a mesh", kind.name))
+                    .detail(format!("ask for /v1/meshes/<mesh>/{}/{name}", kind.plural)),
             );
         }
         Ok(Self {
@@ -144,10 +145,19 @@ pub async fn get_mesh(
     get(&app, &caller, &Target::global("meshes", name)?, &params)
 }
 
-fn get(app: &App, caller: &Caller, target: &Target, params: &ReadQuery) -> Result<Response, Problem> {
+fn get(
+    app: &App,
+    caller: &Caller,
+    target: &Target,
+    params: &ReadQuery,
+) -> Result<Response, Problem> {
     let key = target.key(&params.zone);
     let is_secret = target.kind.name == "Secret";
-    let action = if is_secret { Action::ReadSecret } else { Action::Read };
+    let action = if is_secret {
+        Action::ReadSecret
+    } else {
+        Action::Read
+    };
     caller.may(app, action, mesh_of(&key), &key.kind)?;
     let image = app.image();
     let stored = find(&image, &key)?;
@@ -190,7 +200,9 @@ fn missing(image: &Image, key: &ResourceKey) -> Problem {
         .collect();
     match zones.as_slice() {
         [] => problem,
-        [only] if only.is_empty() => problem.detail("there is one that administrators wrote: leave `zone` out"),
+        [only] if only.is_empty() => {
+            problem.detail("there is one that administrators wrote: leave `zone` out")
+        }
         zones => problem.detail(format!(
             "zones own one of that name ({}): name it with ?zone=",
             zones.join(", ")
@@ -214,7 +226,10 @@ pub fn view(stored: &Stored) -> Value {
             if let Value::Object(fields) = &mut value {
                 fields.insert("revision".to_owned(), stamp.revision.into());
                 fields.insert("creationTime".to_owned(), stamp.creation_time.into());
-                fields.insert("modificationTime".to_owned(), stamp.modification_time.into());
+                fields.insert(
+                    "modificationTime".to_owned(),
+                    stamp.modification_time.into(),
+                );
             }
             value
         }
@@ -274,8 +289,10 @@ pub async fn list_global(
 ) -> Result<Json<List>, Problem> {
     let kind = kind(&word)?;
     if kind.name == "Dataplane" {
-        return Err(Problem::not_found("dataplanes are kept by their zones, not here")
-            .detail("ask for /v1/meshes/<mesh>/dataplanes, which asks the zones"));
+        return Err(
+            Problem::not_found("dataplanes are kept by their zones, not here")
+                .detail("ask for /v1/meshes/<mesh>/dataplanes, which asks the zones"),
+        );
     }
     // What belongs to meshes is filtered, below; what does not is seen as a whole or not at all.
     let of_meshes = kind.scope == Scope::Mesh || matches!(kind.name, "Mesh" | "TokenIssuer");
@@ -322,7 +339,10 @@ fn page(
         let mut found = found.into_iter();
         for stored in found.by_ref() {
             after = Some(stored.key.clone());
-            let zone_fits = params.zone.as_ref().is_none_or(|zone| stored.key.zone == *zone);
+            let zone_fits = params
+                .zone
+                .as_ref()
+                .is_none_or(|zone| stored.key.zone == *zone);
             if zone_fits && sees(&caller.actor, &stored.key) && selected(&stored, &selector) {
                 items.push(view(&stored));
             }
@@ -331,7 +351,8 @@ fn page(
             }
         }
         scanned += SCAN_STEP;
-        let rest = found.next().is_some() || !at_the_end;
+        let rest = found.next().is_some()
+            || (!at_the_end && !image.list(kind.name, mesh, after.as_ref(), 1).is_empty());
         if !rest {
             break None;
         }
@@ -420,8 +441,11 @@ async fn put(
     body.check_media_type()?;
     let resources = mesh_model::parse_in(&body.text, &body.source, &target.mesh)?;
     let [resource] = <[Resource; 1]>::try_from(resources).map_err(|found| {
-        Problem::bad_request(format!("one resource is needed, the body holds {}", found.len()))
-            .detail("send several at once to /v1/batch")
+        Problem::bad_request(format!(
+            "one resource is needed, the body holds {}",
+            found.len()
+        ))
+        .detail("send several at once to /v1/batch")
     })?;
     if resource.key() != target.key("") {
         return Err(Problem::bad_request(format!(
@@ -442,14 +466,26 @@ async fn put(
         }],
         delete: vec![],
     };
-    let written = write(app, caller, asked, params.dry_run, headers, format!("put {key}")).await?;
-    let created = matches!(written.results.as_slice(), [only] if only.outcome == WriteOutcome::Created);
+    let written = write(
+        app,
+        caller,
+        asked,
+        params.dry_run,
+        headers,
+        format!("put {key}"),
+    )
+    .await?;
+    let created =
+        matches!(written.results.as_slice(), [only] if only.outcome == WriteOutcome::Created);
     let status = if created && !written.dry_run {
         StatusCode::CREATED
     } else {
         StatusCode::OK
     };
-    let revision = app.image().get(&key).map_or(written.revision, |stored| stored.modified_revision);
+    let revision = app
+        .image()
+        .get(&key)
+        .map_or(written.revision, |stored| stored.modified_revision);
     let dry_run = written.dry_run;
     let mut response = (status, Json(written)).into_response();
     if !dry_run {

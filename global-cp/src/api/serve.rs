@@ -65,7 +65,10 @@ pub async fn serve(
         });
     }
     connections.close();
-    if tokio::time::timeout(drain, connections.wait()).await.is_err() {
+    if tokio::time::timeout(drain, connections.wait())
+        .await
+        .is_err()
+    {
         tracing::warn!(
             connections = connections.len(),
             "requests were cut off that did not end in time"

@@ -157,9 +157,8 @@ pub async fn rollout(
             "there is no revision {revision} yet; the newest is {newest}"
         )));
     }
-    let concerned = |mesh: &str| {
-        caller.actor.covers(mesh) && (meshes.is_empty() || meshes.contains(mesh))
-    };
+    let concerned =
+        |mesh: &str| caller.actor.covers(mesh) && (meshes.is_empty() || meshes.contains(mesh));
     let deadline = tokio::time::Instant::now() + wait;
     loop {
         let streams = streams(&app).await;
@@ -186,7 +185,9 @@ fn rollout_query(query: &str) -> Result<(BTreeSet<String>, Duration), Problem> {
                 meshes.insert(mesh.to_owned());
             }
             ("mesh", mesh) => {
-                return Err(Problem::bad_request(format!("mesh: {mesh:?} can not name a mesh")));
+                return Err(Problem::bad_request(format!(
+                    "mesh: {mesh:?} can not name a mesh"
+                )));
             }
             ("wait", text) => {
                 let seconds: f64 = text
@@ -204,7 +205,9 @@ fn rollout_query(query: &str) -> Result<(BTreeSet<String>, Duration), Problem> {
             }
             ("consistency", _) => {}
             (other, _) => {
-                return Err(Problem::bad_request(format!("query: unknown parameter {other:?}")));
+                return Err(Problem::bad_request(format!(
+                    "query: unknown parameter {other:?}"
+                )));
             }
         }
     }
@@ -283,7 +286,15 @@ pub async fn audit(
         .attempts
         .recent(usize::MAX)
         .into_iter()
-        .filter(|attempt| sees(&attempt.meshes.iter().map(String::as_str).collect::<Vec<_>>()))
+        .filter(|attempt| {
+            sees(
+                &attempt
+                    .meshes
+                    .iter()
+                    .map(String::as_str)
+                    .collect::<Vec<_>>(),
+            )
+        })
         .take(limit)
         .map(|attempt| AuditItem {
             time: attempt.time,

@@ -41,14 +41,19 @@ async fn node() -> TestNode {
 #[tokio::test]
 async fn what_was_written_reads_back_and_applies_again_unchanged() {
     let node = node().await;
-    let answer = node.get("/v1/meshes/pay/meshtrafficpermissions/everyone").await;
+    let answer = node
+        .get("/v1/meshes/pay/meshtrafficpermissions/everyone")
+        .await;
     let etag = answer.headers["etag"].to_str().unwrap().to_owned();
     let read = answer.ok();
     assert_eq!(read["labels"]["isthmus.io/origin"], "global");
     assert_eq!(etag, format!("\"{}\"", read["revision"]));
     let before = node.revision();
     let again = node
-        .put("/v1/meshes/pay/meshtrafficpermissions/everyone", &read.to_string())
+        .put(
+            "/v1/meshes/pay/meshtrafficpermissions/everyone",
+            &read.to_string(),
+        )
         .await
         .ok();
     assert_eq!(again["results"][0]["outcome"], "unchanged");
@@ -62,13 +67,20 @@ async fn a_mesh_begins_with_an_identity_and_its_own_token_key() {
     assert_eq!(identity["spec"]["provider"]["type"], "Bundled");
     let pay = node.get("/v1/tokenissuers/pay").await.ok();
     let ana = node.get("/v1/tokenissuers/ana").await.ok();
-    assert_ne!(pay["spec"]["keys"][0]["publicKey"], ana["spec"]["keys"][0]["publicKey"]);
+    assert_ne!(
+        pay["spec"]["keys"][0]["publicKey"],
+        ana["spec"]["keys"][0]["publicKey"]
+    );
     // All of it in one revision.
     let mesh = node.get("/v1/meshes/pay").await.ok();
     assert_eq!(mesh["revision"], identity["revision"]);
     assert_eq!(mesh["revision"], pay["revision"]);
-    node.apply("type: Mesh\nname: bare\nskipCreatingInitialPolicies: ['*']\n").await.ok();
-    node.get("/v1/meshes/bare/meshidentities/default").await.problem(404);
+    node.apply("type: Mesh\nname: bare\nskipCreatingInitialPolicies: ['*']\n")
+        .await
+        .ok();
+    node.get("/v1/meshes/bare/meshidentities/default")
+        .await
+        .problem(404);
 }
 
 #[tokio::test]
@@ -81,7 +93,9 @@ async fn deleting_a_mesh_takes_everything_in_it_and_nothing_else() {
     let written = node.delete("/v1/meshes/pay").await.ok();
     assert_eq!(written["results"][0]["outcome"], "deleted");
     node.get("/v1/meshes/pay").await.problem(404);
-    node.get("/v1/meshes/pay/meshtrafficpermissions").await.problem(404);
+    node.get("/v1/meshes/pay/meshtrafficpermissions")
+        .await
+        .problem(404);
     node.get("/v1/tokenissuers/pay").await.problem(404);
     assert!(node.app.image().all_in_mesh("pay").is_empty());
     let tokens = node.get("/v1/tokens").await.ok();
@@ -106,17 +120,33 @@ async fn deleting_a_mesh_takes_everything_in_it_and_nothing_else() {
 async fn a_batch_is_all_or_nothing() {
     let node = node().await;
     let before = node.revision();
-    let bad = format!("{}---\ntype: MeshTrafficPermission\nmesh: pay\nname: b\nspec: {{ruls: []}}\n", permission("pay", "a"));
+    let bad = format!(
+        "{}---\ntype: MeshTrafficPermission\nmesh: pay\nname: b\nspec: {{ruls: []}}\n",
+        permission("pay", "a")
+    );
     let problem = node.apply(&bad).await.problem(422);
     let violation = &problem["violations"][0];
     assert!(violation["line"].as_u64().unwrap() > 1, "{violation}");
-    assert!(violation["message"].as_str().unwrap().contains("rules"), "{violation}");
+    assert!(
+        violation["message"].as_str().unwrap().contains("rules"),
+        "{violation}"
+    );
     // A mesh that is not there, in the last of three.
-    let missing = format!("{}---\n{}---\n{}", permission("pay", "a"), permission("ana", "b"), permission("nowhere", "c"));
+    let missing = format!(
+        "{}---\n{}---\n{}",
+        permission("pay", "a"),
+        permission("ana", "b"),
+        permission("nowhere", "c")
+    );
     let problem = node.apply(&missing).await.problem(422);
-    assert!(problem["title"].as_str().unwrap().contains("nowhere"), "{problem}");
+    assert!(
+        problem["title"].as_str().unwrap().contains("nowhere"),
+        "{problem}"
+    );
     assert_eq!(node.revision(), before);
-    node.get("/v1/meshes/pay/meshtrafficpermissions/a").await.problem(404);
+    node.get("/v1/meshes/pay/meshtrafficpermissions/a")
+        .await
+        .problem(404);
     // The same with the mesh in the same batch, however it is ordered.
     let whole = format!("{missing}---\ntype: Mesh\nname: nowhere\n");
     let written = node.apply(&whole).await.ok();
@@ -132,16 +162,41 @@ async fn a_json_batch_puts_and_deletes_in_one_revision() {
         "delete": [{"type": "MeshTrafficPermission", "mesh": "pay", "name": "everyone"}],
     });
     let send = |body: String| {
-        node.send(&node.admin, Method::POST, "/v1/batch", &[("content-type", "application/json")], body)
+        node.send(
+            &node.admin,
+            Method::POST,
+            "/v1/batch",
+            &[("content-type", "application/json")],
+            body,
+        )
     };
     let written = send(batch.to_string()).await.ok();
-    let outcomes: Vec<_> = written["results"].as_array().unwrap().iter().map(|r| r["outcome"].clone()).collect();
+    let outcomes: Vec<_> = written["results"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|r| r["outcome"].clone())
+        .collect();
     assert_eq!(outcomes, ["created", "deleted"]);
     assert!(!written["warnings"].as_array().unwrap().is_empty());
-    let problem = send(r#"{"put": [{"type": "Mesh", "name": "x", "zone": []}], "delet": []}"#.to_owned()).await.problem(422);
-    assert!(problem["title"].as_str().unwrap().contains("delet"), "{problem}");
-    let problem = send(r#"{"put": [{"type": "Mesh", "name": "x", "zons": []}]}"#.to_owned()).await.problem(422);
-    assert!(problem["violations"][0]["path"].as_str().unwrap().starts_with("put[0]"), "{problem}");
+    let problem =
+        send(r#"{"put": [{"type": "Mesh", "name": "x", "zone": []}], "delet": []}"#.to_owned())
+            .await
+            .problem(422);
+    assert!(
+        problem["title"].as_str().unwrap().contains("delet"),
+        "{problem}"
+    );
+    let problem = send(r#"{"put": [{"type": "Mesh", "name": "x", "zons": []}]}"#.to_owned())
+        .await
+        .problem(422);
+    assert!(
+        problem["violations"][0]["path"]
+            .as_str()
+            .unwrap()
+            .starts_with("put[0]"),
+        "{problem}"
+    );
 }
 
 #[tokio::test]
@@ -149,10 +204,19 @@ async fn a_dry_run_says_what_would_happen_and_changes_nothing() {
     let node = node().await;
     let before = node.revision();
     let answer = node
-        .send(&node.admin, Method::POST, "/v1/batch?dry_run=true", &[], permission("pay", "new"))
+        .send(
+            &node.admin,
+            Method::POST,
+            "/v1/batch?dry_run=true",
+            &[],
+            permission("pay", "new"),
+        )
         .await
         .ok();
-    assert_eq!((&answer["dryRun"], &answer["results"][0]["outcome"]), (&json!(true), &json!("created")));
+    assert_eq!(
+        (&answer["dryRun"], &answer["results"][0]["outcome"]),
+        (&json!(true), &json!("created"))
+    );
     let deleted = node.delete("/v1/meshes/pay?dry_run=true").await.ok();
     assert_eq!(deleted["results"][0]["outcome"], "deleted");
     assert_eq!(node.revision(), before);
@@ -167,7 +231,14 @@ async fn preconditions_hold_or_the_write_is_refused() {
         let node = &node;
         async move {
             let headers = [(header.0, header.1.as_str())];
-            node.send(&node.admin, Method::PUT, path, &headers, permission("pay", "p")).await
+            node.send(
+                &node.admin,
+                Method::PUT,
+                path,
+                &headers,
+                permission("pay", "p"),
+            )
+            .await
         }
     };
     put(("if-match", "\"3\"".into())).await.problem(412);
@@ -178,7 +249,14 @@ async fn preconditions_hold_or_the_write_is_refused() {
     put(("if-match", revision.clone())).await.ok();
     put(("if-match", "seven".into())).await.problem(400);
     let delete = |revision: String| async move {
-        node.send(&node.admin, Method::DELETE, path, &[("if-match", revision.as_str())], Body::empty()).await
+        node.send(
+            &node.admin,
+            Method::DELETE,
+            path,
+            &[("if-match", revision.as_str())],
+            Body::empty(),
+        )
+        .await
     };
     delete("\"1\"".into()).await.problem(412);
 }
@@ -186,7 +264,15 @@ async fn preconditions_hold_or_the_write_is_refused() {
 #[tokio::test]
 async fn a_repeated_request_happens_once() {
     let node = TestNode::start().await;
-    let put = || node.send(&node.admin, Method::PUT, "/v1/meshes/pay", &[("x-request-id", "r1")], "type: Mesh\nname: pay\n");
+    let put = || {
+        node.send(
+            &node.admin,
+            Method::PUT,
+            "/v1/meshes/pay",
+            &[("x-request-id", "r1")],
+            "type: Mesh\nname: pay\n",
+        )
+    };
     let first = put().await.ok();
     assert_eq!(first["results"][0]["outcome"], "created");
     let before = node.revision();
@@ -194,7 +280,15 @@ async fn a_repeated_request_happens_once() {
     assert_eq!(second["results"][0]["outcome"], "created");
     assert_eq!(second["revision"], first["revision"]);
     assert_eq!(node.revision(), before);
-    let delete = || node.send(&node.admin, Method::DELETE, "/v1/meshes/pay", &[("x-request-id", "r2")], Body::empty());
+    let delete = || {
+        node.send(
+            &node.admin,
+            Method::DELETE,
+            "/v1/meshes/pay",
+            &[("x-request-id", "r2")],
+            Body::empty(),
+        )
+    };
     assert_eq!(delete().await.ok(), delete().await.ok());
     node.delete("/v1/meshes/pay").await.problem(404);
 }
@@ -203,9 +297,21 @@ async fn a_repeated_request_happens_once() {
 async fn what_only_zones_and_control_planes_write_is_refused_in_words() {
     let node = node().await;
     for (path, body, words) in [
-        ("/v1/zoneingresses/in", "type: ZoneIngress\nname: in\nnetworking: {address: 10.0.0.1, port: 10001}\n", "only zones write"),
-        ("/v1/meshes/pay/dataplanes/d", "type: Dataplane\nmesh: pay\nname: d\nnetworking: {address: 10.0.0.1, inbound: [{port: 80}]}\n", ""),
-        ("/v1/tokenissuers/pay", "type: TokenIssuer\nname: pay\nspec: {keys: []}\n", ""),
+        (
+            "/v1/zoneingresses/in",
+            "type: ZoneIngress\nname: in\nnetworking: {address: 10.0.0.1, port: 10001}\n",
+            "only zones write",
+        ),
+        (
+            "/v1/meshes/pay/dataplanes/d",
+            "type: Dataplane\nmesh: pay\nname: d\nnetworking: {address: 10.0.0.1, inbound: [{port: 80}]}\n",
+            "",
+        ),
+        (
+            "/v1/tokenissuers/pay",
+            "type: TokenIssuer\nname: pay\nspec: {keys: []}\n",
+            "",
+        ),
     ] {
         let before = node.revision();
         let answer = node.put(path, body).await;
@@ -215,7 +321,13 @@ async fn what_only_zones_and_control_planes_write_is_refused_in_words() {
     }
     let dataplane = "type: Dataplane\nmesh: pay\nname: d\nnetworking: {address: 10.0.0.1, inbound: [{port: 80}]}\n";
     let problem = node.apply(dataplane).await.problem(422);
-    assert!(problem["title"].as_str().unwrap().contains("live in their zones"), "{problem}");
+    assert!(
+        problem["title"]
+            .as_str()
+            .unwrap()
+            .contains("live in their zones"),
+        "{problem}"
+    );
 }
 
 #[tokio::test]
@@ -223,7 +335,10 @@ async fn bad_requests_of_every_sort_are_problems_and_change_nothing() {
     let node = node().await;
     let before = node.revision();
     let path = "/v1/meshes/pay/meshtrafficpermissions/p";
-    let long = format!("type: Mesh\nname: x\nlabels: {{a: {}}}\n", "b".repeat(9 << 20));
+    let long = format!(
+        "type: Mesh\nname: x\nlabels: {{a: {}}}\n",
+        "b".repeat(9 << 20)
+    );
     let cases: Vec<(Method, &str, Vec<u8>, u16)> = vec![
         (Method::PUT, path, b"".to_vec(), 400),
         (Method::PUT, path, b"{".to_vec(), 422),
@@ -233,10 +348,25 @@ async fn bad_requests_of_every_sort_are_problems_and_change_nothing() {
         (Method::PUT, path, b"a: &a [*a, *a]".to_vec(), 422),
         (Method::PUT, path, permission("pay", "other").into(), 400),
         (Method::PUT, path, permission("ana", "p").into(), 400),
-        (Method::PUT, path, format!("{}---\n{}", permission("pay", "p"), permission("pay", "q")).into(), 400),
+        (
+            Method::PUT,
+            path,
+            format!("{}---\n{}", permission("pay", "p"), permission("pay", "q")).into(),
+            400,
+        ),
         (Method::PUT, path, b"type: Mesh\nname: p\n".to_vec(), 400),
-        (Method::PUT, "/v1/meshes/Bad_Name", b"type: Mesh\nname: Bad_Name\n".to_vec(), 422),
-        (Method::PUT, "/v1/meshes/nowhere/meshtrafficpermissions/p", permission("nowhere", "p").into(), 422),
+        (
+            Method::PUT,
+            "/v1/meshes/Bad_Name",
+            b"type: Mesh\nname: Bad_Name\n".to_vec(),
+            422,
+        ),
+        (
+            Method::PUT,
+            "/v1/meshes/nowhere/meshtrafficpermissions/p",
+            permission("nowhere", "p").into(),
+            422,
+        ),
         (Method::PUT, "/v1/meshes/pay/nokind/p", b"{}".to_vec(), 404),
         (Method::PUT, "/v1/meshes/pay/zones/p", b"{}".to_vec(), 404),
         (Method::PUT, "/v1/meshservices/p", b"{}".to_vec(), 404),
@@ -244,13 +374,48 @@ async fn bad_requests_of_every_sort_are_problems_and_change_nothing() {
         (Method::POST, "/v1/batch", b"".to_vec(), 400),
         (Method::POST, path, b"{}".to_vec(), 405),
         (Method::GET, "/v2/x", b"".to_vec(), 404),
-        (Method::GET, "/v1/meshes/pay/meshservices?limit=0", b"".to_vec(), 400),
-        (Method::GET, "/v1/meshes/pay/meshservices?limit=x", b"".to_vec(), 400),
-        (Method::GET, "/v1/meshes/pay/meshservices?continue=xyz", b"".to_vec(), 400),
-        (Method::GET, "/v1/meshes/pay/meshservices?selector==", b"".to_vec(), 400),
-        (Method::GET, "/v1/meshes/pay/meshservices?unknown=1", b"".to_vec(), 400),
-        (Method::GET, "/v1/meshes?consistency=maybe", b"".to_vec(), 400),
-        (Method::GET, "/v1/meshes/%ff/meshservices", b"".to_vec(), 400),
+        (
+            Method::GET,
+            "/v1/meshes/pay/meshservices?limit=0",
+            b"".to_vec(),
+            400,
+        ),
+        (
+            Method::GET,
+            "/v1/meshes/pay/meshservices?limit=x",
+            b"".to_vec(),
+            400,
+        ),
+        (
+            Method::GET,
+            "/v1/meshes/pay/meshservices?continue=xyz",
+            b"".to_vec(),
+            400,
+        ),
+        (
+            Method::GET,
+            "/v1/meshes/pay/meshservices?selector==",
+            b"".to_vec(),
+            400,
+        ),
+        (
+            Method::GET,
+            "/v1/meshes/pay/meshservices?unknown=1",
+            b"".to_vec(),
+            400,
+        ),
+        (
+            Method::GET,
+            "/v1/meshes?consistency=maybe",
+            b"".to_vec(),
+            400,
+        ),
+        (
+            Method::GET,
+            "/v1/meshes/%ff/meshservices",
+            b"".to_vec(),
+            400,
+        ),
         (Method::GET, "/v1/rollout/x", b"".to_vec(), 400),
         (Method::GET, "/v1/rollout/99999999", b"".to_vec(), 400),
         (Method::GET, "/v1/schema/nokind", b"".to_vec(), 404),
@@ -259,18 +424,41 @@ async fn bad_requests_of_every_sort_are_problems_and_change_nothing() {
         (Method::DELETE, "/v1/tokens/nope", b"".to_vec(), 404),
         (Method::DELETE, path, b"".to_vec(), 404),
         (Method::POST, "/v1/tokens", b"{}".to_vec(), 422),
-        (Method::POST, "/v1/tokens", b"{\"use\": \"magic\"}".to_vec(), 422),
-        (Method::POST, "/v1/tokens", b"{\"use\": \"dataplane\", \"mesh\": \"nowhere\"}".to_vec(), 422),
+        (
+            Method::POST,
+            "/v1/tokens",
+            b"{\"use\": \"magic\"}".to_vec(),
+            422,
+        ),
+        (
+            Method::POST,
+            "/v1/tokens",
+            b"{\"use\": \"dataplane\", \"mesh\": \"nowhere\"}".to_vec(),
+            422,
+        ),
     ];
     for (method, path, body, status) in cases {
         let shown = String::from_utf8_lossy(&body[..body.len().min(60)]).into_owned();
-        let answer = node.send(&node.admin, method.clone(), path, &[], body).await;
-        assert_eq!(answer.status.as_u16(), status, "{method} {path} {shown:?}: {}", answer.text);
+        let answer = node
+            .send(&node.admin, method.clone(), path, &[], body)
+            .await;
+        assert_eq!(
+            answer.status.as_u16(),
+            status,
+            "{method} {path} {shown:?}: {}",
+            answer.text
+        );
         answer.problem(status);
         assert_eq!(node.revision(), before, "{method} {path} {shown:?}");
     }
     let answer = node
-        .send(&node.admin, Method::PUT, path, &[("content-type", "image/png")], "x")
+        .send(
+            &node.admin,
+            Method::PUT,
+            path,
+            &[("content-type", "image/png")],
+            "x",
+        )
         .await;
     answer.problem(415);
 }
@@ -288,8 +476,17 @@ async fn ten_thousand_resources_are_listed_in_pages() {
     let mut next = String::new();
     let mut pages = 0;
     loop {
-        let page = node.get(&format!("/v1/meshes/ana/meshservices?limit=1000{next}")).await.ok();
-        names.extend(page["items"].as_array().unwrap().iter().map(|i| i["name"].as_str().unwrap().to_owned()));
+        let page = node
+            .get(&format!("/v1/meshes/ana/meshservices?limit=1000{next}"))
+            .await
+            .ok();
+        names.extend(
+            page["items"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|i| i["name"].as_str().unwrap().to_owned()),
+        );
         pages += 1;
         match page["next"].as_str() {
             Some(token) => next = format!("&continue={token}"),
@@ -298,7 +495,10 @@ async fn ten_thousand_resources_are_listed_in_pages() {
     }
     assert_eq!((pages, names.len()), (10, 10_000));
     assert!(names.is_sorted());
-    let half = node.get("/v1/meshes/ana/meshservices?limit=10&selector=half=h1").await.ok();
+    let half = node
+        .get("/v1/meshes/ana/meshservices?limit=10&selector=half=h1")
+        .await
+        .ok();
     assert_eq!(half["items"][1]["name"], "s00003");
     assert!(half["next"].is_string());
 }
@@ -308,7 +508,9 @@ async fn history_shows_every_change_and_who_made_it() {
     let node = node().await;
     let path = "/v1/meshes/pay/meshtrafficpermissions/p";
     node.put(path, &permission("pay", "p")).await.ok();
-    node.put(path, &permission("pay", "p").replace("/web", "/api")).await.ok();
+    node.put(path, &permission("pay", "p").replace("/web", "/api"))
+        .await
+        .ok();
     node.delete(path).await.ok();
     let history = node.get(&format!("{path}/history")).await.ok();
     let items = history["items"].as_array().unwrap();
@@ -339,7 +541,11 @@ async fn watch(node: &TestNode, token: &str, query: &str, count: usize) -> Vec<(
         text.push_str(std::str::from_utf8(&chunk).unwrap());
         while let Some((event, rest)) = text.split_once("\n\n") {
             let field = |name: &str| {
-                event.lines().find_map(|l| l.strip_prefix(&format!("{name}: "))).unwrap_or_default().to_owned()
+                event
+                    .lines()
+                    .find_map(|l| l.strip_prefix(&format!("{name}: ")))
+                    .unwrap_or_default()
+                    .to_owned()
             };
             let name = field("event");
             if name != "bookmark" {
@@ -359,14 +565,25 @@ async fn a_watch_resumes_from_a_revision_and_misses_nothing() {
     let path = "/v1/meshes/pay/meshtrafficpermissions/p";
     node.put(path, &permission("pay", "p")).await.ok();
     node.delete(path).await.ok();
-    node.put("/v1/zones/east", "type: Zone\nname: east\n").await.ok();
+    node.put("/v1/zones/east", "type: Zone\nname: east\n")
+        .await
+        .ok();
     let events = watch(&node, &node.admin, &format!("?from={from}"), 3).await;
     assert_eq!(events[0].1["key"]["name"], "p");
     assert_eq!(events[0].1["resource"]["name"], "p");
     assert!(events[1].1["resource"].is_null());
-    let kinds: Vec<&str> = events.iter().map(|e| e.1["key"]["type"].as_str().unwrap()).collect();
+    let kinds: Vec<&str> = events
+        .iter()
+        .map(|e| e.1["key"]["type"].as_str().unwrap())
+        .collect();
     assert!(kinds.contains(&"Zone"), "{kinds:?}");
-    let resumed = watch(&node, &node.admin, &format!("?from={}", events[0].1["revision"]), 1).await;
+    let resumed = watch(
+        &node,
+        &node.admin,
+        &format!("?from={}", events[0].1["revision"]),
+        1,
+    )
+    .await;
     assert_eq!(resumed[0].1["revision"], events[1].1["revision"]);
     let filtered = watch(&node, &node.admin, &format!("?from={from}&type=zones"), 1).await;
     assert_eq!(filtered[0].1["key"]["type"], "Zone");
@@ -382,7 +599,12 @@ async fn a_watch_sees_changes_as_they_happen() {
     let writing = async {
         // Whichever comes first: the watch begins at the newest revision, so write until it has seen one.
         for n in 0.. {
-            node.put("/v1/meshes/ana/meshtrafficpermissions/p", &permission("ana", "p").replace("/web", &format!("/w{n}"))).await.ok();
+            node.put(
+                "/v1/meshes/ana/meshtrafficpermissions/p",
+                &permission("ana", "p").replace("/web", &format!("/w{n}")),
+            )
+            .await
+            .ok();
             tokio::task::yield_now().await;
         }
     };
@@ -425,7 +647,12 @@ async fn tokens_are_needed_and_only_good_ones_count() {
 #[tokio::test]
 async fn a_tenant_sees_nothing_of_another_mesh() {
     let node = node().await;
-    node.put("/v1/meshes/ana/secrets/s", "type: Secret\nmesh: ana\nname: s\ndata: aHVudGVyMg==\n").await.ok();
+    node.put(
+        "/v1/meshes/ana/secrets/s",
+        "type: Secret\nmesh: ana\nname: s\ndata: aHVudGVyMg==\n",
+    )
+    .await
+    .ok();
     for role in ["mesh-admin", "viewer"] {
         let tenant = node.person(role, &["pay"]).await;
         let from = 0;
@@ -450,29 +677,57 @@ async fn a_tenant_sees_nothing_of_another_mesh() {
             assert_eq!(problem["type"], "forbidden");
         }
         for (path, body) in [
-            ("/v1/meshes/ana/meshtrafficpermissions/x", permission("ana", "x")),
+            (
+                "/v1/meshes/ana/meshtrafficpermissions/x",
+                permission("ana", "x"),
+            ),
             ("/v1/meshes/ana", "type: Mesh\nname: ana\n".to_owned()),
             ("/v1/meshes/new", "type: Mesh\nname: new\n".to_owned()),
             ("/v1/zones/east", "type: Zone\nname: east\n".to_owned()),
         ] {
-            node.send(&tenant, Method::PUT, path, &[], body).await.problem(403);
-            node.send(&tenant, Method::DELETE, path, &[], Body::empty()).await.problem(403);
+            node.send(&tenant, Method::PUT, path, &[], body)
+                .await
+                .problem(403);
+            node.send(&tenant, Method::DELETE, path, &[], Body::empty())
+                .await
+                .problem(403);
         }
         let batch = format!("{}---\n{}", permission("pay", "x"), permission("ana", "x"));
-        node.send(&tenant, Method::POST, "/v1/batch", &[], batch).await.problem(403);
-        for path in ["/v1/meshes", "/v1/meshservices", "/v1/meshidentities", "/v1/tokenissuers", "/v1/secrets", "/v1/status"] {
+        node.send(&tenant, Method::POST, "/v1/batch", &[], batch)
+            .await
+            .problem(403);
+        for path in [
+            "/v1/meshes",
+            "/v1/meshservices",
+            "/v1/meshidentities",
+            "/v1/tokenissuers",
+            "/v1/secrets",
+            "/v1/status",
+        ] {
             let answer = node.get_as(&tenant, path).await;
             assert!(answer.status.is_success(), "{path} {}", answer.text);
-            assert!(!answer.text.contains("\"ana\""), "{role} {path} {}", answer.text);
+            assert!(
+                !answer.text.contains("\"ana\""),
+                "{role} {path} {}",
+                answer.text
+            );
         }
         node.get_as(&tenant, "/v1/zoneingresses").await.problem(403);
         // Watch everything there ever was: only its own comes.
-        node.put("/v1/meshes/pay/meshtrafficpermissions/last", &permission("pay", &format!("last")).replace("/web", &format!("/{role}"))).await.ok();
+        node.put(
+            "/v1/meshes/pay/meshtrafficpermissions/last",
+            &permission("pay", &format!("last")).replace("/web", &format!("/{role}")),
+        )
+        .await
+        .ok();
         let mut events = watch(&node, &tenant, &format!("?from={from}"), 4).await;
         events.retain(|(_, event)| event["key"]["type"] != "Zone");
         for (_, event) in &events {
             let key = &event["key"];
-            assert!(key["mesh"] == "pay" || key["name"] == "pay", "{role} {event}");
+            assert!(
+                key["mesh"] == "pay" || key["name"] == "pay",
+                "{role} {event}"
+            );
         }
     }
 }
@@ -485,7 +740,14 @@ async fn roles_do_what_they_say() {
     let put = |token: String| {
         let node = &node;
         async move {
-            node.send(&token, Method::PUT, "/v1/meshes/pay/meshtrafficpermissions/p", &[], permission("pay", "p")).await
+            node.send(
+                &token,
+                Method::PUT,
+                "/v1/meshes/pay/meshtrafficpermissions/p",
+                &[],
+                permission("pay", "p"),
+            )
+            .await
         }
     };
     put(mesh_admin.clone()).await.ok();
@@ -496,10 +758,25 @@ async fn roles_do_what_they_say() {
     // The audit of one's own meshes, and tokens that reach no further.
     let audit = node.get_as(&mesh_admin, "/v1/audit").await.ok();
     assert!(!audit.to_string().contains("ana"), "{audit}");
-    assert!(audit.to_string().contains("put MeshTrafficPermission p"), "{audit}");
-    let create = |asked: Value| node.send(&mesh_admin, Method::POST, "/v1/tokens", &[], asked.to_string());
-    create(json!({"use": "dataplane", "mesh": "pay"})).await.ok();
-    create(json!({"use": "api", "role": "viewer", "meshes": ["pay"]})).await.ok();
+    assert!(
+        audit.to_string().contains("put MeshTrafficPermission p"),
+        "{audit}"
+    );
+    let create = |asked: Value| {
+        node.send(
+            &mesh_admin,
+            Method::POST,
+            "/v1/tokens",
+            &[],
+            asked.to_string(),
+        )
+    };
+    create(json!({"use": "dataplane", "mesh": "pay"}))
+        .await
+        .ok();
+    create(json!({"use": "api", "role": "viewer", "meshes": ["pay"]}))
+        .await
+        .ok();
     for asked in [
         json!({"use": "dataplane", "mesh": "ana"}),
         json!({"use": "api", "role": "viewer", "meshes": ["ana"]}),
@@ -512,7 +789,14 @@ async fn roles_do_what_they_say() {
         create(asked.clone()).await.problem(403);
     }
     let tokens = node.get_as(&mesh_admin, "/v1/tokens").await.ok();
-    assert!(tokens["items"].as_array().unwrap().iter().all(|t| t["mesh"] == "pay" || t["meshes"] == json!(["pay"])), "{tokens}");
+    assert!(
+        tokens["items"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .all(|t| t["mesh"] == "pay" || t["meshes"] == json!(["pay"])),
+        "{tokens}"
+    );
 }
 
 // === secrets and tokens ===
@@ -521,12 +805,18 @@ async fn roles_do_what_they_say() {
 async fn secrets_are_read_by_those_who_may_and_never_lie_in_clear() {
     let node = node().await;
     // The value, and what it looks like in base64.
-    let (value, encoded) = ("correct-horse-battery-staple", "Y29ycmVjdC1ob3JzZS1iYXR0ZXJ5LXN0YXBsZQ==");
+    let (value, encoded) = (
+        "correct-horse-battery-staple",
+        "Y29ycmVjdC1ob3JzZS1iYXR0ZXJ5LXN0YXBsZQ==",
+    );
     let path = "/v1/meshes/pay/secrets/db";
     let body = format!("type: Secret\nmesh: pay\nname: db\ndata: {encoded}\n");
     node.put(path, &body).await.ok();
     let before = node.revision();
-    assert_eq!(node.put(path, &body).await.ok()["results"][0]["outcome"], "unchanged");
+    assert_eq!(
+        node.put(path, &body).await.ok()["results"][0]["outcome"],
+        "unchanged"
+    );
     assert_eq!(node.revision(), before);
     let answer = node.get(path).await;
     assert_eq!(answer.headers["cache-control"], "no-store");
@@ -541,10 +831,18 @@ async fn secrets_are_read_by_those_who_may_and_never_lie_in_clear() {
     assert!(list["items"][0]["data"].is_null());
     let history = node.get(&format!("{path}/history")).await.ok();
     assert!(history["items"][0]["resource"]["data"].is_null());
-    let events = watch(&node, &viewer, &format!("?from={}&type=secret", before - 1), 1).await;
+    let events = watch(
+        &node,
+        &viewer,
+        &format!("?from={}&type=secret", before - 1),
+        1,
+    )
+    .await;
     assert!(events[0].1["resource"]["data"].is_null());
     // What a list shows does not wipe the value when it is applied.
-    node.put(path, &list["items"][0].to_string()).await.problem(422);
+    node.put(path, &list["items"][0].to_string())
+        .await
+        .problem(422);
     // Reading it was written down.
     let audit = node.get("/v1/audit").await.ok().to_string();
     assert!(audit.contains("read the value of Secret db"), "{audit}");
@@ -557,7 +855,11 @@ async fn secrets_are_read_by_those_who_may_and_never_lie_in_clear() {
         }
         if !file.ends_with("identity/key.pem") {
             let needle = b"PRIVATE KEY";
-            assert!(!bytes.windows(needle.len()).any(|w| w == needle), "{}", file.display());
+            assert!(
+                !bytes.windows(needle.len()).any(|w| w == needle),
+                "{}",
+                file.display()
+            );
         }
     }
 }
@@ -583,7 +885,10 @@ async fn a_revoked_dataplane_token_reaches_the_issuer_of_its_mesh() {
         .token(json!({"use": "dataplane", "mesh": "pay", "name": "web-1", "labels": {"isthmus.io/service": "web"}}))
         .await;
     let claims = crate::tokens::unverified_claims(&text).unwrap();
-    assert_eq!((claims.mesh.as_deref(), claims.name.as_deref()), (Some("pay"), Some("web-1")));
+    assert_eq!(
+        (claims.mesh.as_deref(), claims.name.as_deref()),
+        (Some("pay"), Some("web-1"))
+    );
     node.delete(&format!("/v1/tokens/{id}")).await.ok();
     let issuer = node.get("/v1/tokenissuers/pay").await.ok();
     assert_eq!(issuer["spec"]["revoked"][0]["id"], id.as_str());
@@ -603,17 +908,30 @@ async fn the_first_admin_token_can_be_replaced_on_the_machine_itself() {
 #[tokio::test]
 async fn status_rollout_and_schema_answer() {
     let node = node().await;
-    node.put("/v1/zones/east", "type: Zone\nname: east\n").await.ok();
-    node.put("/v1/zones/west", "type: Zone\nname: west\nenabled: false\n").await.ok();
+    node.put("/v1/zones/east", "type: Zone\nname: east\n")
+        .await
+        .ok();
+    node.put("/v1/zones/west", "type: Zone\nname: west\nenabled: false\n")
+        .await
+        .ok();
     let status = node.get("/v1/status").await.ok();
     assert_eq!(status["nodes"][0]["role"], "leader");
     assert_eq!(status["zones"][0]["state"], "offline");
     assert_eq!(status["zones"][1]["state"], "disabled");
-    let rollout = node.get(&format!("/v1/rollout/{}?mesh=pay", node.revision())).await.ok();
-    assert_eq!((&rollout["complete"], &rollout["zones"][0]["state"]), (&json!(false), &json!("offline")));
+    let rollout = node
+        .get(&format!("/v1/rollout/{}?mesh=pay", node.revision()))
+        .await
+        .ok();
+    assert_eq!(
+        (&rollout["complete"], &rollout["zones"][0]["state"]),
+        (&json!(false), &json!("offline"))
+    );
     let schema = node.get("/v1/schema/meshservice").await.ok();
     assert!(schema.is_object());
-    assert_eq!(node.get("/v1/version").await.ok()["version"], mesh_proto::VERSION);
+    assert_eq!(
+        node.get("/v1/version").await.ok()["version"],
+        mesh_proto::VERSION
+    );
     let dataplanes = node.get("/v1/meshes/pay/dataplanes").await.ok();
     assert_eq!(dataplanes["unanswered"][0]["zone"], "east");
     let stale = node.get("/v1/meshes?consistency=stale").await.ok();
@@ -624,18 +942,44 @@ async fn status_rollout_and_schema_answer() {
 async fn deleting_a_zone_takes_all_it_owns() {
     use crate::{changes::put_operation, writes};
     let node = node().await;
-    node.put("/v1/zones/east", "type: Zone\nname: east\n").await.ok();
-    let (join, _) = node.token(json!({"use": "zone-join", "zone": "east"})).await;
+    node.put("/v1/zones/east", "type: Zone\nname: east\n")
+        .await
+        .ok();
+    let (join, _) = node
+        .token(json!({"use": "zone-join", "zone": "east"}))
+        .await;
     let key = mesh_proto::zone::ResourceKey::in_zone("MeshService", "pay", "east", "web");
     let json = br#"{"mesh":"pay","name":"web","spec":{"ports":[{"appProtocol":"tcp","port":80}]},"type":"MeshService","zone":"east"}"#;
     let operations = vec![put_operation(key.clone(), json.to_vec(), None)];
-    writes::write_operations(&node.app, &crate::authorize::Actor::system(), operations, String::new()).await.unwrap();
-    let read = node.get("/v1/meshes/pay/meshservices/web?zone=east").await.ok();
+    writes::write_operations(
+        &node.app,
+        &crate::authorize::Actor::system(),
+        operations,
+        String::new(),
+    )
+    .await
+    .unwrap();
+    let read = node
+        .get("/v1/meshes/pay/meshservices/web?zone=east")
+        .await
+        .ok();
     assert_eq!(read["labels"]["isthmus.io/origin"], "east");
-    let problem = node.get("/v1/meshes/pay/meshservices/web").await.problem(404);
+    let problem = node
+        .get("/v1/meshes/pay/meshservices/web")
+        .await
+        .problem(404);
     assert!(problem["detail"].as_str().unwrap().contains("east"));
-    let problem = node.delete("/v1/meshes/pay/meshservices/web?zone=east").await.problem(422);
-    assert!(problem["title"].as_str().unwrap().contains("belongs to its zone"), "{problem}");
+    let problem = node
+        .delete("/v1/meshes/pay/meshservices/web?zone=east")
+        .await
+        .problem(422);
+    assert!(
+        problem["title"]
+            .as_str()
+            .unwrap()
+            .contains("belongs to its zone"),
+        "{problem}"
+    );
     let written = node.delete("/v1/zones/east").await.ok();
     assert!(node.app.image().get(&key).is_none());
     let (history, _) = node.app.image().history(&key);

@@ -91,7 +91,9 @@ pub async fn watch(
     let seen = headers
         .get("last-event-id")
         .and_then(|value| value.to_str().ok()?.trim().parse().ok());
-    let from = seen.or(params.from).unwrap_or_else(|| app.state().revision());
+    let from = seen
+        .or(params.from)
+        .unwrap_or_else(|| app.state().revision());
     let place = app.limits.watch()?;
     let (events, receiver) = mpsc::channel(QUEUE);
     tokio::spawn(async move {

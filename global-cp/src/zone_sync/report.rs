@@ -191,11 +191,9 @@ pub fn plan(image: &Image, placement: &Placement, pending: &Pending) -> Outcome 
         outcome
             .operations
             .push(facts::guard(image, "Zone", &placement.zone));
-        outcome.operations.push(facts::set(
-            &record,
-            pending.position.encode(),
-            Some(stored),
-        ));
+        outcome
+            .operations
+            .push(facts::set(&record, pending.position.encode(), Some(stored)));
     }
     outcome
 }

@@ -149,7 +149,11 @@ fn zone_rollout(
         .iter()
         .filter_map(|refusal| {
             let key = refusal.key.as_ref()?;
-            let mesh = if key.kind == "Mesh" { &key.name } else { &key.mesh };
+            let mesh = if key.kind == "Mesh" {
+                &key.name
+            } else {
+                &key.mesh
+            };
             (mesh.is_empty() || concerned(mesh)).then(|| format!("{key}: {}", refusal.reason))
         })
         .collect();
@@ -210,18 +214,27 @@ mod tests {
             enabled: false,
             ..zone
         };
-        assert_eq!(zone_state(&disabled, Some(&stream(10, 0, vec![])), 10), "disabled");
+        assert_eq!(
+            zone_state(&disabled, Some(&stream(10, 0, vec![])), 10),
+            "disabled"
+        );
     }
 
     #[test]
     fn a_rollout_is_complete_when_every_concerned_dataplane_runs_it() {
-        let run = |streams: &[ConnectedZone]| {
-            rollout(10, 10, &[zone()], streams, |mesh| mesh == "pay")
-        };
+        let run =
+            |streams: &[ConnectedZone]| rollout(10, 10, &[zone()], streams, |mesh| mesh == "pay");
         assert!(!run(&[]).complete);
         assert!(run(&[stream(10, 0, vec![mesh("pay", 10, 2, 2)])]).complete);
         // The other mesh lags; nobody asked about it.
-        assert!(run(&[stream(9, 0, vec![mesh("pay", 10, 2, 2), mesh("ana", 9, 1, 0)])]).complete);
+        assert!(
+            run(&[stream(
+                9,
+                0,
+                vec![mesh("pay", 10, 2, 2), mesh("ana", 9, 1, 0)]
+            )])
+            .complete
+        );
         assert!(!run(&[stream(9, 0, vec![mesh("pay", 9, 2, 2)])]).complete);
         assert!(!run(&[stream(10, 0, vec![])]).complete);
         assert!(!run(&[stream(10, 0, vec![mesh("pay", 10, 2, 1)])]).complete);
@@ -240,12 +253,19 @@ mod tests {
     #[test]
     fn of_two_streams_the_living_one_counts() {
         let streams = [stream(3, 40_000, vec![]), stream(10, 5, vec![])];
-        assert_eq!(stream_of("east", &streams).unwrap().acknowledged_revision, 10);
+        assert_eq!(
+            stream_of("east", &streams).unwrap().acknowledged_revision,
+            10
+        );
     }
 
     #[test]
     fn counts_hold_only_what_may_be_seen() {
-        let streams = [stream(10, 0, vec![mesh("pay", 10, 2, 1), mesh("ana", 10, 5, 5)])];
+        let streams = [stream(
+            10,
+            0,
+            vec![mesh("pay", 10, 2, 1), mesh("ana", 10, 5, 5)],
+        )];
         let seen = connection(&zone(), &streams, 10, |mesh| mesh == "pay");
         assert_eq!((seen.dataplanes, seen.current_dataplanes), (2, 1));
     }

@@ -320,10 +320,7 @@ mod tests {
     fn a_put_after_a_deletion_is_a_put() {
         let a = ResourceKey::global("MeshTrafficPermission", "pay", "a");
         let cursors = [("pay".to_owned(), 0)].into();
-        let changes = vec![
-            (1, a.clone(), None),
-            (2, a.clone(), Some(record(&a, 2, 1))),
-        ];
+        let changes = vec![(1, a.clone(), None), (2, a.clone(), Some(record(&a, 2, 1)))];
         let steps = deltas(&placement(), &cursors, 2, changes);
         assert_eq!(steps[0].put, [record(&a, 2, 1)]);
         assert!(steps[0].delete.is_empty());
@@ -346,7 +343,11 @@ mod tests {
             let last: Vec<bool> = messages.iter().map(|m| m.last).collect();
             assert_eq!(last.iter().filter(|l| **l).count(), 1);
             assert!(last[expected - 1]);
-            assert!(messages.iter().all(|m| m.snapshot && m.to == 9 && m.mesh == "pay"));
+            assert!(
+                messages
+                    .iter()
+                    .all(|m| m.snapshot && m.to == 9 && m.mesh == "pay")
+            );
         }
     }
 }

@@ -130,7 +130,9 @@ impl ZoneSync {
         let zone = transport::peer_spiffe(request)
             .and_then(|id| id.as_zone())
             .ok_or_else(|| {
-                Status::unauthenticated("only a zone with its certificate may call this: join first")
+                Status::unauthenticated(
+                    "only a zone with its certificate may call this: join first",
+                )
             })?;
         if admitted(&self.app.image(), zone.as_str()).is_err() {
             // It may have been made at another node a moment ago.
@@ -159,13 +161,17 @@ fn admitted(image: &Image, zone: &str) -> Result<(), String> {
     match enabled {
         Some(true) => Ok(()),
         Some(false) => Err(format!("zone {zone} is disabled")),
-        None => Err(format!("zone {zone} is not readable here: upgrade this node")),
+        None => Err(format!(
+            "zone {zone} is not readable here: upgrade this node"
+        )),
     }
 }
 
 /// Where a zone is placed now.
 fn placement(image: &Image, zone: &str) -> Placement {
-    let known = known_zones(image).into_iter().find(|known| known.name == zone);
+    let known = known_zones(image)
+        .into_iter()
+        .find(|known| known.name == zone);
     Placement {
         zone: zone.to_owned(),
         meshes: known.map(|known| known.meshes).unwrap_or_default(),
@@ -193,7 +199,9 @@ async fn run(
         }))) => hello,
         Ok(Ok(None)) => return Ended::ByZone,
         Ok(Ok(Some(_))) => {
-            return Ended::Refused(Status::failed_precondition("the first message must be hello"));
+            return Ended::Refused(Status::failed_precondition(
+                "the first message must be hello",
+            ));
         }
         Ok(Err(status)) => return Ended::ByUs(status.message().to_owned()),
         Err(_) => return Ended::Refused(Status::deadline_exceeded("no hello came")),
@@ -271,7 +279,9 @@ async fn read(
         };
         stream.heard();
         match message.message {
-            Some(to_global::Message::Heartbeat(heartbeat)) => stream.acknowledged(heartbeat.revision),
+            Some(to_global::Message::Heartbeat(heartbeat)) => {
+                stream.acknowledged(heartbeat.revision)
+            }
             Some(to_global::Message::Status(status)) => stream.status(status),
             Some(to_global::Message::Answer(answer)) => stream.answer(answer),
             Some(to_global::Message::Report(report)) => reports.add(report),
@@ -371,11 +381,7 @@ pub fn zone_addresses(app: &App) -> Vec<String> {
 }
 
 /// Everything that a zone with `cursors` has still to hear of `image`, and moves the cursors.
-fn step(
-    image: &Image,
-    placement: &Placement,
-    cursors: &mut BTreeMap<String, u64>,
-) -> Vec<Changes> {
+fn step(image: &Image, placement: &Placement, cursors: &mut BTreeMap<String, u64>) -> Vec<Changes> {
     let history_id = image.history_id();
     let to = image.revision();
     let mut messages = Vec::new();
@@ -581,15 +587,30 @@ mod tests {
             &mut image,
             vec![
                 facts::set("history-id", b"h".to_vec(), None),
-                put(ResourceKey::global("Zone", "", "east"), r#"{"type":"Zone","name":"east","enabled":true}"#),
-                put(ResourceKey::global("Zone", "", "west"), r#"{"type":"Zone","name":"west","enabled":true}"#),
-                put(ResourceKey::global("Mesh", "", "pay"), r#"{"type":"Mesh","name":"pay"}"#),
+                put(
+                    ResourceKey::global("Zone", "", "east"),
+                    r#"{"type":"Zone","name":"east","enabled":true}"#,
+                ),
+                put(
+                    ResourceKey::global("Zone", "", "west"),
+                    r#"{"type":"Zone","name":"west","enabled":true}"#,
+                ),
+                put(
+                    ResourceKey::global("Mesh", "", "pay"),
+                    r#"{"type":"Mesh","name":"pay"}"#,
+                ),
                 put(
                     ResourceKey::global("Mesh", "", "ana"),
                     r#"{"type":"Mesh","name":"ana","zones":["west"]}"#,
                 ),
-                put(ResourceKey::global("MeshTrafficPermission", "pay", "p"), "{}"),
-                put(ResourceKey::global("MeshTrafficPermission", "ana", "p"), "{}"),
+                put(
+                    ResourceKey::global("MeshTrafficPermission", "pay", "p"),
+                    "{}",
+                ),
+                put(
+                    ResourceKey::global("MeshTrafficPermission", "ana", "p"),
+                    "{}",
+                ),
             ],
         );
         image
@@ -624,28 +645,60 @@ mod tests {
             told(&step(image, &placement, &mut cursors))
         };
         // Nothing known: snapshots. Mesh `ana` is placed elsewhere and never mentioned.
-        assert_eq!(next(&image), [r#""" snapshot pay,east,west"#, r#""pay" snapshot p"#]);
-        assert!(next(&image).is_empty());
-        // A change of one mesh; every cursor moves.
-        write(&mut image, vec![put(ResourceKey::global("MeshTrafficPermission", "pay", "q"), "{}")]);
-        assert_eq!(next(&image), [r#""" "#, r#""pay" q"#]);
-        // A change of a mesh placed elsewhere moves the cursors only.
-        write(&mut image, vec![put(ResourceKey::global("MeshTrafficPermission", "ana", "q"), "{}")]);
-        assert_eq!(next(&image), [r#""" "#, r#""pay" "#]);
-        // Placed here too: its old resources come.
-        write(&mut image, vec![put(ResourceKey::global("Mesh", "", "ana"), r#"{"type":"Mesh","name":"ana"}"#)]);
         assert_eq!(
             next(&image),
-            [r#""" snapshot ana,pay,east,west"#, r#""ana" snapshot p,q"#, r#""pay" "#]
+            [r#""" snapshot pay,east,west"#, r#""pay" snapshot p"#]
+        );
+        assert!(next(&image).is_empty());
+        // A change of one mesh; every cursor moves.
+        write(
+            &mut image,
+            vec![put(
+                ResourceKey::global("MeshTrafficPermission", "pay", "q"),
+                "{}",
+            )],
+        );
+        assert_eq!(next(&image), [r#""" "#, r#""pay" q"#]);
+        // A change of a mesh placed elsewhere moves the cursors only.
+        write(
+            &mut image,
+            vec![put(
+                ResourceKey::global("MeshTrafficPermission", "ana", "q"),
+                "{}",
+            )],
+        );
+        assert_eq!(next(&image), [r#""" "#, r#""pay" "#]);
+        // Placed here too: its old resources come.
+        write(
+            &mut image,
+            vec![put(
+                ResourceKey::global("Mesh", "", "ana"),
+                r#"{"type":"Mesh","name":"ana"}"#,
+            )],
+        );
+        assert_eq!(
+            next(&image),
+            [
+                r#""" snapshot ana,pay,east,west"#,
+                r#""ana" snapshot p,q"#,
+                r#""pay" "#
+            ]
         );
         // And gone again.
         write(
             &mut image,
-            vec![crate::changes::delete_operation(ResourceKey::global("Mesh", "", "ana"), None)],
+            vec![crate::changes::delete_operation(
+                ResourceKey::global("Mesh", "", "ana"),
+                None,
+            )],
         );
         assert_eq!(
             next(&image),
-            [r#""ana" gone "#, r#""" snapshot pay,east,west"#, r#""pay" "#]
+            [
+                r#""ana" gone "#,
+                r#""" snapshot pay,east,west"#,
+                r#""pay" "#
+            ]
         );
     }
 

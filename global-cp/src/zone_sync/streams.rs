@@ -176,7 +176,10 @@ impl Stream {
             questions.insert(id, answer);
         }
         let message = ToZone {
-            message: Some(Message::Query(Query { id, ..query.clone() })),
+            message: Some(Message::Query(Query {
+                id,
+                ..query.clone()
+            })),
         };
         let sent = self.outgoing.try_send(Ok(message));
         let answered = match sent {
@@ -205,7 +208,9 @@ impl Streams {
         let key = (stream.zone.clone(), stream.instance.clone());
         let older = lock(&self.0).streams.insert(key, stream.clone());
         if let Some(older) = older {
-            older.cut.cut("a newer stream of the same control plane has taken its place");
+            older
+                .cut
+                .cut("a newer stream of the same control plane has taken its place");
         }
     }
 
@@ -264,7 +269,11 @@ impl ZoneStreams for Streams {
 
     fn statuses(&self) -> Vec<ConnectedZone> {
         let inner = lock(&self.0);
-        inner.streams.values().map(|stream| stream.connected()).collect()
+        inner
+            .streams
+            .values()
+            .map(|stream| stream.connected())
+            .collect()
     }
 }
 
@@ -276,7 +285,10 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 mod tests {
     use super::*;
 
-    fn stream(instance: &str, session: &str) -> (Arc<Stream>, mpsc::Receiver<Result<ToZone, Status>>) {
+    fn stream(
+        instance: &str,
+        session: &str,
+    ) -> (Arc<Stream>, mpsc::Receiver<Result<ToZone, Status>>) {
         let (outgoing, receiver) = mpsc::channel(4);
         let stream = Stream::new(
             "east".into(),
@@ -312,7 +324,12 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_question_is_answered_or_given_up() {
         let streams = Streams::default();
-        assert!(streams.query("east".into(), Query::default()).await.is_none());
+        assert!(
+            streams
+                .query("east".into(), Query::default())
+                .await
+                .is_none()
+        );
         let (stream, mut receiver) = stream("i", "s");
         streams.add(&stream);
         let asked = tokio::spawn(streams.query("east".into(), Query { id: 7, what: None }));
@@ -330,7 +347,10 @@ mod tests {
         let answer = asked.await.unwrap().unwrap();
         assert_eq!((answer.id, answer.json.as_slice()), (7, b"[]".as_slice()));
         // Silence: given up after a while (paused time runs by itself).
-        let answer = streams.query("east".into(), Query::default()).await.unwrap();
+        let answer = streams
+            .query("east".into(), Query::default())
+            .await
+            .unwrap();
         assert!(answer.error.contains("did not answer"), "{}", answer.error);
     }
 

@@ -349,7 +349,7 @@ impl Tenant {
     #[must_use]
     pub fn server_name(&self) -> String {
         let port = self.api_service.rsplit(':').next().unwrap_or_default();
-        format!("sni.msvc.{}.east.api.{port}", self.mesh)
+        resources::server_name(&self.mesh, "east", "api", port)
     }
 }
 

@@ -66,3 +66,10 @@ pub fn dataplane(
         "type: Dataplane\nmesh: {mesh}\nname: {name}\nlabels: {{isthmus.io/service: {service}}}\nnetworking:\n  address: {address}\n  inbound:\n    - port: {port}\n      servicePort: {service_port}\n"
     )
 }
+
+/// The server name under which `port` of `service` in `zone` is called, as it is on the wire: a port number, last in the
+/// name, gets a '_', since host names may not end with a number.
+#[must_use]
+pub fn server_name(mesh: &str, zone: &str, service: &str, port: &str) -> String {
+    format!("sni.msvc.{mesh}.{zone}.{service}._{port}")
+}

@@ -219,11 +219,13 @@ fn copy(from: &std::path::Path, to: &std::path::Path) -> anyhow::Result<()> {
 fn files_below(directory: &std::path::Path) -> anyhow::Result<Vec<std::path::PathBuf>> {
     let mut files = Vec::new();
     for entry in fs::read_dir(directory)? {
-        let path = entry?.path();
-        if path.is_dir() {
-            files.extend(files_below(&path)?);
-        } else {
-            files.push(path);
+        let entry = entry?;
+        let kind = entry.file_type()?;
+        // Neither its socket nor the lock is data.
+        if kind.is_dir() {
+            files.extend(files_below(&entry.path())?);
+        } else if kind.is_file() && entry.file_name() != "lock" {
+            files.push(entry.path());
         }
     }
     files.sort();

@@ -95,7 +95,7 @@ impl Pair {
     /// The server name that `store`'s inbound answers to.
     pub(crate) fn server_name(&self) -> String {
         let port = self.service.rsplit(':').next().unwrap_or_default();
-        format!("sni.msvc.payments.west.store.{port}")
+        resources::server_name("payments", "west", "store", port)
     }
 
     /// Where `store`'s sidecar takes connections from other dataplanes.

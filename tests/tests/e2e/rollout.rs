@@ -178,7 +178,7 @@ fn a_change_for_one_of_fifty_sidecars_leaves_the_others_untouched() {
 }
 
 const DOMAIN: &str = "payments.west.mesh.local";
-const NAME: &str = "sni.msvc.payments.west.store.7";
+const NAME: &str = "sni.msvc.payments.west.store.api";
 
 fn proxy(
     listen: std::net::SocketAddr,

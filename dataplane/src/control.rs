@@ -252,6 +252,7 @@ impl Control {
     fn take_documents(&mut self, message: Documents) {
         let revision = message.revision;
         let put: Vec<_> = message.put.iter().map(version).collect();
+        let readiness = self.probes.report();
         let refused = self.apply(message);
         self.publish();
         self.state
@@ -272,6 +273,9 @@ impl Control {
                 revision,
                 documents: refused,
             }));
+        }
+        if self.probes.report() != readiness {
+            self.report_readiness();
         }
         self.look_after_certificate();
     }

@@ -40,8 +40,10 @@ const HEARTBEAT: Duration = Duration::from_secs(10);
 pub const OUTBOX: usize = 256;
 /// The longest message that is taken, in bytes.
 const MESSAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
-/// The shortest time between two streams that are begun to look endpoints up afresh.
-const LOOKUP_INTERVAL: Duration = Duration::from_secs(15);
+/// How old a stream must be to be replaced by one that looks endpoints up afresh; doubled while that does not help, up
+/// to [`LOOKUP_INTERVAL_MAX`], so that a service that is down everywhere does not cost the zone a stream a second.
+const LOOKUP_INTERVAL: Duration = Duration::from_secs(2);
+const LOOKUP_INTERVAL_MAX: Duration = Duration::from_secs(60);
 
 /// Where the bearer token comes from.
 #[derive(Debug, Clone)]
@@ -101,6 +103,13 @@ pub struct Client {
     pub events: mpsc::Sender<FromZone>,
 }
 
+/// A stream on which the zone has answered hello.
+struct Begun {
+    stream: Streaming<ToDataplane>,
+    outbox: mpsc::Sender<ToZone>,
+    heartbeat: Duration,
+}
+
 /// Why a stream has ended.
 #[derive(Debug, thiserror::Error)]
 enum StreamEnd {
@@ -134,6 +143,7 @@ enum StreamEnd {
 impl Client {
     /// Calls for ever; returns when the control thread has gone.
     pub async fn run(mut self) {
+        let mut look_up_after = LOOKUP_INTERVAL;
         let mut backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(15));
         let mut addresses = self.addresses.clone();
         // Proxies that start together spread over the zone's instances.
@@ -142,8 +152,14 @@ impl Client {
         loop {
             let address = addresses[next % addresses.len()].clone();
             let begun = Instant::now();
-            let end = self.stream(&address).await;
+            let end = self.stream(&address, look_up_after).await;
             let lived = begun.elapsed() > WELCOME_TIMEOUT;
+            look_up_after = match &end {
+                StreamEnd::LookUp(_) if begun.elapsed() < LOOKUP_INTERVAL_MAX * 2 => {
+                    (look_up_after * 2).min(LOOKUP_INTERVAL_MAX)
+                }
+                _ => LOOKUP_INTERVAL,
+            };
             match &end {
                 StreamEnd::Stopped => return,
                 StreamEnd::Refused { .. } | StreamEnd::Token(_) => {
@@ -178,9 +194,9 @@ impl Client {
         }
     }
 
-    async fn stream(&mut self, address: &str) -> StreamEnd {
+    async fn stream(&mut self, address: &str, look_up_after: Duration) -> StreamEnd {
         match self.begin(address).await {
-            Ok((stream, outbox, heartbeat)) => self.read(address, stream, outbox, heartbeat).await,
+            Ok(begun) => self.read(address, begun, look_up_after).await,
             Err(end) => end,
         }
     }
@@ -189,7 +205,7 @@ impl Client {
     async fn begin(
         &mut self,
         address: &str,
-    ) -> Result<(Streaming<ToDataplane>, mpsc::Sender<ToZone>, Duration), StreamEnd> {
+    ) -> Result<Begun, StreamEnd> {
         let token = self.token.read()?;
         let verifier = Recognise::new(&token, &self.anchors).map_err(StreamEnd::Token)?;
         let tls = tls::client_config(None, Arc::new(verifier), transport::GRPC_ALPN);
@@ -232,7 +248,11 @@ impl Client {
             welcome,
         })
         .await?;
-        Ok((stream, outbox, heartbeat))
+        Ok(Begun {
+            stream,
+            outbox,
+            heartbeat,
+        })
     }
 
     async fn hello(&self) -> Result<Hello, StreamEnd> {
@@ -249,10 +269,14 @@ impl Client {
     async fn read(
         &self,
         address: &str,
-        mut stream: Streaming<ToDataplane>,
-        outbox: mpsc::Sender<ToZone>,
-        heartbeat: Duration,
+        begun: Begun,
+        look_up_after: Duration,
     ) -> StreamEnd {
+        let Begun {
+            mut stream,
+            outbox,
+            heartbeat,
+        } = begun;
         let begun = Instant::now();
         let mut beats = interval(heartbeat);
         let mut heard = Instant::now();
@@ -266,7 +290,7 @@ impl Client {
                     let _ = outbox.try_send(self.heartbeat());
                     continue;
                 }
-                () = self.look_up.notified(), if begun.elapsed() > LOOKUP_INTERVAL => {
+                () = self.look_up.notified(), if begun.elapsed() > look_up_after => {
                     return StreamEnd::LookUp("a service".to_owned());
                 }
             };

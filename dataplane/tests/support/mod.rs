@@ -101,7 +101,14 @@ impl Zone {
 
     /// Serves `world` at `address`.
     pub async fn serve(world: Arc<Mutex<World>>, address: SocketAddr) -> Self {
-        let listener = TcpListener::bind(address).await.unwrap();
+        // An earlier zone may still be letting go of the address.
+        let listener = loop {
+            match TcpListener::bind(address).await {
+                Ok(listener) => break listener,
+                Err(error) if address.port() == 0 => panic!("{error}"),
+                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        };
         let address = listener.local_addr().unwrap();
         let zone = Self {
             address,

@@ -170,7 +170,11 @@ type ServedPorts = BTreeMap<String, Vec<(String, PortSpec)>>;
 
 fn served_ports(services: &Services, dataplane: &Resource) -> ServedPorts {
     let mut served = ServedPorts::new();
-    for (name, service) in &services.own {
+    let behind = services.behind.get(&dataplane.meta.name);
+    for name in behind.into_iter().flatten() {
+        let Some(service) = services.own.get(name) else {
+            continue;
+        };
         for member in model::members(&service.resource, dataplane) {
             served
                 .entry(member.inbound.name_or_port())

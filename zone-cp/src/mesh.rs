@@ -66,8 +66,6 @@ pub struct Mesh {
     sessions: BTreeMap<String, Session>,
     /// Who uses which service, by its name.
     users: BTreeMap<String, BTreeMap<ServiceRef, BTreeSet<String>>>,
-    /// Services that each dataplane is behind.
-    behind: BTreeMap<String, BTreeSet<String>>,
     counts: Counts,
     dirty: Dirty,
 }
@@ -120,6 +118,8 @@ pub struct Settled {
     pub routes_changed: bool,
     /// What the zone reports of this mesh may be different.
     pub report_changed: bool,
+    /// For the log.
+    pub warnings: Vec<String>,
 }
 
 impl Mesh {
@@ -169,7 +169,6 @@ impl Mesh {
             sets: BTreeMap::new(),
             sessions,
             users: BTreeMap::new(),
-            behind: BTreeMap::new(),
             counts: Counts::default(),
         };
         mesh.recount();
@@ -366,7 +365,7 @@ impl Mesh {
     }
 
     fn touch_endpoints_of(&mut self, name: &str) {
-        if let Some(services) = self.behind.get(name) {
+        if let Some(services) = self.view.services.behind.get(name) {
             self.dirty.endpoints.extend(services.iter().cloned());
         }
     }
@@ -454,7 +453,13 @@ impl Mesh {
                 spiffe_ids: &self.view.spiffe_ids,
                 closed_zones: &self.surroundings.closed_zones,
             });
+            // A resource also says whether an inbound is ready, and whether a probe has to.
+            let registered = dirty.dataplanes.clone();
             self.replace_services(services, dirty, settled);
+            let behind = registered
+                .iter()
+                .filter_map(|name| self.view.services.behind.get(name));
+            dirty.endpoints.extend(behind.flatten().cloned());
         }
     }
 
@@ -500,15 +505,6 @@ impl Mesh {
             if old.destinations.get(name) != new.destinations.get(name) {
                 dirty.endpoints.insert(name.clone());
                 dirty.destinations.insert(name.clone());
-            }
-        }
-        self.behind.clear();
-        for (name, service) in &new.own {
-            for member in service.members.values().flatten() {
-                self.behind
-                    .entry(member.dataplane.clone())
-                    .or_default()
-                    .insert(name.clone());
             }
         }
     }
@@ -789,6 +785,15 @@ impl Mesh {
         for reference in &session.refs {
             if let Some(document) = self.service_documents.get(reference) {
                 documents.insert(document.name.clone(), document.clone());
+            }
+        }
+        if greet && let Some(registration) = self.registry.get(name) {
+            let missing = compiler::missing_features(&documents, &registration.features);
+            if !missing.is_empty() {
+                settled.warnings.push(format!(
+                    "dataplane {name} (version {}) lacks {missing:?} and will refuse what needs it: update it",
+                    registration.version
+                ));
             }
         }
         session.tracker.want(documents);

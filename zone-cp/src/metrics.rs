@@ -36,6 +36,8 @@ pub struct ZoneMetrics {
     pub certificates_refused: Family<OfMesh, Counter>,
     /// Earliest end of a connected dataplane's certificate, in Unix seconds.
     pub earliest_certificate_end: Family<OfMesh, Gauge>,
+    /// End of the CA that issues in a mesh, in Unix seconds.
+    pub mesh_ca_end: Family<OfMesh, Gauge>,
     /// Newcomers not registered by the loop (tokens are refused before).
     pub arrivals_refused: Counter,
     /// 1 while there is a stream to global.
@@ -105,6 +107,11 @@ impl ZoneMetrics {
             "earliest_certificate_end_seconds",
             "Earliest end of a connected dataplane's certificate, Unix seconds",
             all.earliest_certificate_end.clone(),
+        );
+        to.register(
+            "mesh_ca_end_seconds",
+            "End of the CA that issues in a mesh, Unix seconds",
+            all.mesh_ca_end.clone(),
         );
         to.register(
             "arrivals_refused",

@@ -21,6 +21,8 @@ pub struct Services {
     pub own: BTreeMap<String, OwnService>,
     /// What can be called, by service name: one entry for each zone it runs in.
     pub destinations: BTreeMap<String, Destination>,
+    /// Own services that each dataplane is behind, by its name.
+    pub behind: BTreeMap<String, BTreeSet<String>>,
 }
 
 /// A service by zone.
@@ -106,7 +108,20 @@ pub fn services(sources: Sources<'_>) -> Services {
             .or_default()
             .insert(zone.clone(), there);
     }
-    Services { own, destinations }
+    let mut behind: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for (name, service) in &own {
+        for member in service.members.values().flatten() {
+            behind
+                .entry(member.dataplane.clone())
+                .or_default()
+                .insert(name.clone());
+        }
+    }
+    Services {
+        own,
+        destinations,
+        behind,
+    }
 }
 
 /// The services with workloads in this zone. A declared one without any is not this zone's to report.

@@ -61,6 +61,8 @@ const BATCH: usize = 256;
 const PUSH_DELAY: Duration = Duration::from_millis(15);
 /// How long files wait for more of the same.
 const SAVE_DELAY: Duration = Duration::from_millis(200);
+/// How much longer at most, where there is much to write.
+const SAVE_DELAY_MAX: Duration = Duration::from_secs(5);
 /// How often leases and tokens are looked at.
 const TICK: Duration = Duration::from_secs(1);
 /// Every how many ticks CAs are looked at, and cursors kept that moved without a change.
@@ -112,6 +114,7 @@ pub struct Zone {
     streams: BTreeMap<StreamId, Peer>,
     link: Option<Link>,
     reporter: Reporter,
+    trust_problems: BTreeMap<MeshName, String>,
 
     started_ms: u64,
     /// Registrations were lost: what is missing may come back until the grace period is over.
@@ -194,6 +197,7 @@ impl Zone {
             streams: BTreeMap::new(),
             link: None,
             reporter: Reporter::new(loaded.epoch),
+            trust_problems: BTreeMap::new(),
             started_ms: now,
             additive: loaded.registrations_damaged,
             ticks: 0,
@@ -443,7 +447,8 @@ impl Zone {
             }
             Err(error) => {
                 tracing::error!(%error, mesh = %name, "the keys of a mesh cannot be kept: the mesh is not served");
-                self.health.set("trust", Err(error.to_string()));
+                self.trust_problems.insert(name.clone(), error.to_string());
+                self.judge_trust();
                 false
             }
         }
@@ -462,6 +467,8 @@ impl Zone {
             )));
         }
         self.store.forget_mesh(name);
+        self.trust_problems.remove(name);
+        self.judge_trust();
         for queued in [
             &mut self.scopes_to_save,
             &mut self.cursors_to_save,
@@ -859,12 +866,10 @@ impl Zone {
             return Settled::default();
         };
         let authorities = &mut slot.authorities;
-        let health = &self.health;
         slot.mesh.settle(revision, self.additive, |version| {
             let (generation, kept) = authorities.generation_of(version);
             if let Err(error) = kept {
                 tracing::error!(%error, "the trust generation cannot be kept");
-                health.set("trust", Err(error.to_string()));
             }
             generation
         })
@@ -895,6 +900,9 @@ impl Zone {
                 outgoing.send(message);
             }
         }
+        for warning in settled.warnings {
+            tracing::warn!(mesh = %name, "{warning}");
+        }
         self.routes_dirty |= settled.routes_changed;
         self.report_dirty |= settled.report_changed;
     }
@@ -914,24 +922,53 @@ impl Zone {
 
     /// Looks at the CAs of a mesh. True where its anchors are others now. `always`: not only where there is none yet.
     fn rotate(&mut self, name: &MeshName, always: bool) -> bool {
-        let acknowledged_by_global =
-            self.link.is_some() && self.reporter.is_acknowledged() && !self.report_dirty;
+        let global = self.link.is_some() && self.reporter.is_acknowledged() && !self.report_dirty;
         let Some(slot) = self.meshes.get_mut(name) else {
             return false;
         };
+        if !always && slot.mesh.has_own_anchors() {
+            return false;
+        }
         let domains = slot.mesh.view().own_domains();
         let Some((_, domain)) = domains.first() else {
             return false; // Nobody has an identity here: nothing to vouch for.
         };
         let acknowledged = Acknowledged {
             dataplanes: slot.mesh.trust_is_acknowledged(),
-            global: acknowledged_by_global,
+            global,
         };
-        if !always && slot.mesh.has_own_anchors() {
-            return false;
+        let problem = rotate_now(&mut slot.authorities, domain, acknowledged, name);
+        let changed = slot.mesh.set_own_anchors(anchors(&slot.authorities));
+        let of = OfMesh {
+            mesh: name.to_string(),
+        };
+        if let Some(issuing) = slot.authorities.cas().issuing {
+            self.metrics
+                .mesh_ca_end
+                .get_or_create(&of)
+                .set(issuing.not_after);
         }
-        rotate_now(slot, domain, acknowledged, &self.health, name);
-        slot.mesh.set_own_anchors(anchors(&slot.authorities))
+        match problem {
+            Some(problem) => drop(self.trust_problems.insert(name.clone(), problem)),
+            None => drop(self.trust_problems.remove(name)),
+        }
+        self.judge_trust();
+        changed
+    }
+
+    /// Not ready while a CA cannot sign.
+    fn judge_trust(&self) {
+        let problems: Vec<_> = self
+            .trust_problems
+            .iter()
+            .map(|(mesh, problem)| format!("mesh {mesh}: {problem}"))
+            .collect();
+        let state = if problems.is_empty() {
+            Ok(())
+        } else {
+            Err(problems.join("; "))
+        };
+        self.health.set("trust", state);
     }
 
     // === what others hear of the zone ===
@@ -1142,9 +1179,12 @@ impl Zone {
             .set(gauge(self.ingress_streams.len()));
     }
 
+    /// The more there is to write, the longer it waits for more of the same.
     fn save_soon(&mut self) {
         if self.save_at.is_none() {
-            self.save_at = Some(Instant::now() + SAVE_DELAY);
+            let registered: usize = self.meshes.values().map(|s| s.mesh.registry().len()).sum();
+            let longer = Duration::from_millis(u64::try_from(registered / 10).unwrap_or(0));
+            self.save_at = Some(Instant::now() + SAVE_DELAY + longer.min(SAVE_DELAY_MAX));
         }
     }
 
@@ -1308,28 +1348,35 @@ fn certificate(spiffe_id: &str, issued: Result<Vec<Vec<u8>>, String>) -> ToDatap
     }
 }
 
+/// Carries out what is due, and says what is wrong afterwards.
 fn rotate_now(
-    slot: &mut Slot,
+    authorities: &mut Authorities,
     domain: &TrustDomain,
     acknowledged: Acknowledged,
-    health: &Health,
     name: &MeshName,
-) {
+) -> Option<String> {
     let now = OffsetDateTime::now_utc();
-    match trust::rotate(&mut slot.authorities, domain, acknowledged, now) {
+    let problem = match trust::rotate(authorities, domain, acknowledged, now) {
         Ok(steps) => {
             for step in steps {
                 tracing::info!(mesh = %name, ?step, "the mesh's CA moves on");
             }
-            health.set("trust", Ok(()));
+            None
         }
         Err(error) => {
-            tracing::error!(%error, mesh = %name, "the mesh's CA cannot be renewed");
-            health.set("trust", Err(format!("mesh {name}: {error}")));
+            tracing::error!(%error, mesh = %name, "the mesh's CA cannot be made or renewed");
+            Some(error.to_string())
         }
-    }
-    let cas = slot.authorities.cas();
+    };
+    let cas = authorities.cas();
     if let Some(reason) = rotation::blocked_by(&cas, acknowledged, now.unix_timestamp()) {
         tracing::warn!(mesh = %name, %reason, "the mesh's new CA does not issue yet");
     }
+    let ends = cas.issuing.map(|issuing| issuing.not_after);
+    problem.or_else(|| match ends {
+        Some(end) if end <= now.unix_timestamp() => {
+            Some("its CA has ended: no certificate is issued".to_owned())
+        }
+        _ => None,
+    })
 }

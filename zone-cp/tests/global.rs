@@ -471,3 +471,97 @@ async fn another_installation_is_not_listened_to() {
     assert_eq!(zone.get("/v1/status").await.1["meshes"], json!([]));
     zone.stop().await;
 }
+
+#[tokio::test]
+async fn the_zones_certificate_is_renewed_without_a_restart() {
+    let installation = Installation::new();
+    let mut global = FakeGlobal::start(&installation).await;
+    // It begins two hours back: half an hour of two and a half is less than a third.
+    let directory = installation.data_dir().join("identity");
+    let id = "spiffe://isthmus.local/zone/east".parse().unwrap();
+    installation
+        .identity(&id, time::Duration::minutes(30))
+        .save(&directory)
+        .unwrap();
+    let before = std::fs::read(directory.join("key.pem")).unwrap();
+    let zone = RunningZone::start(&installation, GRACE).await;
+    let stream = global.stream().await;
+    stream.introduce(&installation, 5, &[]).await;
+    let renewed = async {
+        loop {
+            let (_, metrics) = http_get(zone.listening.admin, "/metrics").await;
+            let metrics = metrics.as_str().unwrap().to_owned();
+            let line = metrics
+                .lines()
+                .find(|l| l.starts_with("zone_cp_certificate_end_seconds "));
+            let end: u64 = line.unwrap().split(' ').nth(1).unwrap().parse().unwrap();
+            if end > unix_seconds() + 4 * 24 * 3600 {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    soon("the certificate is renewed", renewed).await;
+    assert_eq!(
+        std::fs::read(directory.join("key.pem")).unwrap(),
+        before,
+        "the key stays"
+    );
+    zone.stop().await;
+}
+
+#[tokio::test]
+async fn where_registrations_were_lost_no_endpoint_is_taken_away_before_the_grace_period_is_over() {
+    let installation = Installation::new();
+    let mut global = FakeGlobal::start(&installation).await;
+    let zone = RunningZone::start(&installation, GRACE).await;
+    let mut stream = global.stream().await;
+    stream.introduce(&installation, 5, &[]).await;
+    stream
+        .status("the mesh is known", |s| s.revision == 5)
+        .await;
+    let token = installation.token("pay", json!({}));
+    let store = Newcomer::new(
+        token.clone(),
+        &dataplane("store-1", "store", "10.0.0.2", &[]),
+    );
+    let client = Newcomer::new(
+        token,
+        &dataplane("web-1", "web", "10.0.0.1", &[(5000, "store", 8080)]),
+    );
+    let mut first = store.connect(&zone, &installation).await.unwrap();
+    first.until("documents", |d| d.documents.len() == 2).await;
+    stream
+        .reported("both are reported", |owned| owned.len() == 2)
+        .await;
+    zone.stop().await;
+    let file = installation.data_dir().join("dataplanes/mesh-pay");
+    std::fs::write(&file, "nonsense").unwrap();
+
+    let zone = RunningZone::start(&installation, Duration::from_secs(3)).await;
+    assert!(file.with_extension("damaged").exists());
+    let mut stream = global.stream().await;
+    stream.greet(5, &["pay"]).await;
+    let mut web = client.connect(&zone, &installation).await.unwrap();
+    // What it has of store from before.
+    web.endpoints
+        .insert("service/store:8080".into(), vec!["10.0.0.2:8080".into()]);
+    web.until("documents", |d| d.documents.len() == 3).await;
+    web.certificate(WEB).await.unwrap();
+    assert_eq!(web.endpoints["service/store:8080"], ["10.0.0.2:8080"]);
+    // Nor does the zone tell others that the service is gone, until it knows.
+    stream
+        .status("it speaks to global", |s| s.revision == 5)
+        .await;
+    assert!(stream.reported.is_empty());
+    web.until("the truth", |d| {
+        d.endpoints["service/store:8080"].is_empty()
+    })
+    .await;
+    stream
+        .reported("the truth", |owned| {
+            owned.keys().any(|k| k.contains("web")) && owned.keys().all(|k| !k.contains("store"))
+        })
+        .await;
+    zone.stop().await;
+}

@@ -337,7 +337,7 @@ fn names_of_one_mesh_never_appear_in_documents_of_another() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 40, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 40, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
     fn the_order_in_which_resources_come_does_not_matter(swaps in prop::collection::vec((any::<Index>(), any::<Index>()), 0..30)) {
         for mut case in cases() {

@@ -47,7 +47,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         (0..3usize).prop_map(Step::Leave),
         (0..3usize, any::<bool>()).prop_map(|(name, ready)| Step::Ready(name, ready)),
         Just(Step::Expire),
-        (any::<bool>(), any::<bool>()).prop_map(|(closed, ingress)| Step::Surroundings { closed, ingress }),
+        (any::<bool>(), any::<bool>())
+            .prop_map(|(closed, ingress)| Step::Surroundings { closed, ingress }),
         (0..3u8).prop_map(Step::Anchors),
     ];
     prop::collection::vec(step, 1..40)
@@ -88,12 +89,22 @@ fn dataplane(name: usize, variant: usize) -> Arc<Resource> {
     let outbound = ["a:80", "b:80", "b:80@west", "a:8080"][(name + variant) % 4];
     let (outbound, zone) = outbound.split_once('@').unwrap_or((outbound, ""));
     let (to, port) = outbound.split_once(':').unwrap();
-    let labels = if zone.is_empty() { String::new() } else { format!(", labels: {{isthmus.io/zone: {zone}}}") };
-    let probe = if variant == 2 { ", serviceProbe: {tcp: {}}" } else { "" };
+    let labels = if zone.is_empty() {
+        String::new()
+    } else {
+        format!(", labels: {{isthmus.io/zone: {zone}}}")
+    };
+    let probe = if variant == 2 {
+        ", serviceProbe: {tcp: {}}"
+    } else {
+        ""
+    };
     let text = format!(
         "{{type: Dataplane, mesh: pay, name: dp-{name}, labels: {{isthmus.io/service: {service}}}, networking: {{address: 10.0.1.{name}, inbound: [{{port: 80, servicePort: 8000{probe}}}], outbound: [{{port: 1, backendRef: {{kind: MeshService, name: {to}, port: {port}{labels}}}}}, {{port: 2, backendRef: {{kind: MeshService, name: a, port: 80}}}}]}}}}"
     );
-    let mut resource = mesh_model::parse(&text, "test").unwrap_or_else(|v| panic!("{v}")).remove(0);
+    let mut resource = mesh_model::parse(&text, "test")
+        .unwrap_or_else(|v| panic!("{v}"))
+        .remove(0);
     resource.meta.zone = "east".into();
     Arc::new(resource)
 }
@@ -130,7 +141,10 @@ impl World {
             streams: BTreeMap::new(),
             next_stream: 1,
         };
-        this.changes(Changes { snapshot: true, ..Changes::default() });
+        this.changes(Changes {
+            snapshot: true,
+            ..Changes::default()
+        });
         this
     }
 
@@ -157,12 +171,18 @@ impl World {
                     json: resource.to_json(),
                     revision: 0,
                 }];
-                self.changes(Changes { put, ..Changes::default() });
+                self.changes(Changes {
+                    put,
+                    ..Changes::default()
+                });
                 self.resources.insert(at, resource);
             }
             Step::Delete(at) => {
                 if let Some(resource) = self.resources.remove(&at) {
-                    self.changes(Changes { delete: vec![resource.key()], ..Changes::default() });
+                    self.changes(Changes {
+                        delete: vec![resource.key()],
+                        ..Changes::default()
+                    });
                 }
             }
             Step::Arrive { name, variant } => self.arrive(name, variant),
@@ -192,7 +212,9 @@ impl World {
                         host: "west.example".into(),
                         port: 1,
                     };
-                    self.surroundings.ingresses.insert("west".into(), [address].into());
+                    self.surroundings
+                        .ingresses
+                        .insert("west".into(), [address].into());
                 }
                 self.mesh.set_surroundings(&self.surroundings);
             }
@@ -245,19 +267,35 @@ impl World {
     fn deliver(&mut self, settled: Settled) {
         for (name, message) in settled.sends {
             let proxy = self.proxies.get_mut(&name).unwrap();
-            assert!(proxy.connected, "{name} is not connected and is sent something");
+            assert!(
+                proxy.connected,
+                "{name} is not connected and is sent something"
+            );
             match message.message.unwrap() {
                 to_dataplane::Message::Documents(documents) => {
                     for document in &documents.put {
-                        let old = proxy.documents.insert(document.name.clone(), document.clone());
-                        assert_ne!(old.as_ref(), Some(document), "{name} has {} already", document.name);
+                        let old = proxy
+                            .documents
+                            .insert(document.name.clone(), document.clone());
+                        assert_ne!(
+                            old.as_ref(),
+                            Some(document),
+                            "{name} has {} already",
+                            document.name
+                        );
                     }
                     for document in &documents.remove {
                         proxy.documents.remove(document).unwrap();
                         proxy.endpoints.remove(document);
                     }
                     let documents = documents.put.iter().map(version).collect();
-                    self.mesh.ack(&name, &Ack { revision: 0, documents });
+                    self.mesh.ack(
+                        &name,
+                        &Ack {
+                            revision: 0,
+                            documents,
+                        },
+                    );
                 }
                 to_dataplane::Message::Endpoints(delta) => {
                     let set = proxy.endpoints.entry(delta.key.clone()).or_default();
@@ -302,13 +340,20 @@ impl World {
                 continue;
             }
             let compiled = compiler::compile(&view, resource, &BTreeSet::new(), &[]);
-            let wanted: BTreeMap<_, _> =
-                compiled.documents.iter().map(|(name, d)| (name.clone(), Document::clone(d))).collect();
+            let wanted: BTreeMap<_, _> = compiled
+                .documents
+                .iter()
+                .map(|(name, d)| (name.clone(), Document::clone(d)))
+                .collect();
             assert_eq!(proxy.documents, wanted, "{name}");
             for reference in compiler::declared(resource) {
                 let key = reference.document_name();
-                let set: BTreeSet<_> =
-                    self.mesh.endpoints(&reference).keys().map(ToString::to_string).collect();
+                let set: BTreeSet<_> = self
+                    .mesh
+                    .endpoints(&reference)
+                    .keys()
+                    .map(ToString::to_string)
+                    .collect();
                 assert_eq!(proxy.endpoints.get(&key), Some(&set), "{name} {key}");
                 assert_eq!(set, self.expected_endpoints(&view, &reference), "{key}");
             }
@@ -321,20 +366,35 @@ impl World {
     }
 
     /// The rules in their plainest form.
-    fn expected_endpoints(&self, view: &MeshView, reference: &compiler::ServiceRef) -> BTreeSet<String> {
+    fn expected_endpoints(
+        &self,
+        view: &MeshView,
+        reference: &compiler::ServiceRef,
+    ) -> BTreeSet<String> {
         let mut expected = BTreeSet::new();
         let wanted = |zone: &str| reference.zone.as_deref().is_none_or(|only| only == zone);
-        if let Some(own) = view.services.own.get(&reference.of.service).filter(|_| wanted("east")) {
+        if let Some(own) = view
+            .services
+            .own
+            .get(&reference.of.service)
+            .filter(|_| wanted("east"))
+        {
             for member in own.members.get(&reference.of.port).into_iter().flatten() {
                 let registration = self.mesh.registration(&member.dataplane).unwrap();
-                let probed = String::from_utf8(registration.resource.to_json()).unwrap().contains("serviceProbe");
+                let probed = String::from_utf8(registration.resource.to_json())
+                    .unwrap()
+                    .contains("serviceProbe");
                 let ready = registration.readiness.get("80").copied().unwrap_or(!probed);
                 if ready && registration.listening && !registration.leaving {
                     expected.insert(member.address.to_string());
                 }
             }
         }
-        let west = view.services.destinations.get(&reference.of.service).and_then(|d| d.get("west"));
+        let west = view
+            .services
+            .destinations
+            .get(&reference.of.service)
+            .and_then(|d| d.get("west"));
         if let Some(west) = west.filter(|_| wanted("west"))
             && west.available
             && west.ports.iter().any(|p| p.port == reference.of.port)
@@ -354,7 +414,7 @@ fn version(document: &Document) -> DocumentVersion {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 150, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 150, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
     fn what_dataplanes_hold_is_what_compiling_from_nothing_gives(steps in steps(), every in 1..4usize) {
         let mut world = World::new();
@@ -371,15 +431,17 @@ proptest! {
 }
 
 #[test]
-fn ten_thousand_dataplanes_register_and_one_permission_reaches_one() {
+fn in_a_big_mesh_a_change_reaches_those_it_concerns_and_nobody_else() {
     let mut world = World::new();
     world.step(&Step::Put(0));
-    let started = std::time::Instant::now();
-    for at in 0..10_000u64 {
+    for at in 0..2_000u64 {
         let name = format!("big-{at}");
         let text = format!(
             "{{type: Dataplane, mesh: pay, name: {name}, labels: {{isthmus.io/service: s{}}}, networking: {{address: 10.1.{}.{}, inbound: [{{port: 80, servicePort: 8000}}], outbound: [{{port: 1, backendRef: {{kind: MeshService, name: s{}, port: 80}}}}]}}}}",
-            at % 500, at / 250, at % 250, (at + 1) % 500
+            at % 100,
+            at / 250,
+            at % 250,
+            (at + 1) % 100
         );
         let resource = Arc::new(mesh_model::parse(&text, "test").unwrap().remove(0));
         world.proxies.entry(name.clone()).or_default().connected = true;
@@ -390,7 +452,12 @@ fn ten_thousand_dataplanes_register_and_one_permission_reaches_one() {
             session_number: 1,
             version: "0".into(),
             features: vec![],
-            token: Accepted { issuer: "pay".into(), id: "t".into(), kid: "k".into(), expires: u64::MAX },
+            token: Accepted {
+                issuer: "pay".into(),
+                id: "t".into(),
+                kid: "k".into(),
+                expires: u64::MAX,
+            },
             stream: StreamId(at),
         };
         world.mesh.arrive(arrival, &[]);
@@ -399,25 +466,38 @@ fn ten_thousand_dataplanes_register_and_one_permission_reaches_one() {
         }
     }
     world.settle();
-    println!("registered after {:?}", started.elapsed());
-    assert_eq!(world.mesh.status(1).current, 10_000);
+    assert_eq!(world.mesh.status(1).current, 2_000);
 
-    let started = std::time::Instant::now();
-    world.mesh.readiness("big-7", &[InboundReadiness { name: "80".into(), ready: false }]);
+    world.mesh.readiness(
+        "big-7",
+        &[InboundReadiness {
+            name: "80".into(),
+            ready: false,
+        }],
+    );
     let settled = world.mesh.settle(2, false, |_| 1);
     // Those who call s7, and nobody else; and no document.
     assert_eq!(settled.sends.len(), 20);
-    assert!(settled.sends.iter().all(|(_, m)| matches!(m.message, Some(to_dataplane::Message::Endpoints(_)))));
-    println!("an endpoint took {:?}", started.elapsed());
+    assert!(
+        settled
+            .sends
+            .iter()
+            .all(|(_, m)| matches!(m.message, Some(to_dataplane::Message::Endpoints(_))))
+    );
 
-    let started = std::time::Instant::now();
     let one = mesh_model::parse(
         "{type: MeshTrafficPermission, mesh: pay, name: one, spec: {targetRef: {kind: Dataplane, labels: {isthmus.io/service: s7}}, rules: [{default: {allow: [{spiffeID: {type: Prefix, value: \"spiffe://\"}}]}}]}}",
         "test",
     ).unwrap().remove(0);
-    let put = vec![ResourceRecord { key: Some(one.key()), json: one.to_json(), revision: 0 }];
-    world.changes(Changes { put, ..Changes::default() });
+    let put = vec![ResourceRecord {
+        key: Some(one.key()),
+        json: one.to_json(),
+        revision: 0,
+    }];
+    world.changes(Changes {
+        put,
+        ..Changes::default()
+    });
     let settled = world.mesh.settle(3, false, |_| 1);
     assert_eq!(settled.sends.len(), 20);
-    println!("a permission took {:?}", started.elapsed());
 }

@@ -43,7 +43,7 @@ use tempfile::TempDir;
 use time::OffsetDateTime;
 use tokio::{
     net::TcpListener,
-    sync::{Mutex, mpsc, oneshot},
+    sync::{mpsc, oneshot},
     task::JoinHandle,
 };
 use tokio_stream::wrappers::ReceiverStream;
@@ -260,7 +260,11 @@ pub struct ZoneStream {
     pub reported: BTreeMap<String, Value>,
 }
 
-struct Service(mpsc::Sender<ZoneStream>, Arc<Mutex<Option<Ca>>>);
+struct Service {
+    streams: mpsc::Sender<ZoneStream>,
+    /// Signs renewals, as the installation's CA.
+    ca: Ca,
+}
 
 #[tonic::async_trait]
 impl ZoneSync for Service {
@@ -287,7 +291,7 @@ impl ZoneSync for Service {
             last_status: None,
             reported: BTreeMap::new(),
         };
-        self.0
+        self.streams
             .send(stream)
             .await
             .map_err(|_| Status::unavailable("test over"))?;
@@ -296,9 +300,26 @@ impl ZoneSync for Service {
 
     async fn renew_certificate(
         &self,
-        _: Request<RenewCertificateRequest>,
+        request: Request<RenewCertificateRequest>,
     ) -> Result<Response<RenewCertificateResponse>, Status> {
-        Err(Status::unimplemented("not in this test"))
+        let subject = Subject {
+            spiffe_id: transport::peer_spiffe(&request),
+            ..Subject::default()
+        };
+        let csr = request.into_inner().csr;
+        let leaf = self
+            .ca
+            .sign(
+                &csr,
+                &subject,
+                OffsetDateTime::now_utc(),
+                time::Duration::days(5),
+            )
+            .unwrap();
+        Ok(Response::new(RenewCertificateResponse {
+            certificate: pki::to_pem(&leaf),
+            anchors: self.ca.certificate_pem(),
+        }))
     }
 }
 
@@ -315,7 +336,14 @@ impl FakeGlobal {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let (sender, streams) = mpsc::channel(16);
-        let service = ZoneSyncServer::new(Service(sender, Arc::default()));
+        let service = ZoneSyncServer::new(Service {
+            streams: sender,
+            ca: Ca::from_pem(
+                &installation.ca.certificate_pem(),
+                installation.ca.key_pem(),
+            )
+            .unwrap(),
+        });
         let task = tokio::spawn(async move {
             tonic::transport::Server::builder()
                 .add_service(service)

@@ -5,8 +5,6 @@
 //! version stays; listeners that are no longer wanted close last (make before break); then the zone hears of it.
 
 mod listeners;
-#[cfg(test)]
-mod tests;
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -104,7 +102,7 @@ pub struct Given {
     pub metrics: Arc<Metrics>,
     pub health: Health,
     pub look_up: Arc<Notify>,
-    pub probe_results: mpsc::UnboundedSender<readiness::Result>,
+    pub probe_results: mpsc::Sender<readiness::Result>,
 }
 
 impl Control {
@@ -411,7 +409,7 @@ impl Control {
             self.listeners.settle(&wanted);
         }
         for worker in self.workers.iter() {
-            worker.tell(Command::Recheck);
+            worker.recheck();
         }
     }
 

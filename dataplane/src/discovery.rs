@@ -311,11 +311,10 @@ impl Client {
                         addresses,
                     };
                 }
-                Some(message) => {
-                    if self.tell(FromZone::Message(message)).await.is_err() {
-                        return StreamEnd::Stopped;
-                    }
-                }
+                Some(message) => match self.tell(FromZone::Message(message)).await {
+                    Ok(()) => {}
+                    Err(stopped) => return stopped,
+                },
             }
         }
     }

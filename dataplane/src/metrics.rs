@@ -124,11 +124,17 @@ struct Sum {
     shadow_denied: u64,
 }
 
+/// Sums over all workers.
+struct Merged {
+    connections: Vec<(Labels, Sum)>,
+    bytes: Vec<(ByteKey, Sum)>,
+}
+
 /// What bytes are summed by.
 type ByteKey = (Arc<str>, Arc<str>, Arc<str>, Direction);
 
 impl Metrics {
-    fn merged(&self) -> (Vec<(Labels, Sum)>, Vec<(ByteKey, Sum)>) {
+    fn merged(&self) -> Merged {
         let mut connections: HashMap<Labels, Sum> = HashMap::new();
         let mut bytes: HashMap<ByteKey, Sum> = HashMap::new();
         for worker in &self.workers {
@@ -149,14 +155,17 @@ impl Metrics {
             }
         }
         let connections = connections.into_iter().filter(|(_, sum)| sum.connections > 0);
-        (connections.collect(), bytes.into_iter().collect())
+        Merged {
+            connections: connections.collect(),
+            bytes: bytes.into_iter().collect(),
+        }
     }
 }
 
 impl Collector for Metrics {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let zone = self.zone.load();
-        let (connections, bytes) = self.merged();
+        let Merged { connections, bytes } = self.merged();
 
         let mut family = encoder.encode_descriptor(
             "isthmus_dataplane_connections",

@@ -110,7 +110,7 @@ pub async fn run(
 
     // Control, from what is on disk; then the zone.
     let look_up = Arc::new(Notify::new());
-    let (probe_results, mut probes_wanted) = mpsc::unbounded_channel();
+    let (probe_results, mut probes_wanted) = mpsc::channel(EVENTS);
     let anchors = state.anchors();
     let own = Own {
         role: settings.role,

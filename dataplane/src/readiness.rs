@@ -17,8 +17,8 @@ pub struct Probes {
     running: BTreeMap<Arc<str>, Running>,
     // `None`: not known yet, and not reported, so that a restart of the proxy does not make a ready application unready.
     ready: BTreeMap<Arc<str>, Option<bool>>,
-    /// To the control thread; one waiting message for each inbound at most, so it has no bound.
-    results: mpsc::UnboundedSender<Result>,
+    /// To the control thread. Where it is full, probes wait.
+    results: mpsc::Sender<Result>,
 }
 
 /// A probe's verdict has changed.
@@ -45,7 +45,7 @@ impl Drop for Running {
 impl Probes {
     /// None yet. Verdicts go to `results`.
     #[must_use]
-    pub fn new(results: mpsc::UnboundedSender<Result>) -> Self {
+    pub fn new(results: mpsc::Sender<Result>) -> Self {
         Self {
             running: BTreeMap::new(),
             ready: BTreeMap::new(),
@@ -142,7 +142,7 @@ async fn run(
     inbound: Arc<str>,
     application: SocketAddr,
     probe: Probe,
-    results: mpsc::UnboundedSender<Result>,
+    results: mpsc::Sender<Result>,
 ) {
     let mut verdict = Verdict {
         ready: None,
@@ -157,7 +157,7 @@ async fn run(
                 inbound: inbound.clone(),
                 ready,
             };
-            if results.send(result).is_err() {
+            if results.send(result).await.is_err() {
                 return;
             }
         }

@@ -76,17 +76,10 @@ pub struct Shared {
 
 /// What the control thread tells a worker.
 pub enum Command {
-    /// Accept connections for the target at `key` of the snapshot.
-    Listen {
-        /// The address in the document.
-        key: SocketAddr,
-        /// Bound and listening.
-        listener: std::net::TcpListener,
-    },
+    /// Accept connections for the targets at these addresses of the snapshot; the listeners are bound.
+    Listen(Vec<(SocketAddr, std::net::TcpListener)>),
     /// Accept no more there.
-    Unlisten(SocketAddr),
-    /// Permissions or trust may have changed: look at all open connections.
-    Recheck,
+    Unlisten(Vec<SocketAddr>),
     /// End all connections.
     CloseAll(Reason),
     /// Describe open connections, at most so many.
@@ -112,10 +105,14 @@ pub struct ConnectionView {
     pub half_closed: bool,
 }
 
-/// The control thread's way to one worker. Commands are few (listeners, snapshots, questions of an operator), so their
-/// queue has no bound.
+/// Commands that may wait for a worker: a few for each change of listeners, and questions of an operator. Where it is
+/// full, the worker is stuck for good, which is said; the command is dropped.
+const COMMANDS: usize = 256;
+
+/// The control thread's way to one worker.
 pub struct WorkerHandle {
-    commands: mpsc::UnboundedSender<Command>,
+    commands: mpsc::Sender<Command>,
+    recheck: Arc<Notify>,
     /// For the scrape.
     pub series: WorkerSeries,
     thread: Option<thread::JoinHandle<()>>,
@@ -125,7 +122,14 @@ impl WorkerHandle {
     /// Tells the worker. A worker that has ended takes no more commands, which matters only during the end of the
     /// process.
     pub fn tell(&self, command: Command) {
-        let _ = self.commands.send(command);
+        if let Err(mpsc::error::TrySendError::Full(_)) = self.commands.try_send(command) {
+            tracing::error!("a worker takes no commands any more: restart the proxy");
+        }
+    }
+
+    /// Permissions or trust may have changed: the worker looks at all its open connections.
+    pub fn recheck(&self) {
+        self.recheck.notify_one();
     }
 
     /// Ends the worker with all its connections, and waits for it.
@@ -142,7 +146,9 @@ impl WorkerHandle {
 /// # Errors
 /// Where the system gives no thread.
 pub fn spawn(index: usize, shared: Arc<Shared>) -> std::io::Result<WorkerHandle> {
-    let (commands, receiver) = mpsc::unbounded_channel();
+    let (commands, receiver) = mpsc::channel(COMMANDS);
+    let recheck = Arc::new(Notify::new());
+    let rechecked = recheck.clone();
     let counters = Counters::default();
     let series = counters.shared();
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -154,12 +160,13 @@ pub fn spawn(index: usize, shared: Arc<Shared>) -> std::io::Result<WorkerHandle>
         .spawn(move || {
             let worker = Worker::new(shared, counters);
             let local = LocalSet::new();
-            local.block_on(&runtime, run(worker, receiver));
+            local.block_on(&runtime, run(worker, receiver, rechecked));
             // Tasks are dropped here, and each writes its record.
             drop(local);
         })?;
     Ok(WorkerHandle {
         commands,
+        recheck,
         series,
         thread: Some(thread),
     })
@@ -397,23 +404,36 @@ impl Drop for Outstanding {
 }
 
 /// Takes commands until the control thread has gone.
-async fn run(worker: Rc<Worker>, mut commands: mpsc::UnboundedReceiver<Command>) {
+async fn run(
+    worker: Rc<Worker>,
+    mut commands: mpsc::Receiver<Command>,
+    rechecked: Arc<Notify>,
+) {
     let mut listeners: HashMap<SocketAddr, listener::Accepting> = HashMap::new();
     tokio::task::spawn_local(sweep_for_ever(worker.clone()));
-    while let Some(command) = commands.recv().await {
+    loop {
+        let command = tokio::select! {
+            command = commands.recv() => command,
+            () = rechecked.notified() => {
+                worker.recheck();
+                continue;
+            }
+        };
+        let Some(command) = command else { return };
         match command {
-            Command::Listen { key, listener } => {
-                match listener::accept_on(&worker, key, listener) {
-                    Ok(accepting) => {
-                        listeners.insert(key, accepting);
+            Command::Listen(new) => {
+                for (key, listener) in new {
+                    match listener::accept_on(&worker, key, listener) {
+                        Ok(accepting) => {
+                            listeners.insert(key, accepting);
+                        }
+                        Err(error) => {
+                            tracing::error!(%error, %key, "a listener could not be taken up");
+                        }
                     }
-                    Err(error) => tracing::error!(%error, %key, "a listener could not be taken up"),
                 }
             }
-            Command::Unlisten(key) => {
-                listeners.remove(&key);
-            }
-            Command::Recheck => worker.recheck(),
+            Command::Unlisten(old) => listeners.retain(|key, _| !old.contains(key)),
             Command::CloseAll(reason) => {
                 for connection in worker.open() {
                     connection.close(reason);

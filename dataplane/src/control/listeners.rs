@@ -66,31 +66,27 @@ impl Listeners {
 
     /// Opens what has been bound and closes what is not in `wanted`, in this order. Others are not touched.
     pub(super) fn settle(&mut self, wanted: &HashSet<SocketAddr>) {
+        let mut new: Vec<Vec<_>> = self.workers.iter().map(|_| Vec::new()).collect();
         for (key, (bound, listeners)) in std::mem::take(&mut self.waiting) {
             if !wanted.contains(&key) {
                 continue;
             }
-            for (worker, listener) in self.workers.iter().zip(listeners) {
-                worker.tell(Command::Listen { key, listener });
+            for (new, listener) in new.iter_mut().zip(listeners) {
+                new.push((key, listener));
             }
             self.open.insert(key, bound);
         }
-        let workers = &self.workers;
-        self.open.retain(|key, _| {
-            let keep = wanted.contains(key);
-            if !keep {
-                for worker in workers.iter() {
-                    worker.tell(Command::Unlisten(*key));
-                }
+        let unwanted = |key: &&SocketAddr| !wanted.contains(key);
+        let old: Vec<_> = self.open.keys().filter(unwanted).copied().collect();
+        self.open.retain(|key, _| wanted.contains(key));
+        for (worker, new) in self.workers.iter().zip(new) {
+            if !new.is_empty() {
+                worker.tell(Command::Listen(new));
             }
-            keep
-        });
-    }
-
-    /// Where the listener for `key` is bound.
-    #[cfg(test)]
-    pub(super) fn bound(&self, key: SocketAddr) -> Option<SocketAddr> {
-        self.open.get(&key).copied()
+            if !old.is_empty() {
+                worker.tell(Command::Unlisten(old.clone()));
+            }
+        }
     }
 
     pub(super) fn describe(&self) -> Vec<String> {

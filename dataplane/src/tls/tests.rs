@@ -304,3 +304,36 @@ async fn a_refused_client_is_told_by_an_alert() {
         "{client}"
     );
 }
+
+/// What a client sends until it knows the server, cut where TCP may cut it and with one byte changed.
+#[test]
+fn no_mangled_handshake_panics_a_server() {
+    let world = world();
+    let hello = {
+        let name = server_name::on_wire(NAME).unwrap();
+        let config = world.client(&world.client);
+        let client = rustls::client::UnbufferedClientConnection::new(config, name).unwrap();
+        let mut client = session::Session::Client(Box::new(client));
+        let (mut plain, mut hello) = (Vec::new(), Vec::new());
+        client.receive(&mut [], &mut plain, &mut hello).unwrap();
+        hello
+    };
+    let server = world.server();
+    for at in 0..hello.len() {
+        for value in [0, 1, 0x7f, 0xff, hello[at] ^ 1] {
+            let mut mangled = hello.clone();
+            mangled[at] = value;
+            let connection = rustls::server::UnbufferedServerConnection::new(server.clone());
+            let mut session = session::Session::Server(Box::new(connection.unwrap()));
+            let (mut incoming, mut plain, mut out) = (Vec::new(), Vec::new(), Vec::new());
+            for chunk in mangled.chunks(at % 97 + 700) {
+                incoming.extend_from_slice(chunk);
+                let Ok(received) = session.receive(&mut incoming, &mut plain, &mut out) else {
+                    break;
+                };
+                incoming.drain(..received.consumed);
+            }
+            let _ = notes::take();
+        }
+    }
+}

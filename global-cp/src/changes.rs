@@ -508,3 +508,166 @@ type SortKey = (String, String, String, String);
 fn sort_key(key: ResourceKey) -> SortKey {
     (key.kind, key.mesh, key.zone, key.name)
 }
+
+#[cfg(test)]
+mod tests {
+    use mesh_proto::raft::{Entry, EntryResult};
+
+    use super::*;
+    use crate::state::apply::{ENTRY_VERSION, LIMITS, apply};
+
+    struct World {
+        image: Image,
+        sealing: SealingKey,
+    }
+
+    impl World {
+        fn new() -> Self {
+            Self {
+                image: Image::default(),
+                sealing: SealingKey::generate().unwrap(),
+            }
+        }
+
+        fn plan(&self, asked: &Asked) -> Result<Plan, PlanError> {
+            plan(&self.image, &self.sealing, asked)
+        }
+
+        fn write(&mut self, plan: Plan) -> EntryResult {
+            let entry = Entry {
+                version: ENTRY_VERSION,
+                operations: plan.operations,
+                ..Entry::default()
+            };
+            let applied = apply(&self.image, &entry, &LIMITS).unwrap();
+            for write in applied.writes {
+                self.image.write(write).unwrap();
+            }
+            applied.result
+        }
+
+        fn put(&mut self, text: &str) -> EntryResult {
+            let plan = self.plan(&puts(text)).unwrap();
+            self.write(plan)
+        }
+
+        fn names(&self, kind: &str) -> Vec<String> {
+            let found = self.image.list(kind, None, None, usize::MAX);
+            found.into_iter().map(|stored| stored.key.name).collect()
+        }
+    }
+
+    fn puts(text: &str) -> Asked {
+        let put = |resource| AskedPut {
+            resource,
+            revision: None,
+        };
+        Asked {
+            put: mesh_model::parse(text, "test")
+                .unwrap()
+                .into_iter()
+                .map(put)
+                .collect(),
+            delete: vec![],
+        }
+    }
+
+    fn deletes(kind: &str, name: &str) -> Asked {
+        Asked {
+            put: vec![],
+            delete: vec![AskedDelete {
+                key: ResourceKey::global(kind, "", name),
+                revision: None,
+            }],
+        }
+    }
+
+    const SERVICE: &str = "type: MeshService\nmesh: pay\nname: web\nspec: {ports: [{port: 80}]}\n";
+
+    #[test]
+    fn nothing_is_put_into_a_mesh_that_was_deleted_meanwhile() {
+        let mut world = World::new();
+        world.put("type: Mesh\nname: pay\n");
+        let late = world.plan(&puts(SERVICE)).unwrap();
+        let deletion = world.plan(&deletes("Mesh", "pay")).unwrap();
+        assert_eq!(world.write(deletion).refusal, None);
+        assert!(world.write(late).refusal.is_some());
+        assert!(world.names("MeshService").is_empty());
+        // Nor into one of the same name that was made since.
+        world.put("type: Mesh\nname: pay\n");
+        let late = world.plan(&puts(SERVICE)).unwrap();
+        let deletion = world.plan(&deletes("Mesh", "pay")).unwrap();
+        world.write(deletion);
+        world.put("type: Mesh\nname: pay\n");
+        assert!(world.write(late).refusal.is_some());
+    }
+
+    #[test]
+    fn of_two_who_create_a_mesh_at_once_one_gives_it_its_keys() {
+        let mut world = World::new();
+        let mesh = puts("type: Mesh\nname: pay\n");
+        let (one, other) = (world.plan(&mesh).unwrap(), world.plan(&mesh).unwrap());
+        assert_eq!(world.write(one).refusal, None);
+        assert!(world.write(other).refusal.is_some());
+        // Planned anew, it changes nothing.
+        let again = world.plan(&mesh).unwrap();
+        let revision = world.image.revision();
+        assert_eq!(world.write(again).revision, revision);
+    }
+
+    #[test]
+    fn a_mesh_that_leaves_a_zone_leaves_nothing_of_the_zone_behind() {
+        let mut world = World::new();
+        world.put(
+            "type: Mesh\nname: pay\n---\ntype: Zone\nname: east\n---\ntype: Zone\nname: west\n",
+        );
+        let mut operations = Vec::new();
+        for zone in ["east", "west"] {
+            let key = ResourceKey::in_zone("MeshService", "pay", zone, zone);
+            operations.push(put_operation(key, b"{}".to_vec(), None));
+        }
+        world.write(Plan {
+            operations,
+            ..Plan::default()
+        });
+        world.put("type: Mesh\nname: pay\nzones: [west]\n");
+        assert_eq!(world.names("MeshService"), ["west"]);
+    }
+
+    #[test]
+    fn every_reason_is_given_at_once() {
+        let mut world = World::new();
+        world.put("type: Mesh\nname: pay\n");
+        let mut asked = puts(&format!(
+            "{SERVICE}---\n{SERVICE}---\n{}---\ntype: Secret\nmesh: pay\nname: s\ndata: AAAA\n",
+            SERVICE.replace("pay", "nowhere")
+        ));
+        asked.delete = deletes("Token", "t").delete;
+        let Err(PlanError::Invalid(violations)) = world.plan(&asked) else {
+            panic!("accepted")
+        };
+        let words = ["twice", "meshctl token", "\"nowhere\""];
+        assert_eq!(violations.len(), words.len(), "{violations:?}");
+        for (violation, words) in violations.iter().zip(words) {
+            assert!(violation.message.contains(words), "{violation}");
+        }
+    }
+
+    #[test]
+    fn deleting_and_filling_a_mesh_at_once_is_refused() {
+        let mut world = World::new();
+        world.put("type: Mesh\nname: pay\n");
+        let mut asked = puts(SERVICE);
+        asked.delete = deletes("Mesh", "pay").delete;
+        assert!(matches!(world.plan(&asked), Err(PlanError::Invalid(_))));
+    }
+
+    #[test]
+    fn placing_a_mesh_in_a_zone_that_does_not_exist_is_said() {
+        let world = World::new();
+        let plan = world
+            .plan(&puts("type: Mesh\nname: pay\nzones: [est]\n"))
+            .unwrap();
+        assert!(plan.warnings[0].contains("est"), "{:?}", plan.warnings);
+    }
+}

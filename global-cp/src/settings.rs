@@ -50,7 +50,7 @@ pub struct Settings {
     /// Token for --join (`meshctl token create`)
     #[arg(
         long,
-        env = "ISTHMUS_TOKEN",
+        env = "ISTHMUS_JOIN_TOKEN",
         value_name = "TOKEN",
         hide_env_values = true
     )]

@@ -13,6 +13,7 @@ use crate::{
     authorize::Actor,
     changes::{self, Asked, Plan, PlanError},
     cluster::WriteError,
+    facts,
     state::{image::Image, keys, records},
 };
 use axum::http::StatusCode;
@@ -66,6 +67,9 @@ pub async fn write(app: &App, actor: &Actor, request: Request) -> Result<Written
         let result = app.cluster.write(entry).await?;
         app.metrics.write(result.refusal.is_none());
         let Some(refusal) = &result.refusal else {
+            for delete in &asked.delete {
+                sweep(app, &delete.key).await;
+            }
             return Ok(written(&keys, &result, warnings));
         };
         let index = refusal.operation as usize;
@@ -104,6 +108,34 @@ pub async fn write_operations(
     match &result.refusal {
         None => Ok(result),
         Some(refusal) => Err(Problem::conflict(refusal.reason.clone())),
+    }
+}
+
+/// Takes away what was put into a mesh, or by a zone, between the look at it and its deletion. Nothing comes after:
+/// the guard refuses it.
+async fn sweep(app: &App, gone: &ResourceKey) {
+    if !matches!(gone.kind.as_str(), "Mesh" | "Zone") || app.cluster.linearize().await.is_err() {
+        return;
+    }
+    let image = app.image();
+    if image.get(gone).is_some() {
+        return;
+    }
+    let left = match gone.kind.as_str() {
+        "Mesh" => image.all_in_mesh(&gone.name),
+        _ => changes::owned_by_zone(&image, &gone.name),
+    };
+    if left.is_empty() {
+        return;
+    }
+    let mut operations: Vec<Operation> = left
+        .into_iter()
+        .map(|stored| changes::delete_operation(stored.key, Some(stored.modified_revision)))
+        .collect();
+    operations.push(facts::guard(&image, &gone.kind, &gone.name));
+    let words = format!("delete what was left of {gone}");
+    if let Err(problem) = write_operations(app, &Actor::system(), operations, words).await {
+        tracing::warn!(reason = %problem.body.title, %gone, "something is left of what was deleted");
     }
 }
 

@@ -43,6 +43,9 @@ pub struct Dataplanes {
 pub struct Unanswered {
     zone: String,
     reason: String,
+    /// Nobody was there to ask; otherwise the zone has said that it does not know.
+    #[serde(skip)]
+    absent: bool,
 }
 
 /// `GET /v1/meshes/{mesh}/dataplanes`
@@ -88,18 +91,19 @@ pub async fn inspect(
                     .detail(format!("name one with ?zone= ({})", zones.join(", "))),
             )
         }
-        (None, _) if unanswered.is_empty() => Err(Problem::not_found(format!(
-            "no zone knows a dataplane {name:?} of mesh {mesh}"
-        ))),
         (None, _) => {
             let words: Vec<String> = unanswered
                 .iter()
                 .map(|zone| format!("{}: {}", zone.zone, zone.reason))
                 .collect();
-            Err(Problem::unavailable(format!(
-                "no zone that answers knows a dataplane {name:?} of mesh {mesh}"
-            ))
-            .detail(words.join("; ")))
+            let problem = if unanswered.iter().any(|zone| zone.absent) {
+                Problem::unavailable(format!(
+                    "no zone that answers knows a dataplane {name:?} of mesh {mesh}"
+                ))
+            } else {
+                Problem::not_found(format!("no zone knows a dataplane {name:?} of mesh {mesh}"))
+            };
+            Err(problem.detail(words.join("; ")))
         }
     }
 }
@@ -152,9 +156,10 @@ async fn ask_zone(
     what: What,
 ) -> Result<Vec<DataplaneView>, Unanswered> {
     let is_inspection = matches!(what, What::InspectDataplane(_));
-    let failed = |reason: String| Unanswered {
+    let unanswered = |reason: String, absent| Unanswered {
         zone: zone.clone(),
         reason,
+        absent,
     };
     let query = Query {
         id: 0,
@@ -164,14 +169,9 @@ async fn ask_zone(
         .cluster
         .query_zone(&zone, query)
         .await
-        .map_err(|error| failed(error.to_string()))?;
+        .map_err(|error| unanswered(error.to_string(), true))?;
     if !answer.error.is_empty() {
-        // A zone that does not have the dataplane has answered all the same.
-        return if is_inspection {
-            Ok(vec![])
-        } else {
-            Err(failed(answer.error))
-        };
+        return Err(unanswered(answer.error, false));
     }
     let views = if is_inspection {
         serde_json::from_slice(&answer.json)
@@ -179,7 +179,8 @@ async fn ask_zone(
     } else {
         serde_json::from_slice::<Vec<DataplaneView>>(&answer.json)
     };
-    let views = views.map_err(|error| failed(format!("its answer is not understood: {error}")))?;
+    let views = views
+        .map_err(|error| unanswered(format!("its answer is not understood: {error}"), false))?;
     Ok(views
         .into_iter()
         .filter(|view| view.mesh == mesh)

@@ -18,6 +18,8 @@ const REQUESTS_MAX: usize = 512;
 const REQUESTS_OF_ONE_MAX: usize = 64;
 /// Watches served at once.
 const WATCHES_MAX: usize = 512;
+/// Watches of one token served at once.
+const WATCHES_OF_ONE_MAX: usize = 64;
 /// Watches that read a long history at once: each holds all of it in memory.
 const CATCH_UPS_MAX: usize = 4;
 
@@ -27,8 +29,11 @@ pub struct Limits {
     requests: Arc<Semaphore>,
     watches: Arc<Semaphore>,
     catch_ups: Arc<Semaphore>,
-    by_actor: Arc<Mutex<HashMap<String, usize>>>,
+    by_actor: Counts,
+    watches_by_actor: Counts,
 }
+
+type Counts = Arc<Mutex<HashMap<String, usize>>>;
 
 impl Default for Limits {
     fn default() -> Self {
@@ -37,6 +42,7 @@ impl Default for Limits {
             watches: Arc::new(Semaphore::new(WATCHES_MAX)),
             catch_ups: Arc::new(Semaphore::new(CATCH_UPS_MAX)),
             by_actor: Arc::default(),
+            watches_by_actor: Arc::default(),
         }
     }
 }
@@ -52,14 +58,19 @@ impl Limits {
         })
     }
 
-    /// A place for a watch.
+    /// A place for a watch of `actor`.
     ///
     /// # Errors
     /// Where there is none.
-    pub fn watch(&self) -> Result<OwnedSemaphorePermit, Problem> {
-        self.watches.clone().try_acquire_owned().map_err(|_| {
+    pub fn watch(&self, actor: &str) -> Result<WatchPermit, Problem> {
+        let place = self.watches.clone().try_acquire_owned().map_err(|_| {
             Problem::unavailable("this node serves as many watches as it can; ask another one")
                 .retry_after(10)
+        })?;
+        let own = take(&self.watches_by_actor, actor, WATCHES_OF_ONE_MAX, "watches")?;
+        Ok(WatchPermit {
+            _place: place,
+            _own: own,
         })
     }
 
@@ -73,36 +84,45 @@ impl Limits {
     /// # Errors
     /// Where it has as many as one may.
     pub fn actor(&self, actor: &str) -> Result<ActorPermit, Problem> {
-        let mut counts = self.by_actor.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = counts.entry(actor.to_owned()).or_default();
-        if *count >= REQUESTS_OF_ONE_MAX {
-            return Err(Problem::new(
-                StatusCode::TOO_MANY_REQUESTS,
-                "too-many-requests",
-                format!(
-                    "{actor} has {REQUESTS_OF_ONE_MAX} requests under way; wait for some to end"
-                ),
-            )
-            .retry_after(1));
-        }
-        *count += 1;
-        Ok(ActorPermit {
-            actor: actor.to_owned(),
-            by_actor: self.by_actor.clone(),
-        })
+        take(&self.by_actor, actor, REQUESTS_OF_ONE_MAX, "requests")
     }
+}
+
+fn take(counts: &Counts, actor: &str, limit: usize, what: &str) -> Result<ActorPermit, Problem> {
+    let mut locked = counts.lock().unwrap_or_else(PoisonError::into_inner);
+    let count = locked.entry(actor.to_owned()).or_default();
+    if *count >= limit {
+        return Err(Problem::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            "too-many-requests",
+            format!("{actor} has {limit} {what} under way; wait for some to end"),
+        )
+        .retry_after(1));
+    }
+    *count += 1;
+    Ok(ActorPermit {
+        actor: actor.to_owned(),
+        counts: counts.clone(),
+    })
+}
+
+/// A place for a watch, until it is dropped.
+#[derive(Debug)]
+pub struct WatchPermit {
+    _place: OwnedSemaphorePermit,
+    _own: ActorPermit,
 }
 
 /// A place for a request of one actor, until it is dropped.
 #[derive(Debug)]
 pub struct ActorPermit {
     actor: String,
-    by_actor: Arc<Mutex<HashMap<String, usize>>>,
+    counts: Counts,
 }
 
 impl Drop for ActorPermit {
     fn drop(&mut self) {
-        let mut counts = self.by_actor.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(count) = counts.get_mut(&self.actor) {
             *count -= 1;
             if *count == 0 {

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use axum::{Json, extract::State, http::Uri};
 use mesh_model::{
-    Mesh, Resource, Zone,
+    Mesh,
     api::{GlobalStatus, Key, NodeStatus, Rollout, ZoneConnection},
 };
 use mesh_proto::{raft::ConnectedZone, zone::ResourceKey};
@@ -110,25 +110,22 @@ async fn streams(app: &App) -> Vec<ConnectedZone> {
     statuses.zones.into_iter().map(|(_, zone)| zone).collect()
 }
 
-/// Every zone, with the meshes placed in it.
+/// Every zone, with the meshes placed in it. Asked for at every change by every stream, so only what is needed is read.
 #[must_use]
 pub fn known_zones(image: &Image) -> Vec<KnownZone> {
     let meshes: Vec<(String, Mesh)> = image
         .list("Mesh", Some(""), None, usize::MAX)
         .into_iter()
-        .filter_map(|stored| {
-            let resource = Resource::from_json(&stored.json).ok()?;
-            Some((stored.key.name, resource.get::<Mesh>()?.clone()))
-        })
+        .filter_map(|stored| Some((stored.key.name, read::<PlacedMesh>(&stored.json)?.into())))
         .collect();
     image
         .list("Zone", Some(""), None, usize::MAX)
         .into_iter()
         .filter_map(|stored| {
-            let resource = Resource::from_json(&stored.json).ok()?;
+            let zone: EnabledZone = read(&stored.json)?;
             let name = stored.key.name;
             Some(KnownZone {
-                enabled: resource.get::<Zone>()?.enabled,
+                enabled: zone.enabled,
                 meshes: meshes
                     .iter()
                     .filter(|(_, mesh)| mesh.runs_in(&name))
@@ -138,6 +135,30 @@ pub fn known_zones(image: &Image) -> Vec<KnownZone> {
             })
         })
         .collect()
+}
+
+#[derive(Deserialize)]
+struct PlacedMesh {
+    #[serde(default)]
+    zones: Vec<String>,
+}
+
+impl From<PlacedMesh> for Mesh {
+    fn from(placed: PlacedMesh) -> Self {
+        Self {
+            zones: placed.zones,
+            ..Self::default()
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct EnabledZone {
+    enabled: bool,
+}
+
+fn read<T: serde::de::DeserializeOwned>(json: &[u8]) -> Option<T> {
+    serde_json::from_slice(json).ok()
 }
 
 /// `GET /v1/rollout/{revision}?mesh=a&mesh=b&wait=SECONDS`

@@ -716,7 +716,7 @@ async fn a_tenant_sees_nothing_of_another_mesh() {
         // Watch everything there ever was: only its own comes.
         node.put(
             "/v1/meshes/pay/meshtrafficpermissions/last",
-            &permission("pay", &format!("last")).replace("/web", &format!("/{role}")),
+            &permission("pay", "last").replace("/web", &format!("/{role}")),
         )
         .await
         .ok();

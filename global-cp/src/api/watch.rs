@@ -16,6 +16,7 @@ use axum::{
 };
 use futures::Stream;
 use mesh_model::api::WatchEvent;
+use mesh_proto::token::ApiToken;
 use serde::Deserialize;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -94,11 +95,13 @@ pub async fn watch(
     let from = seen
         .or(params.from)
         .unwrap_or_else(|| app.state().revision());
-    let place = app.limits.watch()?;
+    let place = app.limits.watch(&caller.actor.name)?;
+    // The request has been answered when the watch begins: only its place as a watch is kept.
+    let Caller { actor, token, .. } = caller;
     let (events, receiver) = mpsc::channel(QUEUE);
     tokio::spawn(async move {
         app.metrics.watches(1);
-        let ended = produce(&app, &caller, &filter, from, &events).await;
+        let ended = produce(&app, actor, &token, &filter, (from, &events)).await;
         if let Err(End::Told(name, problem)) = ended {
             let data = serde_json::to_string(&problem.body).unwrap_or_default();
             let _ = send(&events, Event::default().event(name).data(data)).await;
@@ -121,14 +124,13 @@ type Events = mpsc::Sender<Result<Event, Infallible>>;
 
 async fn produce(
     app: &App,
-    caller: &Caller,
+    mut actor: Actor,
+    token: &ApiToken,
     filter: &Filter,
-    from: u64,
-    events: &Events,
+    (from, events): (u64, &Events),
 ) -> Result<(), End> {
     let mut revisions = app.cluster.revisions();
     let mut bookmark = tokio::time::interval(BOOKMARK_INTERVAL);
-    let mut actor = caller.actor.clone();
     let mut cursor = from;
     loop {
         revisions.mark_unchanged();
@@ -153,8 +155,8 @@ async fn produce(
                 // A token that was revoked or has expired ends its watches too.
                 actor = authenticate(
                     &app.image(),
-                    &caller.token,
-                    &caller.actor.address,
+                    token,
+                    &actor.address,
                     clock::now_seconds(),
                 )
                 .map_err(|problem| End::Told("end", Box::new(problem)))?;

@@ -27,7 +27,10 @@ use mesh_runtime::{pki, transport};
 use time::OffsetDateTime;
 use tokio::sync::{Notify, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{
+    Request, Response, Status, Streaming,
+    transport::server::{TcpConnectInfo, TlsConnectInfo},
+};
 
 use super::{
     report::{self, Pending},
@@ -138,7 +141,10 @@ impl ZoneSync {
             // It may have been made at another node a moment ago.
             let _ = self.app.cluster.linearize().await;
         }
-        admitted(&self.app.image(), zone.as_str()).map_err(|reason| {
+        let image = self.app.image();
+        let admitted = admitted(&image, zone.as_str())
+            .and_then(|()| check_age(&image, zone.as_str(), issued_ms(request)));
+        admitted.map_err(|reason| {
             let address = transport::peer_address(request)
                 .map(|address| address.ip().to_string())
                 .unwrap_or_default();
@@ -165,6 +171,33 @@ fn admitted(image: &Image, zone: &str) -> Result<(), String> {
             "zone {zone} is not readable here: upgrade this node"
         )),
     }
+}
+
+/// How far the clocks of two nodes may differ.
+const CLOCK_SKEW_MS: u64 = 150_000;
+
+/// A certificate that is older than the zone was made out to another zone of the same name, which was deleted.
+fn check_age(image: &Image, zone: &str, issued_ms: Option<u64>) -> Result<(), String> {
+    let created_ms = image
+        .get(&ResourceKey::global("Zone", "", zone))
+        .map_or(0, |stored| stored.created_ms);
+    match issued_ms {
+        Some(issued_ms) if issued_ms + CLOCK_SKEW_MS >= created_ms => Ok(()),
+        _ => Err(format!(
+            "the certificate is of an earlier zone {zone}, which was deleted: join again"
+        )),
+    }
+}
+
+/// When the caller's certificate was made, in Unix milliseconds.
+fn issued_ms<T>(request: &Request<T>) -> Option<u64> {
+    let info = request
+        .extensions()
+        .get::<TlsConnectInfo<TcpConnectInfo>>()?;
+    let chain = info.peer_certs()?;
+    let (begin, _) = pki::validity(chain.first()?).ok()?;
+    let issued = (begin + pki::NOT_BEFORE_SKEW).unix_timestamp();
+    u64::try_from(issued).ok()?.checked_mul(1000)
 }
 
 /// Where a zone is placed now.
@@ -385,20 +418,28 @@ fn step(image: &Image, placement: &Placement, cursors: &mut BTreeMap<String, u64
     let history_id = image.history_id();
     let to = image.revision();
     let mut messages = Vec::new();
+    // A mesh that was deleted and made anew is another one of the same name: the zone must forget the first wholly, its
+    // keys too.
+    let reborn = |mesh: &str, cursor: u64| {
+        image
+            .get(&ResourceKey::global("Mesh", "", mesh))
+            .is_some_and(|stored| stored.created_revision > cursor)
+    };
     let gone: Vec<String> = cursors
-        .keys()
-        .filter(|scope| !scope.is_empty() && !placement.meshes.contains(*scope))
-        .cloned()
-        .collect();
-    let new: BTreeSet<String> = placement
-        .scopes()
-        .filter(|scope| !cursors.contains_key(*scope))
-        .map(str::to_owned)
+        .iter()
+        .filter(|(scope, _)| !scope.is_empty())
+        .filter(|(mesh, cursor)| !placement.meshes.contains(*mesh) || reborn(mesh, **cursor))
+        .map(|(mesh, _)| mesh.clone())
         .collect();
     for mesh in &gone {
         cursors.remove(mesh);
         messages.push(scope::mesh_gone(mesh, to, &history_id));
     }
+    let new: BTreeSet<String> = placement
+        .scopes()
+        .filter(|scope| !cursors.contains_key(*scope))
+        .map(str::to_owned)
+        .collect();
     let mut snapshots = new;
     if !gone.is_empty() || !snapshots.is_empty() {
         // What a zone is told outside meshes depends on the meshes placed in it.
@@ -700,6 +741,52 @@ mod tests {
                 r#""pay" "#
             ]
         );
+    }
+
+    #[test]
+    fn a_mesh_made_anew_is_another_one() {
+        let mut image = image();
+        let mut cursors = BTreeMap::new();
+        let _ = step(&image, &placement(&image, "east"), &mut cursors);
+        let key = ResourceKey::global("Mesh", "", "pay");
+        write(
+            &mut image,
+            vec![crate::changes::delete_operation(key.clone(), None)],
+        );
+        write(
+            &mut image,
+            vec![put(key, r#"{"type":"Mesh","name":"pay"}"#)],
+        );
+        let told = told(&step(&image, &placement(&image, "east"), &mut cursors));
+        assert_eq!(
+            told,
+            [
+                r#""pay" gone "#,
+                r#""" snapshot pay,east,west"#,
+                r#""pay" snapshot p"#
+            ]
+        );
+    }
+
+    #[test]
+    fn a_certificate_of_an_earlier_zone_does_not_count() {
+        let mut image = image();
+        let entry = Entry {
+            version: ENTRY_VERSION,
+            time_ms: 10_000_000,
+            operations: vec![put(
+                ResourceKey::global("Zone", "", "north"),
+                r#"{"type":"Zone","name":"north","enabled":true}"#,
+            )],
+            ..Entry::default()
+        };
+        for write in apply(&image, &entry, &LIMITS).unwrap().writes {
+            image.write(write).unwrap();
+        }
+        assert!(check_age(&image, "north", Some(10_000_000)).is_ok());
+        assert!(check_age(&image, "north", Some(10_000_000 - 120_000)).is_ok());
+        assert!(check_age(&image, "north", Some(10_000_000 - 3_600_000)).is_err());
+        assert!(check_age(&image, "north", None).is_err());
     }
 
     #[test]

@@ -49,7 +49,7 @@ pub const LIMITS: Limits = Limits {
     history_count: 100_000,
     history_bytes: 64 << 20,
     requests_always: 10_000,
-    requests_at_most: 100_000,
+    requests_at_most: 20_000,
     request_age_ms: 10 * 60 * 1000,
     audit_count: 20_000,
     audit_bytes: 16 << 20,
@@ -508,3 +508,6 @@ fn refusal(reason: String, actual_revision: u64) -> Refusal {
 fn size(name: &[u8], value: &[u8]) -> u64 {
     (name.len() + value.len()) as u64
 }
+
+#[cfg(test)]
+mod tests;

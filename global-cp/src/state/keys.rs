@@ -160,7 +160,7 @@ mod tests {
 
     #[test]
     fn changes_sort_by_revision_then_ordinal() {
-        let mut names = vec![change(256, 0), change(1, 2), change(1, 1), change(2, 0)];
+        let mut names = [change(256, 0), change(1, 2), change(1, 1), change(2, 0)];
         names.sort();
         let sorted: Vec<_> = names.iter().filter_map(|name| parse_change(name)).collect();
         assert_eq!(sorted, [(1, 1), (1, 2), (2, 0), (256, 0)]);

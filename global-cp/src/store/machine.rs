@@ -38,7 +38,7 @@ pub struct Machine {
     snapshots: Snapshots,
     log: LogStore,
     revisions: watch::Sender<u64>,
-    limits: Limits,
+    pub(super) limits: Limits,
 }
 
 impl Machine {
@@ -106,22 +106,28 @@ struct Group {
     membership: StoredMembership,
 }
 
+/// Boxed, since it is big and rare.
+type Failure = Box<StoreError>;
+
+fn failure(id: LogId, error: &(impl std::error::Error + 'static)) -> Failure {
+    Box::new(StorageIOError::apply(id, AnyError::new(error)).into())
+}
+
 impl Group {
     /// Does a group of entries: the image after it, everything to write, and the answers.
-    fn work_out(mut self, entries: Vec<LogEntry>, limits: &Limits) -> Result<Self, StoreError> {
+    fn work_out(mut self, entries: Vec<LogEntry>, limits: &Limits) -> Result<Self, Failure> {
         for entry in entries {
             let id = entry.log_id;
             if self.applied.is_some_and(|applied| applied >= id) {
-                let reason = format!("{id} was applied before");
-                return Err(StorageIOError::apply(id, AnyError::error(reason)).into());
+                let reason = io::Error::other(format!("{id} was applied before"));
+                return Err(failure(id, &reason));
             }
             self.applied = Some(id);
             let answers = self.apply(id, entry.payload, limits)?;
             self.answers.push(answers);
         }
         if let Some(id) = self.applied {
-            let json = serde_json::to_vec(&id)
-                .map_err(|error| StorageIOError::apply(id, AnyError::new(&error)))?;
+            let json = serde_json::to_vec(&id).map_err(|error| failure(id, &error))?;
             self.write(id, (keys::APPLIED.to_vec(), Some(json.into())))?;
         }
         Ok(self)
@@ -132,20 +138,20 @@ impl Group {
         id: LogId,
         payload: EntryPayload<TypeConfig>,
         limits: &Limits,
-    ) -> Result<Answers, StoreError> {
+    ) -> Result<Answers, Failure> {
         let mut answers = Answers::default();
         match payload {
             EntryPayload::Blank => {}
             EntryPayload::Membership(membership) => {
                 self.membership = StoredMembership::new(Some(id), membership);
-                let json = serde_json::to_vec(&self.membership)
-                    .map_err(|error| StorageIOError::apply(id, AnyError::new(&error)))?;
+                let json =
+                    serde_json::to_vec(&self.membership).map_err(|error| failure(id, &error))?;
                 self.write(id, (keys::MEMBERSHIP.to_vec(), Some(json.into())))?;
             }
             EntryPayload::Normal(bundle) => {
                 for entry in bundle.0.iter() {
-                    let applied = apply(&self.image, entry, limits)
-                        .map_err(|error| StorageIOError::apply(id, AnyError::new(&error)))?;
+                    let applied =
+                        apply(&self.image, entry, limits).map_err(|error| failure(id, &error))?;
                     for write in applied.writes {
                         self.write(id, write)?;
                     }
@@ -156,11 +162,9 @@ impl Group {
         Ok(answers)
     }
 
-    fn write(&mut self, id: LogId, write: Write) -> Result<(), StoreError> {
+    fn write(&mut self, id: LogId, write: Write) -> Result<(), Failure> {
         self.writes.push(write.clone());
-        self.image
-            .write(write)
-            .map_err(|error| StorageIOError::apply(id, AnyError::new(&error)).into())
+        self.image.write(write).map_err(|error| failure(id, &error))
     }
 
     /// The writes as one sled batch. `before` is what the database holds.
@@ -206,14 +210,16 @@ impl RaftStateMachine<TypeConfig> for Machine {
             membership: self.membership.clone(),
         };
         let (tree, limits) = (self.tree.clone(), self.limits);
-        let group = tokio::task::spawn_blocking(move || -> Result<Group, StoreError> {
+        let group = tokio::task::spawn_blocking(move || {
             let group = group.work_out(entries, &limits)?;
-            tree.apply_batch(group.batch(&before))
-                .map_err(|error| StorageIOError::write_state_machine(AnyError::new(&error)))?;
-            Ok(group)
+            tree.apply_batch(group.batch(&before)).map_err(|error| {
+                Box::new(StorageIOError::write_state_machine(AnyError::new(&error)).into())
+            })?;
+            Ok::<_, Failure>(group)
         })
         .await
-        .map_err(|error| StorageIOError::write_state_machine(AnyError::new(&error)))??;
+        .map_err(|error| StorageIOError::write_state_machine(AnyError::new(&error)))?
+        .map_err(|failure| *failure)?;
         self.applied = group.applied;
         self.membership = group.membership;
         self.publish(group.image);

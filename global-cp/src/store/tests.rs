@@ -423,3 +423,45 @@ fn a_piece_under_another_key_is_noticed() {
     database.log().insert(b"b\0\0", piece).unwrap();
     assert!(database.read(database.log(), b"b").is_err());
 }
+
+/// sled gives disk back only by reusing it; what it takes must level off when what lives does.
+#[tokio::test]
+#[ignore = "takes two minutes"]
+async fn disk_use_levels_off_under_overwrites() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(dir.path(), true).unwrap();
+    store.machine.limits = crate::state::apply::Limits {
+        history_count: 3000,
+        requests_always: 1000,
+        requests_at_most: 1000,
+        audit_count: 2000,
+        ..crate::state::apply::LIMITS
+    };
+    let mut sizes = Vec::new();
+    let mut next = 0;
+    for _ in 0..40 {
+        for _ in 0..50 {
+            let entries: Vec<_> = (next..next + 50)
+                .map(|index| {
+                    let json = format!("{index}{}", "x".repeat(500));
+                    put(1, index, &name(index % 1000), json.as_bytes())
+                })
+                .collect();
+            next += 50;
+            store.log.blocking_append(entries.clone()).await.unwrap();
+            store.machine.apply(entries).await.unwrap();
+        }
+        let mut builder = store.machine.get_snapshot_builder().await;
+        builder.build_snapshot().await.unwrap();
+        store.log.purge(id(1, next - 1000)).await.unwrap();
+        let mut files = Vec::new();
+        list_files(dir.path(), &mut files);
+        let size: u64 = files
+            .iter()
+            .map(|file| fs::metadata(file).unwrap().len())
+            .sum();
+        sizes.push(size >> 20);
+    }
+    let (early, late) = (sizes[10], sizes[39]);
+    assert!(late <= 2 * early, "MiB after every 2500 writes: {sizes:?}");
+}

@@ -95,7 +95,7 @@ impl Watermark {
     pub fn set(&mut self, mark: Mark) -> io::Result<()> {
         self.generation += 1;
         self.mark = mark;
-        let offset = if self.generation % 2 == 0 {
+        let offset = if self.generation.is_multiple_of(2) {
             0
         } else {
             SLOT as u64

@@ -292,7 +292,7 @@ mod tests {
         let changed = service("service/b:1", 2);
         tracker.want(documents(&[changed.clone(), trust()]));
         let sent = tracker.unsent();
-        assert_eq!(sent.put, [changed.clone()]);
+        assert_eq!(sent.put, std::slice::from_ref(&changed));
         assert_eq!(sent.remove, ["service/a:1"]);
         assert_eq!(tracker.currency(), Currency::Pending);
         // The answer to the old version does not count.
@@ -306,7 +306,7 @@ mod tests {
     fn a_refusal_is_shown_until_something_else_is_wanted() {
         let mut tracker = Tracker::default();
         let bad = service("service/a:1", 1);
-        tracker.want(documents(&[bad.clone()]));
+        tracker.want(documents(std::slice::from_ref(&bad)));
         tracker.attach(&[]);
         tracker.unsent();
         tracker.nack(&[DocumentNack {
@@ -317,8 +317,8 @@ mod tests {
         assert_eq!(tracker.currency(), Currency::Refused);
         assert_eq!(tracker.refused()["service/a:1"].reason, "unknown feature");
         let good = service("service/a:1", 2);
-        tracker.want(documents(&[good.clone()]));
-        assert_eq!(tracker.unsent().put, [good.clone()]);
+        tracker.want(documents(std::slice::from_ref(&good)));
+        assert_eq!(tracker.unsent().put, std::slice::from_ref(&good));
         assert_eq!(tracker.currency(), Currency::Pending);
         tracker.ack(&versions(&[good]));
         assert_eq!(tracker.currency(), Currency::Current);

@@ -291,7 +291,9 @@ mod tests {
         let at = UnixTime::since_unix_epoch(std::time::Duration::from_secs(
             now.unix_timestamp().try_into().unwrap(),
         ));
-        domains.verify(&[leaf.clone()], at, Peer::Server).is_ok()
+        domains
+            .verify(std::slice::from_ref(leaf), at, Peer::Server)
+            .is_ok()
     }
 
     #[test]

@@ -104,7 +104,9 @@ fn traffic(
             load::resident_mib(&chain.server_side)?,
         );
     }
-    let control_planes = installation.iter().flat_map(isthmus::Installation::control_planes);
+    let control_planes = installation
+        .iter()
+        .flat_map(isthmus::Installation::control_planes);
     for (name, pid) in control_planes {
         report.add(
             "isthmus",

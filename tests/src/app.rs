@@ -70,7 +70,15 @@ impl Echo {
     /// # Errors
     /// Where it can not listen.
     pub fn start(world: &World, name: &str) -> anyhow::Result<Self> {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, world.port()?))?;
+        Self::start_at(world, name, Ipv4Addr::LOCALHOST)
+    }
+
+    /// Starts an echo on another machine (see [`World::machine`]).
+    ///
+    /// # Errors
+    /// Where it can not listen.
+    pub fn start_at(world: &World, name: &str, machine: Ipv4Addr) -> anyhow::Result<Self> {
+        let listener = TcpListener::bind((machine, world.port()?))?;
         let address = listener.local_addr()?;
         let stopped = Arc::new(AtomicBool::new(false));
         let (name, stop) = (name.to_owned(), stopped.clone());

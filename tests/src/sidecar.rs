@@ -1,4 +1,6 @@
 //! A sidecar beside a workload.
+//!
+//! Proxy and workload stand at 127.0.0.1 together unless a plan says otherwise.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -12,7 +14,7 @@ use crate::{
     zone::Zone,
 };
 
-/// What a sidecar is to be, on a machine of its own.
+/// What a sidecar is to be.
 #[derive(Debug, Clone)]
 pub struct Plan {
     world: World,
@@ -57,7 +59,6 @@ impl Plan {
         name: &str,
         token: &str,
     ) -> anyhow::Result<Self> {
-        let machine = world.machine();
         let token_file = world.file(&format!("{mesh}-{name}.token"), token)?;
         let recipe = Recipe::new(&world.binary("dataplane"))
             .arg("run")
@@ -65,17 +66,24 @@ impl Plan {
             .flag("--zone-cp", &zone.discovery)
             .flag("--token-file", token_file)
             .flag("--mesh", mesh)
-            .flag("--name", name)
-            .flag("--address", machine.to_string());
+            .flag("--name", name);
         Ok(Self {
             world: world.clone(),
             mesh: mesh.to_owned(),
             name: name.to_owned(),
-            machine,
+            machine: Ipv4Addr::LOCALHOST,
             recipe,
             inbound: None,
             outbounds: Vec::new(),
         })
+    }
+
+    /// Stands on a machine of its own (see [`World::machine`]), and so does its application. To be said before
+    /// [`Self::inbound`].
+    #[must_use]
+    pub fn at(mut self, machine: Ipv4Addr) -> Self {
+        self.machine = machine;
+        self
     }
 
     /// Belongs to `service`.
@@ -92,7 +100,7 @@ impl Plan {
         self
     }
 
-    /// Takes connections at `port` for the application at `application` (a port of 127.0.0.1).
+    /// Takes connections at `port` for the application at the port `application` of the same machine.
     #[must_use]
     pub fn inbound(mut self, port: u16, application: u16) -> Self {
         self.recipe = self
@@ -144,6 +152,7 @@ impl Plan {
         let metrics = format!("127.0.0.1:{}", self.world.port()?);
         let recipe = self
             .recipe
+            .flag("--address", self.machine.to_string())
             .flag("--state-dir", &state)
             .flag("--admin-socket", &admin_socket)
             .flag("--metrics-address", &metrics);

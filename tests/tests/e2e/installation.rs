@@ -77,7 +77,8 @@ impl Pair {
             .service("web")
             .outbound(&service)?
             .start()?;
-        one.api.apply(&permission())?;
+        let written = one.api.apply(&permission())?;
+        one.api.wait_for_rollout(written.revision)?;
         wait_for_answer(web.to(&service), "store")?;
         Ok(Self {
             store,

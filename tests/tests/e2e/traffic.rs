@@ -88,9 +88,11 @@ fn equal_names_in_two_meshes_are_two_services() {
             .start()?;
         // Its own mesh has no such service, and it can not name another's.
         wait_for_refusal(visitor.to(&pair.service))?;
-        let echo = mesh_tests::app::Echo::start(world, "store-of-analytics")?;
+        let machine = world.machine();
+        let echo = mesh_tests::app::Echo::start_at(world, "store-of-analytics", machine)?;
         let port: u16 = pair.service.rsplit(':').next().context("a port")?.parse()?;
         let _store = Plan::new(world, &one.west, "analytics", "store", &token)?
+            .at(machine)
             .service("store")
             .inbound(port, echo.port())
             .start()?;
@@ -227,9 +229,11 @@ fn a_dead_endpoint_is_passed_over_and_a_drained_one_loses_nothing() {
         let one = OneZone::start(world)?;
         let pair = Pair::start(&one)?;
         let port: u16 = pair.service.rsplit(':').next().context("a port")?.parse()?;
-        let second = mesh_tests::app::Echo::start(world, "second")?;
+        let machine = world.machine();
+        let second = mesh_tests::app::Echo::start_at(world, "second", machine)?;
         let mut other = one
             .plan("store-2")?
+            .at(machine)
             .service("store")
             .inbound(port, second.port())
             .label("isthmus.io/workload", "store")

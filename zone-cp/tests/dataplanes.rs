@@ -590,3 +590,48 @@ async fn another_zones_service_is_reached_through_its_ingress_while_it_has_endpo
     client.until("west is closed", |d| set(d).is_empty()).await;
     zone.stop().await;
 }
+
+#[tokio::test]
+async fn a_dataplane_that_falls_silent_is_dropped_and_keeps_its_endpoints_for_the_grace_period() {
+    let (installation, _global, mut stream, zone) = zone_with(&[]).await;
+    let token = installation.token("pay", json!({}));
+    let store = Newcomer::new(token, &dataplane("store-1", "store", "10.0.0.2", &[]));
+    let mut store = store.connect(&zone, &installation).await.unwrap();
+    store.until("documents", |d| d.documents.len() == 2).await;
+    stream
+        .status("it is current", |s| s.meshes[0].current == 1)
+        .await;
+    store.fall_silent();
+    assert_eq!(store.end().await.code(), Code::DeadlineExceeded);
+    stream
+        .status("it is silent", |s| s.meshes[0].silent_count == 1)
+        .await;
+    let (_, services) = zone.get("/v1/meshes/pay/services").await;
+    assert_eq!(
+        services[0]["zones"][0]["ports"][0]["endpoints"][0],
+        "10.0.0.2:8080 (east)"
+    );
+    zone.stop().await;
+}
+
+#[tokio::test]
+async fn who_is_revoked_is_out_of_use_at_once() {
+    let (installation, _global, stream, zone) = zone_with(&[]).await;
+    let newcomer = |id: &str, resource: &str| {
+        Newcomer::new(installation.token("pay", json!({"jti": id})), resource)
+    };
+    let client = newcomer(
+        "good",
+        &dataplane("web-1", "web", "10.0.0.1", &[(5000, "store", 8080)]),
+    );
+    let mut client = client.connect(&zone, &installation).await.unwrap();
+    let store = newcomer("bad", &dataplane("store-1", "store", "10.0.0.2", &[]));
+    let mut store = store.connect(&zone, &installation).await.unwrap();
+    store.until("documents", |d| d.documents.len() == 2).await;
+    let endpoints = |d: &FakeDataplane| d.endpoints.get("service/store:8080").map_or(0, Vec::len);
+    client.until("the endpoint", |d| endpoints(d) == 1).await;
+    let revoked = installation.issuer("pay", &["bad"]);
+    stream.delta("", 5, 6, &[revoked], &[]).await;
+    client.until("no endpoint", |d| endpoints(d) == 0).await;
+    zone.stop().await;
+}

@@ -783,6 +783,11 @@ impl FakeDataplane {
         }
     }
 
+    /// The TCP connection lives on, and nothing more is said.
+    pub fn fall_silent(&self) {
+        self.beating.abort();
+    }
+
     /// How the stream ends, whatever comes before.
     pub async fn end(&mut self) -> Status {
         loop {

@@ -1,0 +1,325 @@
+//! What comes from global, and what the zone answers.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use mesh_model::{TokenIssuer, Zone as ZoneKind, ZoneIngress};
+use mesh_proto::{
+    VERSION, features,
+    names::MeshName,
+    zone::{
+        Changes, Cursor, GlobalHello, Query, QueryAnswer, ZoneHello, query::What, to_global,
+        to_zone as from_global,
+    },
+};
+use tonic::Status;
+
+use super::{Slot, Zone, anchors};
+
+use crate::{
+    endpoints::Address,
+    event::{Question, Unknown},
+    mesh::{Mesh, Surroundings},
+    registry::Registry,
+    scope::{Scope, Taken},
+    sync::{Link, SyncEvent},
+    token::{Issuer, Issuers},
+    trust::Authorities,
+};
+
+impl Zone {
+    pub(super) fn handle_sync(&mut self, event: SyncEvent) {
+        match event {
+            SyncEvent::Connecting(ask) => {
+                let _ = ask.send(self.hello());
+            }
+            SyncEvent::Connected(hello, link) => self.handle_connected(&hello, link),
+            SyncEvent::Message(message) => {
+                // After a stream was given up, what is left of it is not listened to.
+                if self.link.is_some() {
+                    self.handle_global(*message);
+                }
+            }
+            SyncEvent::Ended { address, reason } => {
+                if self.link.take().is_some() {
+                    tracing::warn!(%address, %reason, "the stream to global has ended; the zone goes on with what it knows");
+                } else {
+                    tracing::debug!(%address, %reason, "global is not reached");
+                }
+                self.metrics.sync_connected.set(0);
+            }
+        }
+    }
+
+    pub(super) fn hello(&mut self) -> ZoneHello {
+        self.global.begin_stream();
+        for slot in self.meshes.values_mut() {
+            slot.mesh.begin_stream();
+        }
+        // One history for all cursors: scopes of another begin with a snapshot.
+        let history_id = self.global.history_id().to_owned();
+        let scopes = std::iter::once(("", &self.global)).chain(
+            self.meshes
+                .iter()
+                .map(|(name, slot)| (name.as_str(), slot.mesh.scope())),
+        );
+        let cursors = scopes
+            .filter(|(_, scope)| scope.history_id() == history_id)
+            .filter_map(|(mesh, scope)| {
+                Some(Cursor {
+                    mesh: mesh.to_owned(),
+                    revision: scope.cursor()?,
+                })
+            })
+            .collect();
+        ZoneHello {
+            version: VERSION.to_owned(),
+            features: features::SYNC.iter().map(|f| (*f).to_owned()).collect(),
+            session: uuid::Uuid::new_v4().to_string(),
+            history_id,
+            cursors,
+            instance: self.instance.clone(),
+        }
+    }
+
+    pub(super) fn handle_connected(&mut self, hello: &GlobalHello, link: Link) {
+        if hello.cluster_id != self.cluster_id {
+            tracing::error!(
+                theirs = %hello.cluster_id,
+                ours = %self.cluster_id,
+                "global is another installation than the one this zone joined: nothing is taken from it"
+            );
+            link.reconnect();
+            return;
+        }
+        let gone: Vec<_> = self
+            .meshes
+            .keys()
+            .filter(|name| !hello.meshes.iter().any(|mesh| mesh == name.as_str()))
+            .cloned()
+            .collect();
+        for mesh in gone {
+            self.forget_mesh(&mesh);
+        }
+        tracing::info!(revision = hello.revision, version = %hello.version, "connected to global");
+        self.link = Some(link);
+        self.reporter.begin_stream();
+        self.metrics.sync_connected.set(1);
+        self.metrics.sync_streams.inc();
+        self.metrics.global_revision.set(hello.revision);
+        self.report_dirty = true;
+        self.status_dirty = true;
+    }
+
+    pub(super) fn handle_global(&mut self, message: from_global::Message) {
+        match message {
+            from_global::Message::Changes(changes) => self.handle_changes(changes),
+            from_global::Message::Query(query) => self.handle_query(query),
+            from_global::Message::ReportAck(ack) => {
+                for (key, reason) in self.reporter.ack(ack) {
+                    let key = mesh_proto::zone::ResourceKey::from(key);
+                    tracing::warn!(resource = %key, %reason, "global refuses what this zone reports");
+                }
+                self.status_dirty = true;
+            }
+            from_global::Message::Heartbeat(beat) => {
+                self.metrics.global_revision.set(beat.revision);
+                self.note_revision();
+            }
+            from_global::Message::Hello(_) | from_global::Message::GoAway(_) => {}
+        }
+    }
+
+    pub(super) fn handle_changes(&mut self, changes: Changes) {
+        self.metrics.global_revision.set(changes.to);
+        if changes.mesh.is_empty() {
+            let taken = self.global.take(changes);
+            match &taken {
+                Taken::Applied(changed) if !changed.is_empty() => self.take_global_scope(),
+                Taken::Unconnected(_) => self.global.forget_cursor(),
+                _ => {}
+            }
+            self.after_changes(None, taken);
+            return;
+        }
+        let Ok(name) = changes.mesh.parse::<MeshName>() else {
+            tracing::warn!(mesh = %changes.mesh, "global speaks of a mesh whose name is none: ignored");
+            return;
+        };
+        if !self.meshes.contains_key(&name) && !changes.mesh_gone && !self.add_mesh(&name) {
+            return;
+        }
+        let Some(slot) = self.meshes.get_mut(&name) else {
+            return;
+        };
+        let taken = slot.mesh.take(changes);
+        if matches!(taken, Taken::Unconnected(_)) {
+            slot.mesh.forget_cursor();
+        }
+        self.after_changes(Some(name), taken);
+    }
+
+    pub(super) fn after_changes(&mut self, scope: Option<MeshName>, taken: Taken) {
+        match taken {
+            Taken::Gathered => {}
+            Taken::Applied(changed) => {
+                self.status_dirty = true;
+                if changed.is_empty() {
+                    self.cursors_to_save.insert(scope);
+                } else {
+                    tracing::debug!(mesh = ?scope, changes = changed.len(), "resources changed");
+                    self.scopes_to_save.insert(scope);
+                    self.save_soon();
+                }
+            }
+            Taken::Gone => {
+                if let Some(mesh) = scope {
+                    self.forget_mesh(&mesh);
+                }
+            }
+            Taken::Unconnected(reason) => {
+                tracing::warn!(mesh = ?scope, %reason, "what global sends does not follow on what is known: a snapshot is asked for");
+                if let Some(link) = self.link.take() {
+                    link.reconnect();
+                }
+            }
+        }
+    }
+
+    pub(super) fn add_mesh(&mut self, name: &MeshName) -> bool {
+        match Authorities::open(&self.store.ca_path(name)) {
+            Ok(authorities) => {
+                tracing::info!(mesh = %name, "a mesh is placed in this zone");
+                let scope = Scope::new(name.as_str());
+                let mut mesh =
+                    Mesh::new(name.clone(), self.name.clone(), scope, Registry::default());
+                mesh.set_surroundings(&self.surroundings);
+                mesh.set_own_anchors(anchors(&authorities));
+                let slot = Slot {
+                    mesh,
+                    authorities,
+                    streams: BTreeMap::new(),
+                };
+                self.meshes.insert(name.clone(), slot);
+                true
+            }
+            Err(error) => {
+                tracing::error!(%error, mesh = %name, "the keys of a mesh cannot be kept: the mesh is not served");
+                self.trust_problems.insert(name.clone(), error.to_string());
+                self.judge_trust();
+                false
+            }
+        }
+    }
+
+    pub(super) fn forget_mesh(&mut self, name: &MeshName) {
+        let Some(slot) = self.meshes.remove(name) else {
+            return;
+        };
+        tracing::info!(mesh = %name, "a mesh is no longer placed in this zone: it is forgotten");
+        for (id, outgoing) in slot.streams.into_values() {
+            self.streams.remove(&id);
+            outgoing.end(Status::failed_precondition(format!(
+                "mesh {name} is not placed in zone {} any more, or does not exist",
+                self.name
+            )));
+        }
+        self.store.forget_mesh(name);
+        self.trust_problems.remove(name);
+        self.judge_trust();
+        for queued in [
+            &mut self.scopes_to_save,
+            &mut self.cursors_to_save,
+            &mut self.registrations_to_save,
+        ] {
+            queued.remove(&Some(name.clone()));
+        }
+        self.routes_dirty = true;
+        self.report_dirty = true;
+        self.status_dirty = true;
+    }
+
+    /// Zones, ingresses of other zones, token keys.
+    pub(super) fn take_global_scope(&mut self) {
+        let mut surroundings = Surroundings::default();
+        let mut issuers = Issuers::default();
+        for resource in self.global.resources() {
+            if let Some(zone) = resource.get::<ZoneKind>() {
+                if !zone.enabled {
+                    surroundings.closed_zones.insert(resource.meta.name.clone());
+                }
+            } else if let Some(ingress) = resource.get::<ZoneIngress>() {
+                let (host, port) = ingress.networking.reachable();
+                surroundings
+                    .ingresses
+                    .entry(resource.meta.zone.clone())
+                    .or_default()
+                    .insert(Address { host, port });
+            } else if let Some(issuer) = resource.get::<TokenIssuer>() {
+                issuers
+                    .0
+                    .insert(resource.meta.name.clone(), to_issuer(issuer));
+            }
+        }
+        for slot in self.meshes.values_mut() {
+            slot.mesh.set_surroundings(&surroundings);
+        }
+        self.surroundings = surroundings;
+        if **self.issuers.load() != issuers {
+            self.issuers.store(Arc::new(issuers));
+            self.end_invalid_tokens();
+        }
+    }
+
+    pub(super) fn handle_query(&mut self, query: Query) {
+        let question = match query.what {
+            Some(What::ListDataplanes(list)) => Question::Dataplanes { mesh: list.mesh },
+            Some(What::InspectDataplane(inspect)) => Question::Dataplane {
+                mesh: inspect.mesh,
+                name: inspect.name,
+            },
+            None => return self.answer_query(
+                query.id,
+                Err(Unknown(
+                    "this zone control plane does not know the question: it is older than global"
+                        .to_owned(),
+                )),
+            ),
+        };
+        self.settle();
+        let answer = self.answer(&question);
+        self.answer_query(query.id, answer);
+    }
+
+    pub(super) fn answer_query(&self, id: u64, answer: Result<serde_json::Value, Unknown>) {
+        let answer = match answer {
+            Ok(value) => QueryAnswer {
+                id,
+                json: value.to_string().into_bytes(),
+                error: String::new(),
+            },
+            Err(unknown) => QueryAnswer {
+                id,
+                json: Vec::new(),
+                error: unknown.to_string(),
+            },
+        };
+        if let Some(link) = &self.link {
+            link.send(to_global::Message::Answer(answer));
+        }
+    }
+}
+
+fn to_issuer(issuer: &TokenIssuer) -> Issuer {
+    Issuer {
+        keys: issuer
+            .keys
+            .iter()
+            .map(|key| (key.kid.clone(), key.public_key.clone()))
+            .collect(),
+        revoked: issuer
+            .revoked
+            .iter()
+            .map(|token| token.id.clone())
+            .collect(),
+    }
+}

@@ -56,7 +56,7 @@ impl App {
     }
 }
 
-/// A workload inside the test: it answers each line with its own name and the line.
+/// A workload inside the test: it answers each line with its own name and the line, and ends after `bye`.
 #[derive(Debug)]
 pub struct Echo {
     /// Where it listens.
@@ -118,6 +118,9 @@ fn answer(stream: TcpStream, name: &str) {
     };
     for line in BufReader::new(stream).lines() {
         let Ok(line) = line else { return };
+        if line == "bye" {
+            return;
+        }
         if writer
             .write_all(format!("{name}: {line}\n").as_bytes())
             .is_err()

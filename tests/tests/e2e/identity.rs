@@ -16,7 +16,7 @@ use crate::installation::{OneZone, Pair};
 /// Whether `store`'s sidecar lets openssl with this certificate through to the application, and what openssl saw.
 fn admits(pair: &Pair, identity: &IssuedIdentity) -> anyhow::Result<(bool, String)> {
     let arguments = identity.openssl_arguments(&pair.server_name());
-    let printed = openssl_client(pair.inbound(), &arguments, "knock\n")?;
+    let printed = openssl_client(pair.inbound(), &arguments, "knock\nbye\n")?;
     Ok((printed.text.contains("store: knock"), printed.text))
 }
 
@@ -72,13 +72,13 @@ fn plaintext_and_anonymous_tls_are_refused_at_a_strict_port() {
             "isthmus-mesh/1",
         ]
         .map(str::to_owned);
-        let printed = openssl_client(pair.inbound(), &anonymous, "knock\n")?;
+        let printed = openssl_client(pair.inbound(), &anonymous, "knock\nbye\n")?;
         anyhow::ensure!(
             !printed.text.contains("store:"),
             "without a certificate: {printed:?}"
         );
         let old = ["-tls1_2", "-quiet", "-servername", &pair.server_name()].map(str::to_owned);
-        let printed = openssl_client(pair.inbound(), &old, "knock\n")?;
+        let printed = openssl_client(pair.inbound(), &old, "knock\nbye\n")?;
         anyhow::ensure!(
             !printed.text.contains("store:"),
             "with TLS 1.2: {printed:?}"

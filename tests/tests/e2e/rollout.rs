@@ -263,7 +263,7 @@ fn a_real_dataplane_refuses_an_unknown_feature_and_keeps_its_last_good_state() {
         dataplane.wait_ready(|| api::ready(&metrics))?;
         let client = zone.forge(world, "web", &web)?;
         let answers = || -> anyhow::Result<bool> {
-            let printed = openssl_client(listen, &client.openssl_arguments(NAME), "knock\n")?;
+            let printed = openssl_client(listen, &client.openssl_arguments(NAME), "knock\nbye\n")?;
             Ok(printed.text.contains("store: knock"))
         };
         anyhow::ensure!(answers()?, "the good documents are not in force");

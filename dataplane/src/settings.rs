@@ -25,11 +25,11 @@ pub struct Typed {
     #[arg(long, env = "ISTHMUS_ZONE_CP", value_delimiter = ',')]
     pub zone_cp: Vec<String>,
     /// File that holds the dataplane token; read again at each call
-    #[arg(long, env = "ISTHMUS_TOKEN_FILE", conflicts_with = "token")]
+    #[arg(long, env = "ISTHMUS_DATAPLANE_TOKEN_FILE", conflicts_with = "token")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token_file: Option<PathBuf>,
     /// The dataplane token itself
-    #[arg(long, env = "ISTHMUS_TOKEN", hide_env_values = true)]
+    #[arg(long, env = "ISTHMUS_DATAPLANE_TOKEN", hide_env_values = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token: Option<String>,
     /// File that holds the Dataplane (or ZoneIngress) resource as YAML or JSON; instead of the flags below

@@ -1,0 +1,526 @@
+//! Recomputing what was touched, in the order in which one thing depends on the other.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use mesh_model::{Dataplane, MeshIdentity, Resource, api::Key, dataplane::InboundState, identity};
+use mesh_proto::{
+    discovery::{Documents as DocumentsMessage, ToDataplane, to_dataplane},
+    document,
+    proxy::Document,
+};
+
+use super::{Dirty, Mesh, Settled, endpoints_message};
+use crate::{
+    compiler::{self, ServiceRef},
+    endpoints::{self, Member, ServicePort, Set},
+    services::{self, Services, Sources},
+    tracker::Documents,
+    view::{self, MeshSources},
+};
+
+impl Mesh {
+    /// Recomputes what was touched. `generation_of` numbers versions of the trust document. `additive`: see
+    /// [`endpoints::whole`].
+    pub fn settle(
+        &mut self,
+        revision: u64,
+        additive: bool,
+        generation_of: impl FnOnce(&str) -> u64,
+    ) -> Settled {
+        let mut dirty = std::mem::take(&mut self.dirty);
+        let mut settled = Settled::default();
+        if dirty.is_empty() {
+            return settled;
+        }
+        let mut affected = dirty.greet.clone();
+        self.settle_view(&mut dirty, &mut settled);
+        if dirty.trust {
+            self.settle_trust(&mut affected, &mut settled, generation_of);
+        }
+        self.settle_proxies(&dirty, &mut affected);
+        self.settle_service_documents(&dirty, &mut affected);
+        let changed = self.settle_sets(&dirty, &mut settled);
+        // Make before break: endpoints go before the documents that named their zone, and come after.
+        self.send_deltas(&changed, false, &mut settled);
+        for name in &affected {
+            self.send_documents(name, revision, dirty.greet.contains(name), &mut settled);
+        }
+        self.send_deltas(&changed, true, &mut settled);
+        for name in &affected {
+            self.feed(name, additive, &mut settled);
+            self.refresh_currency(name);
+        }
+        settled
+    }
+
+    /// Identities, permissions, services.
+    pub(super) fn settle_view(&mut self, dirty: &mut Dirty, settled: &mut Settled) {
+        let registrations_changed = !dirty.dataplanes.is_empty();
+        if !(dirty.identities || dirty.permissions || dirty.services || registrations_changed) {
+            return;
+        }
+        let resources: Vec<_> = self.scope.resources().cloned().collect();
+        let unreadable = self.unreadable();
+        let sources = MeshSources {
+            mesh: &self.name,
+            zone: &self.zone,
+            resources: &resources,
+            unreadable: &unreadable,
+            dataplanes: &self.dataplanes,
+            closed_zones: &self.surroundings.closed_zones,
+            own_anchors: &self.own_anchors,
+        };
+        if dirty.identities {
+            let identities = view::of_kind::<MeshIdentity>(sources);
+            self.view.spiffe_ids = view::spiffe_ids(&identities, sources);
+            self.view.identities = identities;
+            dirty.every_proxy = true;
+            dirty.trust = true;
+        } else {
+            let identities: Vec<&Resource> = self.view.identities.iter().map(Arc::as_ref).collect();
+            for name in &dirty.dataplanes {
+                let dataplane = self.dataplanes.get(name);
+                match dataplane.and_then(|d| identity::spiffe_id(&identities, d, &self.zone).ok()) {
+                    Some(id) => drop(self.view.spiffe_ids.insert(name.clone(), id.to_string())),
+                    None => drop(self.view.spiffe_ids.remove(name)),
+                }
+            }
+        }
+        if dirty.permissions {
+            let permissions = view::permissions(sources);
+            dirty.every_proxy |= permissions != self.view.permissions;
+            self.view.permissions = permissions;
+        }
+        if dirty.identities || dirty.services || registrations_changed {
+            let services = services::services(Sources {
+                mesh: &self.name,
+                zone: &self.zone,
+                resources: &resources,
+                dataplanes: &self.dataplanes,
+                spiffe_ids: &self.view.spiffe_ids,
+                closed_zones: &self.surroundings.closed_zones,
+            });
+            // A resource also says whether an inbound is ready, and whether a probe has to.
+            let registered = dirty.dataplanes.clone();
+            self.replace_services(services, dirty, settled);
+            let behind = registered
+                .iter()
+                .filter_map(|name| self.view.services.behind.get(name));
+            dirty.endpoints.extend(behind.flatten().cloned());
+        }
+    }
+
+    pub(super) fn unreadable(&self) -> Vec<(Key, Arc<[u8]>)> {
+        self.scope
+            .unreadable()
+            .map(|(key, record, _)| (key.clone(), record.json.clone()))
+            .collect()
+    }
+
+    pub(super) fn replace_services(
+        &mut self,
+        new: Services,
+        dirty: &mut Dirty,
+        settled: &mut Settled,
+    ) {
+        let old = std::mem::replace(&mut self.view.services, new);
+        let new = &self.view.services;
+        let names: BTreeSet<&String> = old.own.keys().chain(new.own.keys()).collect();
+        for name in names {
+            let (before, after) = (old.own.get(name), new.own.get(name));
+            if before == after {
+                continue;
+            }
+            settled.report_changed = true;
+            dirty.endpoints.insert(name.clone());
+            let same_shape = matches!((before, after), (Some(b), Some(a)) if b.same_shape(a));
+            if !same_shape {
+                settled.routes_changed = true;
+                // The server names of those behind it are others.
+                let members = |s: &services::OwnService| {
+                    s.members
+                        .values()
+                        .flatten()
+                        .map(|m| m.dataplane.clone())
+                        .collect::<Vec<_>>()
+                };
+                let behind = [before, after].into_iter().flatten().flat_map(members);
+                dirty.dataplanes.extend(behind);
+            }
+        }
+        let names: BTreeSet<&String> = old
+            .destinations
+            .keys()
+            .chain(new.destinations.keys())
+            .collect();
+        for name in names {
+            if old.destinations.get(name) != new.destinations.get(name) {
+                dirty.endpoints.insert(name.clone());
+                dirty.destinations.insert(name.clone());
+            }
+        }
+    }
+
+    pub(super) fn settle_trust(
+        &mut self,
+        affected: &mut BTreeSet<String>,
+        settled: &mut Settled,
+        generation_of: impl FnOnce(&str) -> u64,
+    ) {
+        let resources: Vec<_> = self.scope.resources().cloned().collect();
+        self.view.trust = view::trust(
+            &self.view.identities,
+            MeshSources {
+                mesh: &self.name,
+                zone: &self.zone,
+                resources: &resources,
+                unreadable: &[],
+                dataplanes: &self.dataplanes,
+                closed_zones: &self.surroundings.closed_zones,
+                own_anchors: &self.own_anchors,
+            },
+        );
+        settled.report_changed = true;
+        let document = compiler::trust(&self.view);
+        if document.version != self.trust_document.version || self.trust_generation == 0 {
+            self.trust_generation = generation_of(&document.version);
+            self.trust_document = Arc::new(document);
+            affected.extend(self.sessions.keys().cloned());
+        }
+    }
+
+    pub(super) fn settle_proxies(&mut self, dirty: &Dirty, affected: &mut BTreeSet<String>) {
+        let names: Vec<String> = if dirty.every_proxy {
+            self.dataplanes.keys().cloned().collect()
+        } else {
+            dirty.dataplanes.iter().cloned().collect()
+        };
+        for name in names {
+            let Some(resource) = self.dataplanes.get(&name).cloned() else {
+                continue;
+            };
+            let document = compiler::proxy(&self.view, &resource);
+            if self.proxies.get(&name).map(|known| &known.version) != Some(&document.version) {
+                self.proxies.insert(name.clone(), Arc::new(document));
+                affected.insert(name.clone());
+            }
+            let refs = compiler::declared(&resource);
+            let old = self.sessions.entry(name.clone()).or_default().refs.clone();
+            if old != refs {
+                self.set_users(&name, &old, &refs);
+                if let Some(session) = self.sessions.get_mut(&name) {
+                    session.refs = refs;
+                }
+                affected.insert(name);
+            }
+        }
+    }
+
+    pub(super) fn set_users(
+        &mut self,
+        name: &str,
+        old: &BTreeSet<ServiceRef>,
+        new: &BTreeSet<ServiceRef>,
+    ) {
+        for reference in old.difference(new) {
+            let Some(of_service) = self.users.get_mut(&reference.of.service) else {
+                continue;
+            };
+            if let Some(names) = of_service.get_mut(reference) {
+                names.remove(name);
+                if names.is_empty() {
+                    of_service.remove(reference);
+                    self.service_documents.remove(reference);
+                }
+            }
+            if of_service.is_empty() {
+                self.users.remove(&reference.of.service);
+            }
+        }
+        for reference in new.difference(old) {
+            self.dirty_set(&reference.of);
+            self.users
+                .entry(reference.of.service.clone())
+                .or_default()
+                .entry(reference.clone())
+                .or_default()
+                .insert(name.to_owned());
+        }
+    }
+
+    /// A set that nobody used before is computed now.
+    pub(super) fn dirty_set(&mut self, of: &ServicePort) {
+        if !self.sets.contains_key(of) {
+            let set = self.compute_set(of);
+            self.sets.insert(of.clone(), set);
+        }
+    }
+
+    pub(super) fn settle_service_documents(
+        &mut self,
+        dirty: &Dirty,
+        affected: &mut BTreeSet<String>,
+    ) {
+        for (service, references) in &self.users {
+            let touched = dirty.destinations.contains(service);
+            for (reference, names) in references {
+                if self.service_documents.contains_key(reference) && !touched {
+                    continue;
+                }
+                let document = compiler::service(&self.view, reference);
+                let known = self.service_documents.get(reference).map(|d| &d.version);
+                if known != Some(&document.version) {
+                    self.service_documents
+                        .insert(reference.clone(), Arc::new(document));
+                    affected.extend(names.iter().cloned());
+                }
+            }
+        }
+    }
+
+    pub(super) fn compute_set(&self, of: &ServicePort) -> Set {
+        let mut set = Set::new();
+        if let Some(members) = self
+            .view
+            .services
+            .own
+            .get(&of.service)
+            .and_then(|service| service.members.get(&of.port))
+        {
+            set.extend(endpoints::own(&self.zone, members, |member| {
+                self.is_ready(member)
+            }));
+        }
+        for (zone, there) in self
+            .view
+            .services
+            .destinations
+            .get(&of.service)
+            .into_iter()
+            .flatten()
+        {
+            let offers = there.available && there.ports.iter().any(|port| port.port == of.port);
+            if *zone == *self.zone.as_str() || !offers {
+                continue;
+            }
+            if let Some(ingresses) = self.surroundings.ingresses.get(zone) {
+                set.extend(endpoints::remote(zone, ingresses));
+            }
+        }
+        set
+    }
+
+    pub(super) fn is_ready(&self, member: &Member) -> bool {
+        let Some(registration) = self.registry.get(&member.dataplane) else {
+            return false;
+        };
+        let inbound = registration.resource.get::<Dataplane>().and_then(|d| {
+            d.networking
+                .inbound
+                .iter()
+                .find(|i| i.name_or_port() == member.inbound)
+        });
+        let Some(inbound) = inbound else { return false };
+        let reported = registration.readiness.get(&member.inbound).copied();
+        // Without a probe an application is ready until its proxy says otherwise; with one it is when the probe says so.
+        let ready = reported.unwrap_or(inbound.service_probe.is_none());
+        ready
+            && registration.listening
+            && !registration.leaving
+            && inbound.stated() == InboundState::Ready
+    }
+
+    /// The sets that are other than before: old and new.
+    pub(super) fn settle_sets(
+        &mut self,
+        dirty: &Dirty,
+        settled: &mut Settled,
+    ) -> Vec<(ServicePort, Set, Set)> {
+        let touched = |service: &String| dirty.every_endpoint || dirty.endpoints.contains(service);
+        let mut ports: BTreeSet<ServicePort> = self
+            .sets
+            .keys()
+            .filter(|of| touched(&of.service))
+            .cloned()
+            .collect();
+        let own = self
+            .view
+            .services
+            .own
+            .iter()
+            .filter(|(name, _)| touched(name));
+        for (name, service) in own {
+            ports.extend(service.members.keys().map(|port| ServicePort {
+                service: name.clone(),
+                port: *port,
+            }));
+        }
+        let used = self.users.iter().filter(|(name, _)| touched(name));
+        ports.extend(used.flat_map(|(_, refs)| refs.keys().map(|reference| reference.of.clone())));
+        let mut changed = Vec::new();
+        for of in ports {
+            let new = self.compute_set(&of);
+            let old = self.sets.get(&of).cloned().unwrap_or_default();
+            let exists = self
+                .view
+                .services
+                .own
+                .get(&of.service)
+                .is_some_and(|s| s.members.contains_key(&of.port));
+            let used = self
+                .users
+                .get(&of.service)
+                .is_some_and(|refs| refs.keys().any(|r| r.of == of));
+            if exists || used {
+                self.sets.insert(of.clone(), new.clone());
+            } else {
+                self.sets.remove(&of);
+            }
+            if new != old {
+                let here = self.zone.as_str();
+                let key = endpoints::ingress_key(&self.name, &of);
+                let (before, after) = (
+                    endpoints::in_zone(&old, here),
+                    endpoints::in_zone(&new, here),
+                );
+                settled
+                    .ingress_sets
+                    .extend(endpoints::delta(&key, &before, &after));
+                settled.report_changed |= before.is_empty() != after.is_empty();
+                changed.push((of, old, new));
+            }
+        }
+        changed
+    }
+
+    /// Sends differences to those who have the sets: what goes, or (`coming`) what comes.
+    pub(super) fn send_deltas(
+        &self,
+        changed: &[(ServicePort, Set, Set)],
+        coming: bool,
+        settled: &mut Settled,
+    ) {
+        for (of, old, new) in changed {
+            let users = self.users.get(&of.service).into_iter().flatten();
+            for (reference, names) in users.filter(|(reference, _)| reference.of == *of) {
+                let (old, new) = match &reference.zone {
+                    None => (old.clone(), new.clone()),
+                    Some(zone) => (endpoints::in_zone(old, zone), endpoints::in_zone(new, zone)),
+                };
+                let Some(mut delta) = endpoints::delta(&reference.document_name(), &old, &new)
+                else {
+                    continue;
+                };
+                if coming {
+                    delta.remove.clear();
+                } else {
+                    delta.put.clear();
+                }
+                if delta.put.is_empty() && delta.remove.is_empty() {
+                    continue;
+                }
+                for name in names {
+                    if self
+                        .sessions
+                        .get(name)
+                        .is_some_and(|s| s.fed.contains(reference))
+                    {
+                        settled
+                            .sends
+                            .push((name.clone(), endpoints_message(delta.clone())));
+                    }
+                }
+            }
+        }
+    }
+
+    pub(super) fn send_documents(
+        &mut self,
+        name: &str,
+        revision: u64,
+        greet: bool,
+        settled: &mut Settled,
+    ) {
+        let Some(session) = self.sessions.get_mut(name) else {
+            return;
+        };
+        let mut documents = Documents::new();
+        documents.insert(document::TRUST.to_owned(), self.trust_document.clone());
+        if let Some(proxy) = self.proxies.get(name) {
+            documents.insert(document::PROXY.to_owned(), proxy.clone());
+        }
+        for reference in &session.refs {
+            if let Some(document) = self.service_documents.get(reference) {
+                documents.insert(document.name.clone(), document.clone());
+            }
+        }
+        if greet && let Some(registration) = self.registry.get(name) {
+            let missing = compiler::missing_features(&documents, &registration.features);
+            if !missing.is_empty() {
+                settled.warnings.push(format!(
+                    "dataplane {name} (version {}) lacks {missing:?} and will refuse what needs it: update it",
+                    registration.version
+                ));
+            }
+        }
+        session.tracker.want(documents);
+        let unsent = session.tracker.unsent();
+        let connected = self.registry.get(name).is_some_and(|r| r.stream.is_some());
+        if !connected || (unsent.is_empty() && !greet) {
+            return;
+        }
+        let message = DocumentsMessage {
+            revision,
+            put: unsent
+                .put
+                .iter()
+                .map(|document| Document::clone(document))
+                .collect(),
+            remove: unsent.remove,
+            trust_generation: self.trust_generation,
+        };
+        let message = ToDataplane {
+            message: Some(to_dataplane::Message::Documents(message)),
+        };
+        settled.sends.push((name.to_owned(), message));
+    }
+
+    /// Sends whole sets that a dataplane uses and has not got on this stream.
+    pub(super) fn feed(&mut self, name: &str, additive: bool, settled: &mut Settled) {
+        let connected = self.registry.get(name).is_some_and(|r| r.stream.is_some());
+        let Some(session) = self.sessions.get_mut(name).filter(|_| connected) else {
+            return;
+        };
+        let lacking: Vec<_> = session.refs.difference(&session.fed).cloned().collect();
+        for reference in lacking {
+            let set = self.sets.get(&reference.of).cloned().unwrap_or_default();
+            let set = match &reference.zone {
+                None => set,
+                Some(zone) => endpoints::in_zone(&set, zone),
+            };
+            let whole = endpoints::whole(&reference.document_name(), &set, additive);
+            if !(additive && set.is_empty()) {
+                settled
+                    .sends
+                    .push((name.to_owned(), endpoints_message(whole)));
+            }
+            session.fed.insert(reference);
+        }
+        session
+            .fed
+            .retain(|reference| session.refs.contains(reference));
+    }
+
+    /// Everything that connected dataplanes have of endpoints is sent whole again: what they had beside it goes.
+    pub fn feed_again(&mut self) -> Vec<(String, ToDataplane)> {
+        let mut settled = Settled::default();
+        let names: Vec<_> = self.sessions.keys().cloned().collect();
+        for name in names {
+            if let Some(session) = self.sessions.get_mut(&name) {
+                session.fed.clear();
+            }
+            self.feed(&name, false, &mut settled);
+        }
+        settled.sends
+    }
+}

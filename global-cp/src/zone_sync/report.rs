@@ -154,7 +154,8 @@ pub fn plan(image: &Image, placement: &Placement, pending: &Pending) -> Outcome 
     let mut meshes = std::collections::BTreeSet::new();
     for (key, json) in pending.changes.values() {
         let operation = match json {
-            None => check_key(placement, key).map(|()| delete(image, key)),
+            // Its own it may take away anywhere, also from a mesh that is not placed there any more.
+            None => check_owner(placement, key).map(|()| delete(image, key)),
             Some(json) => put(image, placement, key, json),
         };
         match operation {
@@ -225,14 +226,20 @@ fn put(
     Ok(Some(put_operation(key.clone(), json, None)))
 }
 
-/// Whether a zone may own a resource of this name at all.
-fn check_key(placement: &Placement, key: &ResourceKey) -> Result<(), String> {
+/// Whether the resource is of the zone.
+fn check_owner(placement: &Placement, key: &ResourceKey) -> Result<(), String> {
     if key.zone != placement.zone {
         return Err(format!(
             "zone {} may only report what is its own, not what belongs to {:?}",
             placement.zone, key.zone
         ));
     }
+    Ok(())
+}
+
+/// Whether a zone may own a resource of this name at all.
+fn check_key(placement: &Placement, key: &ResourceKey) -> Result<(), String> {
+    check_owner(placement, key)?;
     match key.kind.as_str() {
         "ZoneIngress" if key.mesh.is_empty() => Ok(()),
         "MeshService" | "MeshTrust" if placement.meshes.contains(&key.mesh) => Ok(()),
@@ -306,4 +313,112 @@ fn sort_key(key: &ResourceKey) -> SortKey {
         key.zone.clone(),
         key.name.clone(),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use mesh_proto::{raft::Entry, zone::ResourceRecord};
+
+    use super::*;
+    use crate::state::apply::{ENTRY_VERSION, LIMITS, apply};
+
+    fn image(resources: &str) -> Image {
+        let operations = mesh_model::parse(resources, "test")
+            .unwrap()
+            .into_iter()
+            .map(|resource| put_operation(resource.key(), resource.to_json(), None))
+            .collect();
+        let entry = Entry {
+            version: ENTRY_VERSION,
+            operations,
+            ..Entry::default()
+        };
+        let mut image = Image::default();
+        for write in apply(&image, &entry, &LIMITS).unwrap().writes {
+            image.write(write).unwrap();
+        }
+        image
+    }
+
+    fn placement() -> Placement {
+        Placement {
+            zone: "east".into(),
+            meshes: ["pay".to_owned()].into(),
+        }
+    }
+
+    fn report(sequence: u64, full: bool, put: &[&str], delete: &[&str]) -> ZoneReport {
+        let key = |name: &&str| ResourceKey::in_zone("MeshService", "pay", "east", name);
+        ZoneReport {
+            epoch: 1,
+            sequence,
+            full,
+            put: put
+                .iter()
+                .map(|name| ResourceRecord {
+                    key: Some(key(name)),
+                    json: vec![],
+                    revision: 0,
+                })
+                .collect(),
+            delete: delete.iter().map(key).collect(),
+        }
+    }
+
+    #[test]
+    fn a_trust_domain_is_the_zones_own_or_what_an_identity_gives_it_alone() {
+        let image = image(
+            "type: Mesh\nname: pay\n---\ntype: Zone\nname: east\n---\ntype: Zone\nname: west\n---\n\
+             type: MeshIdentity\nmesh: pay\nname: corp\nspec:\n  selector: {dataplane: {matchLabels: {}}}\n  \
+             spiffeID: {trustDomain: '{{ .Mesh }}.{{ .Zone }}.corp.example'}\n  provider: {type: Bundled}\n",
+        );
+        for (domain, allowed) in [
+            ("pay.east.mesh.local", true),
+            ("pay.east.corp.example", true),
+            ("pay.west.corp.example", false),
+            ("pay.west.mesh.local", false),
+            ("ana.east.mesh.local", false),
+            ("isthmus.local", false),
+            ("corp.example", false),
+        ] {
+            let checked = check_trust_domain(&image, &placement(), "pay", domain);
+            assert_eq!(checked.is_ok(), allowed, "{domain}: {checked:?}");
+        }
+    }
+
+    #[test]
+    fn waiting_reports_merge_to_the_newest_of_each_key() {
+        let mut pending = Pending::default();
+        assert!(pending.add(report(2, true, &["a", "b"], &[])));
+        assert!(!pending.add(report(1, true, &[], &[])));
+        assert!(pending.add(report(3, false, &["c"], &["a"])));
+        let merged: Vec<(String, bool)> = pending
+            .changes
+            .values()
+            .map(|(key, json)| (key.name.clone(), json.is_some()))
+            .collect();
+        let expected = [("a", false), ("b", true), ("c", true)];
+        assert_eq!(merged, expected.map(|(name, put)| (name.to_owned(), put)));
+        assert!(pending.full);
+        // What could not be written goes under what came meanwhile.
+        let mut newer = Pending::default();
+        newer.add(report(4, false, &["a"], &[]));
+        newer.put_back(pending);
+        assert_eq!(newer.changes.len(), 3);
+        assert!(newer.full);
+        assert_eq!(newer.position.sequence, 4);
+        assert!(newer.changes.values().all(|(_, json)| json.is_some()));
+    }
+
+    #[test]
+    fn a_zone_takes_away_its_own_from_a_mesh_it_has_left() {
+        let image = image("type: Zone\nname: east\n");
+        let mut pending = Pending::default();
+        pending.add(report(1, false, &[], &["a"]));
+        let left = Placement {
+            meshes: std::collections::BTreeSet::new(),
+            ..placement()
+        };
+        assert_eq!(plan(&image, &left, &pending), Outcome::default());
+    }
 }

@@ -530,7 +530,8 @@ async fn take_over(app: &App, stream: &Stream, reports: &Reports) -> Ended {
             Ok(Some(refused)) => {
                 app.metrics.reports_refused(refused.len());
                 for refusal in &refused {
-                    tracing::warn!(zone = %stream.zone, key = ?refusal.key, reason = %refusal.reason, "a zone reported something that it may not");
+                    let key = refusal.key.as_ref().map(ToString::to_string);
+                    tracing::warn!(zone = %stream.zone, key, reason = %refusal.reason, "a zone reported something that it may not");
                 }
                 let ack = ReportAck {
                     epoch: pending.position.epoch,

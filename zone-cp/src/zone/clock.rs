@@ -21,6 +21,7 @@ impl Zone {
         }
         self.expire(now);
         self.end_invalid_tokens();
+        self.measure();
         if self.ticks % SLOW_TICKS == 1 {
             self.handle_slow_tick();
         }
@@ -75,7 +76,6 @@ impl Zone {
             self.scopes_to_save.append(&mut self.cursors_to_save);
             self.save_soon();
         }
-        self.measure();
     }
 
     pub(super) fn measure(&self) {

@@ -108,20 +108,42 @@ async fn main() -> anyhow::Result<()> {
     let [directory, nodes, writers, writes] = arguments.as_slice() else {
         return Err(anyhow!("usage: write_load DIRECTORY NODES WRITERS WRITES"));
     };
-    run(
-        Path::new(directory),
-        nodes.parse()?,
-        writers.parse()?,
-        writes.parse()?,
-    )
-    .await
+    let load = Load {
+        nodes: nodes.parse()?,
+        writers: writers.parse()?,
+        first: 0,
+        writes: writes.parse()?,
+        list: false,
+    };
+    run(Path::new(directory), load).await
+}
+
+/// What to do.
+pub struct Load {
+    /// Nodes of the cluster.
+    pub nodes: u64,
+    /// Writers at the same time.
+    pub writers: u64,
+    /// Number of the first write.
+    pub first: u64,
+    /// How many writes.
+    pub writes: u64,
+    /// Tell first what is there already.
+    pub list: bool,
 }
 
 /// Starts the nodes, writes, and stops them.
 ///
 /// # Errors
 /// Where a node does not start or a write is not acknowledged.
-pub async fn run(directory: &Path, nodes: u64, writers: u64, writes: u64) -> anyhow::Result<()> {
+pub async fn run(directory: &Path, load: Load) -> anyhow::Result<()> {
+    let Load {
+        nodes,
+        writers,
+        first,
+        writes,
+        list,
+    } = load;
     mesh_runtime::init();
     let ca = Ca::self_signed("load", None, OffsetDateTime::now_utc(), Duration::days(1))?;
     let mut clusters = vec![start(&ca, directory, 1, Start::Bootstrap).await?];
@@ -133,7 +155,12 @@ pub async fn run(directory: &Path, nodes: u64, writers: u64, writes: u64) -> any
         clusters.push(start(&ca, directory, id, Start::Join(vec![via])).await?);
     }
     clusters[0].linearize().await?;
-    let next = Arc::new(AtomicU64::new(0));
+    if list {
+        for stored in clusters[0].state().list("Mesh", None, None, usize::MAX) {
+            println!("holds {}", stored.key.name);
+        }
+    }
+    let next = Arc::new(AtomicU64::new(first));
     let begin = Instant::now();
     let mut tasks = JoinSet::new();
     for _ in 0..writers {
@@ -141,10 +168,10 @@ pub async fn run(directory: &Path, nodes: u64, writers: u64, writes: u64) -> any
         tasks.spawn(async move {
             loop {
                 let number = next.fetch_add(1, Ordering::Relaxed);
-                if number >= writes {
+                if number - first >= writes {
                     return anyhow::Ok(());
                 }
-                let name = format!("written-{number:06}");
+                let name = format!("written-{number:09}");
                 cluster.write(entry(&name)).await?;
                 std::io::stdout().write_all(format!("acknowledged {name}\n").as_bytes())?;
             }

@@ -85,6 +85,8 @@ const PATIENCE: Duration = Duration::from_secs(8);
 const BETWEEN: Duration = Duration::from_millis(25);
 /// How long a node waits for another's answer about zones.
 const ZONE_ANSWER: Duration = Duration::from_secs(5);
+/// How long calls of peers may go on after this node was asked to stop.
+const LEAVING: Duration = Duration::from_secs(1);
 /// A leader that no quorum has answered for longer refuses writes at once.
 const QUORUM_SILENT_MS: u64 = 3000;
 
@@ -404,10 +406,23 @@ impl Cluster {
                 .tcp_nodelay(true)
                 .http2_keepalive_interval(Some(Duration::from_secs(10)))
                 .add_service(service)
-                .serve_with_incoming(transport::incoming(listener, Arc::new(tls)));
-            // Peers are not waited for: they take a broken connection as a node that is away, which is the truth.
-            if let Some(Err(error)) = stop.run_until_cancelled(serving).await {
-                tracing::error!(%error, "the Raft port is not served any more");
+                .serve_with_incoming_shutdown(
+                    transport::incoming(listener, Arc::new(tls)),
+                    stop.clone().cancelled_owned(),
+                );
+            let serving = async {
+                if let Err(error) = serving.await {
+                    tracing::error!(%error, "the Raft port is not served any more");
+                }
+            };
+            // Calls under way may end; a peer that does not let go is not waited for.
+            let leaving = async {
+                stop.cancelled().await;
+                tokio::time::sleep(LEAVING).await;
+            };
+            tokio::select! {
+                () = serving => {}
+                () = leaving => {}
             }
         });
     }
@@ -580,7 +595,10 @@ impl Cluster {
                 entry: Some(entry.clone()),
             })
             .await
-            .map_err(|status| format!("node {leader}: {}", describe(&status)))?
+            .map_err(|status| {
+                inner.speaker.note_failure(leader, &status);
+                format!("node {leader}: {}", describe(&status))
+            })?
             .into_inner();
         inner.speaker.peers.heard(leader, None);
         match answer.result {
@@ -887,6 +905,26 @@ async fn keep_house(cluster: std::sync::Weak<Inner>) {
     }
 }
 
+/// Asks a node whether it is there, and where it finds the others.
+async fn ping(speaker: &Speaker, id: u64) {
+    let Ok(mut client) = speaker.client(id).await else {
+        return;
+    };
+    let request = ReadIndexRequest {
+        cluster_id: speaker.node.cluster_id.clone(),
+        raft_address: speaker.raft_address.clone(),
+    };
+    match client.read_index(request).await {
+        Ok(answer) => {
+            speaker.peers.heard(id, None);
+            for known in answer.into_inner().known {
+                speaker.peers.may_be_at(known.id, &known.raft_address);
+            }
+        }
+        Err(status) => speaker.note_failure(id, &status),
+    }
+}
+
 impl Cluster {
     fn ping_silent(&self, silence: Duration) {
         for id in self.others() {
@@ -895,18 +933,10 @@ impl Cluster {
             if heard.is_some_and(|silent| silent < silence) {
                 continue;
             }
+            speaker.peers.report_silence(id);
             self.0.tasks.spawn(async move {
-                let question = async {
-                    let mut client = speaker.client(id).await.ok()?;
-                    let request = ReadIndexRequest {
-                        cluster_id: speaker.node.cluster_id.clone(),
-                        raft_address: speaker.raft_address.clone(),
-                    };
-                    client.read_index(request).await.ok()
-                };
-                if let Ok(Some(_)) = timeout(silence, question).await {
-                    speaker.peers.heard(id, None);
-                }
+                // Whoever does not answer in time is asked again.
+                let _ = timeout(silence, ping(&speaker, id)).await;
             });
         }
     }

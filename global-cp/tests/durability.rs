@@ -84,8 +84,15 @@ fn traced() {
         return;
     };
     let runtime = tokio::runtime::Runtime::new().unwrap();
+    let load = write_load::Load {
+        nodes: 1,
+        writers: 1,
+        first: 0,
+        writes: WRITES as u64,
+        list: false,
+    };
     runtime
-        .block_on(write_load::run(Path::new(&directory), 1, 1, WRITES as u64))
+        .block_on(write_load::run(Path::new(&directory), load))
         .unwrap();
 }
 

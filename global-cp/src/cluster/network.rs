@@ -3,7 +3,7 @@
 use std::{future::Future, io, sync::Arc, time::Duration};
 
 use futures::StreamExt as _;
-use mesh_proto::raft::{RaftMessage, SnapshotChunk};
+use mesh_proto::raft::{KnownNode, RaftMessage, SnapshotChunk};
 use openraft::{
     AnyError, OptionalSend, RaftNetwork, RaftNetworkFactory, Snapshot,
     error::{
@@ -74,7 +74,7 @@ impl RaftNetworkFactory<TypeConfig> for Network {
     type Network = Link;
 
     async fn new_client(&mut self, target: u64, node: &Peer) -> Link {
-        self.0.peers.set_address(target, &node.raft);
+        self.0.peers.may_be_at(target, &node.raft);
         Link {
             speaker: self.0.clone(),
             target,
@@ -106,7 +106,12 @@ async fn call<Q: Serialize, A: DeserializeOwned>(
         Method::AppendEntries => client.append_entries(message).await,
         Method::Vote => client.vote(message).await,
     };
-    let answer = answer.map_err(|status| failed(&status))?.into_inner();
+    let answer = answer
+        .map_err(|status| {
+            speaker.note_failure(target, &status);
+            failed(&status)
+        })?
+        .into_inner();
     speaker
         .check(target, &answer.cluster_id, answer.from, &answer.node_uuid)
         .map_err(|reason| unreachable(&reason))?;
@@ -283,9 +288,30 @@ impl Speaker {
     /// Where the node is no member or not reached, in words.
     pub async fn client(&self, id: u64) -> Result<Client, String> {
         if let Some(addresses) = self.members.addresses(id) {
-            self.peers.set_address(id, &addresses.raft);
+            self.peers.may_be_at(id, &addresses.raft);
         }
         self.peers.client(id).await
+    }
+
+    /// Where this node finds the others.
+    #[must_use]
+    pub fn known_places(&self) -> Vec<KnownNode> {
+        let mut ids = self.members.ids();
+        ids.retain(|id| *id != self.node.node_id);
+        ids.into_iter()
+            .filter_map(|id| {
+                let raft_address = self.peers.place(id)?;
+                Some(KnownNode { id, raft_address })
+            })
+            .collect()
+    }
+
+    /// Notes what a failed call says of the way to a node.
+    pub fn note_failure(&self, id: u64, status: &Status) {
+        // The node itself answers without a source; a broken connection has one.
+        if status.code() == Code::Unavailable && std::error::Error::source(status).is_some() {
+            self.peers.lost(id);
+        }
     }
 
     /// Wraps what Raft says.

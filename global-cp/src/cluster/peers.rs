@@ -1,10 +1,11 @@
 //! The other nodes: where they are, connections to them, and when each was last heard.
 //!
-//! Addresses come from the membership; what a node says of itself in a call is newer and wins, so that a node that came
-//! back elsewhere is found before the membership says so. Who answers is checked by certificate, never by address.
+//! Addresses come from the membership, from what a node says of itself when it calls, and from what others say of it. Each
+//! is only a place to look: who answers there is checked by certificate. So a node that came back elsewhere is found
+//! before the membership says so, and a place where it is not found is tried again after the others.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -23,6 +24,8 @@ use crate::store::types::{LogId, Vote};
 pub const BIGGEST_MESSAGE: usize = 64 << 20;
 /// A node that has been silent for longer is shown as unreachable.
 const SILENT: Duration = Duration::from_secs(3);
+/// Places to look for one node, at most; the one that seemed worst is forgotten.
+const PLACES: usize = 4;
 
 /// Calls to one node.
 pub type Client = RaftClient<Channel>;
@@ -37,14 +40,14 @@ struct Inner {
     known: Mutex<HashMap<u64, Known>>,
 }
 
-#[derive(Default)]
 struct Known {
-    /// As the membership has it.
-    member_address: String,
-    /// As the node itself said, where that is newer.
-    own_address: Option<String>,
+    /// Where to look for it, the likeliest place first.
+    places: VecDeque<String>,
     connection: Option<Connection>,
+    /// When this node began to know of it.
+    since: Instant,
     heard: Option<Instant>,
+    said_to_be_silent: bool,
     /// The newest entry it has acknowledged to this leader, and in which term of office.
     matched: Option<(Vote, LogId)>,
 }
@@ -56,9 +59,34 @@ struct Connection {
     result: watch::Receiver<Option<Result<Channel, String>>>,
 }
 
+impl Default for Known {
+    fn default() -> Self {
+        Self {
+            places: VecDeque::new(),
+            connection: None,
+            since: Instant::now(),
+            heard: None,
+            said_to_be_silent: false,
+            matched: None,
+        }
+    }
+}
+
 impl Known {
-    fn address(&self) -> &str {
-        self.own_address.as_deref().unwrap_or(&self.member_address)
+    fn likeliest(&mut self, address: &str) {
+        if self.places.front().is_some_and(|first| first == address) {
+            return;
+        }
+        self.places.retain(|place| place != address);
+        self.places.push_front(address.to_owned());
+        self.places.truncate(PLACES);
+    }
+
+    fn possible(&mut self, address: &str) {
+        if !address.is_empty() && !self.places.iter().any(|place| place == address) {
+            self.places.truncate(PLACES - 1);
+            self.places.push_back(address.to_owned());
+        }
     }
 }
 
@@ -78,15 +106,15 @@ impl Peers {
         self.0.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes where the membership says that a node is.
-    pub fn set_address(&self, id: u64, address: &str) {
-        let mut known = self.known();
-        let known = known.entry(id).or_default();
-        if known.member_address != address {
-            address.clone_into(&mut known.member_address);
-            // The membership was changed after the node spoke.
-            known.own_address = None;
-        }
+    /// Notes a place where a node may be, as the membership or another node says.
+    pub fn may_be_at(&self, id: u64, address: &str) {
+        self.known().entry(id).or_default().possible(address);
+    }
+
+    /// Where a node was found last, or is looked for next.
+    #[must_use]
+    pub fn place(&self, id: u64) -> Option<String> {
+        self.known().get(&id)?.places.front().cloned()
     }
 
     /// Notes that a node was heard, and where it says that it is.
@@ -94,8 +122,22 @@ impl Peers {
         let mut known = self.known();
         let known = known.entry(id).or_default();
         known.heard = Some(Instant::now());
+        if std::mem::take(&mut known.said_to_be_silent) {
+            tracing::info!(node = id, "a node is heard again");
+        }
         if let Some(address) = address.filter(|address| !address.is_empty()) {
-            known.own_address = (known.member_address != address).then(|| address.to_owned());
+            known.likeliest(address);
+        }
+    }
+
+    /// Says in the log, once, that a node is silent.
+    pub fn report_silence(&self, id: u64) {
+        let mut known = self.known();
+        let known = known.entry(id).or_default();
+        let silent = known.heard.unwrap_or(known.since).elapsed() > SILENT;
+        if silent && !std::mem::replace(&mut known.said_to_be_silent, true) {
+            let places = &known.places;
+            tracing::warn!(node = id, looked_for_at = ?places, "a node is silent");
         }
     }
 
@@ -126,7 +168,7 @@ impl Peers {
         match result {
             Some(Ok(channel)) => Ok(client(channel)),
             Some(Err(reason)) => {
-                self.disconnect(id, &connection);
+                self.look_elsewhere(id, &connection.address);
                 Err(reason)
             }
             None => Err("not connected".to_owned()),
@@ -136,10 +178,9 @@ impl Peers {
     fn connection(&self, id: u64) -> Result<Connection, String> {
         let mut known = self.known();
         let known = known.entry(id).or_default();
-        let address = known.address().to_owned();
-        if address.is_empty() {
+        let Some(address) = known.places.front().cloned() else {
             return Err(format!("the address of node {id} is not known"));
-        }
+        };
         if let Some(connection) = &known.connection
             && connection.address == address
         {
@@ -165,15 +206,31 @@ impl Peers {
         Ok(connection)
     }
 
-    /// Forgets a connection that was not made, so that the next call makes another.
-    fn disconnect(&self, id: u64, failed: &Connection) {
+    /// Notes that the connection to a node is broken: the next call makes another, to the next place where the node may
+    /// be.
+    pub fn lost(&self, id: u64) {
+        let address = self.known().get(&id).and_then(|known| {
+            let connection = known.connection.as_ref()?;
+            // One that is being made is not the one that broke.
+            connection.result.borrow().as_ref()?;
+            Some(connection.address.clone())
+        });
+        if let Some(address) = address {
+            self.look_elsewhere(id, &address);
+        }
+    }
+
+    fn look_elsewhere(&self, id: u64, failed: &str) {
         if let Some(known) = self.known().get_mut(&id)
             && known
                 .connection
                 .as_ref()
-                .is_some_and(|connection| connection.result.same_channel(&failed.result))
+                .is_some_and(|connection| connection.address == failed)
         {
             known.connection = None;
+            if known.places.front().is_some_and(|first| first == failed) {
+                known.places.rotate_left(1);
+            }
         }
     }
 

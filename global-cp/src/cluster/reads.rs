@@ -107,7 +107,10 @@ async fn read_index(raft: &Raft<TypeConfig>, speaker: &Speaker) -> Result<u64, S
     let answer = client
         .read_index(request)
         .await
-        .map_err(|status| format!("node {leader}: {}", describe(&status)))?
+        .map_err(|status| {
+            speaker.note_failure(leader, &status);
+            format!("node {leader}: {}", describe(&status))
+        })?
         .into_inner();
     speaker.peers.heard(leader, None);
     if answer.not_leader {

@@ -205,7 +205,10 @@ impl raft_server::Raft for Service {
         let id = self.caller(&request, &request.get_ref().cluster_id)?;
         let address = &request.get_ref().raft_address;
         self.speaker.peers.heard(id, Some(address));
-        let mut response = ReadIndexResponse::default();
+        let mut response = ReadIndexResponse {
+            known: self.speaker.known_places(),
+            ..ReadIndexResponse::default()
+        };
         if self.raft.metrics().borrow().current_leader == Some(self.speaker.node.node_id) {
             match self.raft.get_read_log_id().await {
                 Ok((read, _)) => response.index = read.map_or(0, |id| id.index),

@@ -297,8 +297,21 @@ async fn a_node_far_behind_gets_a_snapshot() {
         let name = format!("m{index}");
         first.write(put(&name, "{}")).await.unwrap();
     }
-    let applied = first.status().applied.unwrap();
-    let raft = &first.0.raft;
+    compact(&first).await;
+    let second = installation.join(2, &first).await;
+    assert_eq!(second.state().list("Mesh", None, None, 100).len(), 20);
+    assert_eq!(second.state().revision(), first.state().revision());
+    // It holds up a restart.
+    stop(second).await;
+    let second = installation.start(2, Start::Again).await;
+    second.linearize().await.unwrap();
+    assert_eq!(second.state().list("Mesh", None, None, 100).len(), 20);
+}
+
+/// Snapshots and purges all that `cluster` has applied.
+async fn compact(cluster: &Cluster) {
+    let applied = cluster.status().applied.unwrap();
+    let raft = &cluster.0.raft;
     raft.trigger().snapshot().await.unwrap();
     raft.wait(None)
         .metrics(
@@ -315,14 +328,94 @@ async fn a_node_far_behind_gets_a_snapshot() {
         )
         .await
         .unwrap();
-    let second = installation.join(2, &first).await;
-    assert_eq!(second.state().list("Mesh", None, None, 100).len(), 20);
-    assert_eq!(second.state().revision(), first.state().revision());
-    // It holds up a restart.
+}
+
+/// Members come and go while one is away and the log it lacks is purged: with the snapshot it must get the membership
+/// as it is now, or two majorities could come to be.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_was_away_learns_who_the_members_are_from_the_snapshot() {
+    let installation = Installation::new();
+    let [first, second, third] = installation.three().await;
+    stop(third).await;
+    first.write(put("a", "{}")).await.unwrap();
+    let fourth = installation.join(4, &first).await;
+    first.remove_node(2).await.unwrap();
     stop(second).await;
-    let second = installation.start(2, Start::Again).await;
-    second.linearize().await.unwrap();
-    assert_eq!(second.state().list("Mesh", None, None, 100).len(), 20);
+    first.write(put("b", "{}")).await.unwrap();
+    compact(&first).await;
+    compact(&fourth).await;
+    let third = installation.start(3, Start::Again).await;
+    third.linearize().await.unwrap();
+    let members: Vec<_> = third
+        .status()
+        .members
+        .iter()
+        .map(|member| member.id)
+        .collect();
+    assert_eq!(members, [1, 3, 4]);
+    // Two of these three decide, without the leader that was.
+    stop(first).await;
+    third.write(put("c", "{}")).await.unwrap();
+    assert!(has(&third, "a") && has(&third, "b"));
+    stop(fourth).await;
+    assert!(third.write(put("d", "{}")).await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_lost_while_nodes_restart_one_after_the_other() {
+    let installation = Installation::new();
+    let mut nodes = installation.three().await.map(Some);
+    let mut acknowledged = Vec::new();
+    for round in 0..6 {
+        let index = round % 3;
+        let others: Vec<_> = (0..3)
+            .filter(|other| *other != index)
+            .map(|other| nodes[other].clone().unwrap())
+            .collect();
+        let writing = async {
+            let mut names = Vec::new();
+            for number in 0..10 {
+                let name = format!("r{round}-{number}");
+                let node = &others[number % 2];
+                // What is not acknowledged may be there or not.
+                if node.write(put(&name, "{}")).await.is_ok() {
+                    names.push(name);
+                }
+            }
+            names
+        };
+        let restarting = async {
+            stop(nodes[index].take().unwrap()).await;
+            installation.start(index as u64 + 1, Start::Again).await
+        };
+        let (names, node) = tokio::join!(writing, restarting);
+        acknowledged.extend(names);
+        node.linearize().await.unwrap();
+        // Each port is a new one, and nodes that all move at once could not find each other.
+        let address = node.raft_address().unwrap().to_string();
+        for other in others.iter().chain([&node]) {
+            until(other, "the new address is known", |status| {
+                status
+                    .members
+                    .iter()
+                    .any(|member| member.addresses.raft == address)
+            })
+            .await;
+        }
+        if round == 3 {
+            compact(&node).await;
+        }
+        nodes[index] = Some(node);
+    }
+    assert!(acknowledged.len() > 50, "{}", acknowledged.len());
+    for node in nodes.iter().flatten() {
+        node.linearize().await.unwrap();
+        let missing: Vec<_> = acknowledged
+            .iter()
+            .filter(|name| !has(node, name))
+            .collect();
+        assert!(missing.is_empty(), "{missing:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -108,21 +108,33 @@ pub fn pin_of(token: &str) -> anyhow::Result<String> {
 
 impl FakeDataplane {
     /// Registers `resource` (a Dataplane as YAML) at `zone` (`host:port`) with `token`, and waits for the first documents.
+    /// Calls again, as a dataplane does, while the zone says that it can not tell yet.
     ///
     /// # Errors
     /// Where the zone refuses, with its words.
     pub fn start(zone: &str, token: &str, resource: &str) -> anyhow::Result<Self> {
-        let fake = Self::connect(zone, &pin_of(token)?, token, resource)?;
+        let pin = pin_of(token)?;
         eventually(SOON, "the zone sends documents", || {
-            let seen = fake.seen();
-            if let Some(ended) = &seen.ended {
+            let fake = Self::connect(zone, &pin, token, resource)?;
+            match fake.wait_for_documents()? {
+                Ok(()) => Ok(Ok(fake)),
+                Err(words) if words.starts_with("Unavailable") => anyhow::bail!(words),
                 // Waiting longer changes nothing.
-                return Ok(Err(anyhow::anyhow!("{ended}")));
+                Err(words) => Ok(Err(anyhow::anyhow!(words))),
             }
-            anyhow::ensure!(!seen.documents.is_empty(), "none so far");
-            Ok(Ok(()))
-        })??;
-        Ok(fake)
+        })?
+    }
+
+    /// `Err` inside: how the stream ended instead.
+    fn wait_for_documents(&self) -> anyhow::Result<Result<(), String>> {
+        eventually(SOON, "documents come", || {
+            let seen = self.seen();
+            match seen.ended {
+                Some(ended) => Ok(Err(ended)),
+                None if seen.documents.is_empty() => anyhow::bail!("none so far"),
+                None => Ok(Ok(())),
+            }
+        })
     }
 
     /// Opens a stream with any token to the zone whose CA has `pin`, without waiting for an answer.

@@ -13,7 +13,10 @@ use support::{Zone, allow_any, endpoints, inbound, outbound, proxy, service};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() {
-    let ports: Vec<u16> = std::env::args().skip(1).filter_map(|p| p.parse().ok()).collect();
+    let ports: Vec<u16> = std::env::args()
+        .skip(1)
+        .filter_map(|p| p.parse().ok())
+        .collect();
     let [outbound_port, inbound_port, application] = ports[..] else {
         eprintln!("usage: static_zone OUTBOUND_PORT INBOUND_PORT APPLICATION_PORT");
         std::process::exit(2);
@@ -28,10 +31,13 @@ async fn main() {
             vec![inbound("server", inbound_port, application, allow_any())],
             vec![],
         );
+        world.documents.insert(
+            "client-1".into(),
+            vec![trust.clone(), service("server"), client],
+        );
         world
             .documents
-            .insert("client-1".into(), vec![trust.clone(), service("server"), client]);
-        world.documents.insert("server-1".into(), vec![trust, server]);
+            .insert("server-1".into(), vec![trust, server]);
         let server = endpoints("server", &[inbound_port]);
         world.endpoints.insert(server.key.clone(), server);
     });

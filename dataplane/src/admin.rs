@@ -60,8 +60,14 @@ pub struct Admin {
 /// # Errors
 /// Where the system refuses, or a process listens there.
 pub fn listen(path: &Path) -> io::Result<UnixListener> {
-    if let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty() && !p.exists()) {
-        fs::DirBuilder::new().recursive(true).mode(0o755).create(parent)?;
+    if let Some(parent) = path
+        .parent()
+        .filter(|p| !p.as_os_str().is_empty() && !p.exists())
+    {
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(parent)?;
     }
     if fs::symlink_metadata(path).is_ok_and(|m| m.file_type().is_socket()) {
         if std::os::unix::net::UnixStream::connect(path).is_ok() {

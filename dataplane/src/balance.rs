@@ -92,7 +92,11 @@ mod tests {
 
     #[test]
     fn the_own_zone_comes_first_and_another_one_when_it_has_none_left() {
-        let endpoints = [endpoint(1, "west"), endpoint(2, "east"), endpoint(3, "east")];
+        let endpoints = [
+            endpoint(1, "west"),
+            endpoint(2, "east"),
+            endpoint(3, "east"),
+        ];
         let now = Instant::now();
         let mut random = numbers();
         for _ in 0..50 {

@@ -75,7 +75,9 @@ pub enum NotTaken {
     #[error(transparent)]
     Invalid(#[from] InvalidIdentity),
     /// Outside its time.
-    #[error("it counts from {not_before} to {not_after}, the clock here says {now}: compare the clocks")]
+    #[error(
+        "it counts from {not_before} to {not_after}, the clock here says {now}: compare the clocks"
+    )]
     Time {
         /// Begin.
         not_before: OffsetDateTime,
@@ -94,10 +96,15 @@ impl Certificates {
     pub fn restore(&mut self, saved: &SavedIdentity) -> Result<Identity, String> {
         let spiffe_id = saved.spiffe_id.parse().map_err(|e| format!("{e}"))?;
         let key = KeyPair::from_pem(&saved.key_pem).map_err(|e| e.to_string())?;
-        let chain = saved.chain.iter().cloned().map(CertificateDer::from).collect();
+        let chain = saved
+            .chain
+            .iter()
+            .cloned()
+            .map(CertificateDer::from)
+            .collect();
         let identity = Identity::new(&spiffe_id, chain, &key).map_err(|e| e.to_string())?;
-        let taken_at = OffsetDateTime::from_unix_timestamp(saved.taken_at)
-            .unwrap_or(identity.not_before);
+        let taken_at =
+            OffsetDateTime::from_unix_timestamp(saved.taken_at).unwrap_or(identity.not_before);
         self.current = Some(Current {
             identity: identity.clone(),
             taken_at,
@@ -219,7 +226,12 @@ impl Certificates {
         if answer.chain.len() > CHAIN_MAX {
             return Err(NotTaken::TooLong(answer.chain.len()));
         }
-        let chain = answer.chain.iter().cloned().map(CertificateDer::from).collect();
+        let chain = answer
+            .chain
+            .iter()
+            .cloned()
+            .map(CertificateDer::from)
+            .collect();
         let identity = Identity::new(&asked.spiffe_id, chain, &asked.key)?;
         let (not_before, not_after) = (identity.not_before, identity.not_after);
         if now < not_before || now >= not_after {
@@ -290,13 +302,28 @@ mod tests {
         let mut certificates = Certificates::default();
         let request = certificates.request(&wanted(), now).unwrap().unwrap();
         assert!(certificates.request(&wanted(), now).unwrap().is_none());
-        certificates.take(&answer(&request, now, Duration::minutes(6)), now).unwrap();
+        certificates
+            .take(&answer(&request, now, Duration::minutes(6)), now)
+            .unwrap();
         let age = |minutes: i64| certificates.age(&wanted(), now + Duration::minutes(minutes));
-        assert_eq!([age(1), age(4), age(5), age(6)], [Age::Young, Age::Half, Age::Old, Age::Ended]);
+        assert_eq!(
+            [age(1), age(4), age(5), age(6)],
+            [Age::Young, Age::Half, Age::Old, Age::Ended]
+        );
         let later = now + Duration::minutes(5);
         assert!(certificates.request(&wanted(), later).unwrap().is_some());
-        assert!(certificates.request(&wanted(), later + Duration::seconds(9)).unwrap().is_none());
-        assert!(certificates.request(&wanted(), later + Duration::seconds(10)).unwrap().is_some());
+        assert!(
+            certificates
+                .request(&wanted(), later + Duration::seconds(9))
+                .unwrap()
+                .is_none()
+        );
+        assert!(
+            certificates
+                .request(&wanted(), later + Duration::seconds(10))
+                .unwrap()
+                .is_some()
+        );
     }
 
     #[test]
@@ -315,7 +342,10 @@ mod tests {
         // For somebody else.
         let mut other = answer(&second, now, life);
         other.spiffe_id = "spiffe://pay.east.mesh.local/workload/api".into();
-        assert!(matches!(certificates.take(&other, now), Err(NotTaken::NotAsked(_))));
+        assert!(matches!(
+            certificates.take(&other, now),
+            Err(NotTaken::NotAsked(_))
+        ));
         // From the future.
         let future = answer(&second, now + Duration::hours(4), life);
         let error = certificates.take(&future, now).unwrap_err().to_string();

@@ -11,7 +11,9 @@ mod trust;
 
 use std::{net::SocketAddr, time::Duration};
 
-use mesh_proto::{discovery::Role, document, features, proxy as wire, proxy::document::Body as WireBody};
+use mesh_proto::{
+    discovery::Role, document, features, proxy as wire, proxy::document::Body as WireBody,
+};
 
 pub(crate) use endpoint::place;
 pub use endpoint::{Endpoint, EndpointHealth, Host, InvalidEndpoint};
@@ -103,7 +105,11 @@ pub fn read(document: &wire::Document, role: Role) -> Result<Body, InvalidDocume
         return Err(InvalidDocument::Name(kind));
     }
     if !roles.contains(&role) {
-        let role = if role == Role::Ingress { "ingress" } else { "sidecar" };
+        let role = if role == Role::Ingress {
+            "ingress"
+        } else {
+            "sidecar"
+        };
         return Err(InvalidDocument::Role(kind, role));
     }
     Ok(match body {

@@ -143,17 +143,28 @@ impl Control {
         if let Some(saved) = self.state.identity() {
             match self.certificates.restore(&saved) {
                 Ok(identity) => self.parts.identity = Some(Arc::new(identity)),
-                Err(reason) => tracing::warn!(reason, "the certificate on disk is of no use; a new one is asked for"),
+                Err(reason) => tracing::warn!(
+                    reason,
+                    "the certificate on disk is of no use; a new one is asked for"
+                ),
             }
         }
         let documents = self.state.documents();
         let count = documents.put.len();
         let refused = self.apply(documents);
         if count > 0 {
-            tracing::info!(documents = count, revision = self.revision, "serving from disk");
+            tracing::info!(
+                documents = count,
+                revision = self.revision,
+                "serving from disk"
+            );
         }
         for nack in refused {
-            tracing::error!(document = nack.name, reason = nack.reason, "a document on disk is of no use; it is asked for again");
+            tracing::error!(
+                document = nack.name,
+                reason = nack.reason,
+                "a document on disk is of no use; it is asked for again"
+            );
         }
         self.publish();
         self.judge_health();
@@ -169,8 +180,14 @@ impl Control {
             Event::Zone(FromZone::Connected { outbox, welcome }) => {
                 self.outbox = Some(outbox);
                 self.disconnected = None;
-                self.metrics.control.discovery_connected.store(true, Ordering::Relaxed);
-                self.metrics.control.discovery_streams.fetch_add(1, Ordering::Relaxed);
+                self.metrics
+                    .control
+                    .discovery_connected
+                    .store(true, Ordering::Relaxed);
+                self.metrics
+                    .control
+                    .discovery_streams
+                    .fetch_add(1, Ordering::Relaxed);
                 if !welcome.control_plane_anchors.is_empty() {
                     self.state.keep_anchors(welcome.control_plane_anchors);
                 }
@@ -181,7 +198,10 @@ impl Control {
             Event::Zone(FromZone::Disconnected(reason)) => {
                 self.outbox = None;
                 self.disconnected = Some(reason);
-                self.metrics.control.discovery_connected.store(false, Ordering::Relaxed);
+                self.metrics
+                    .control
+                    .discovery_connected
+                    .store(false, Ordering::Relaxed);
                 self.certificates.disconnected();
             }
             Event::Readiness(result) => {
@@ -253,19 +273,32 @@ impl Control {
         let readiness = self.probes.report();
         let refused = self.apply(message);
         self.publish();
-        self.state
-            .keep_documents(self.revision, self.documents.values(), self.trust_generation);
+        self.state.keep_documents(
+            self.revision,
+            self.documents.values(),
+            self.trust_generation,
+        );
         for nack in &refused {
-            tracing::error!(document = nack.name, version = nack.version, reason = nack.reason, "a document is refused; the last good one stays in force");
-            self.metrics.control.documents_refused.fetch_add(1, Ordering::Relaxed);
+            tracing::error!(
+                document = nack.name,
+                version = nack.version,
+                reason = nack.reason,
+                "a document is refused; the last good one stays in force"
+            );
+            self.metrics
+                .control
+                .documents_refused
+                .fetch_add(1, Ordering::Relaxed);
         }
         let bad: HashSet<_> = refused.iter().map(|nack| nack.name.clone()).collect();
-        let good = put.into_iter().filter(|d| !bad.contains(&d.name)).collect();
-        // An empty acknowledgement still says that the removals are done.
-        self.say(ToZoneMessage::Ack(Ack {
-            revision,
-            documents: good,
-        }));
+        let good: Vec<_> = put.into_iter().filter(|d| !bad.contains(&d.name)).collect();
+        // An empty acknowledgement still says that the removals are done; where all was refused, it would say too much.
+        if !good.is_empty() || refused.is_empty() {
+            self.say(ToZoneMessage::Ack(Ack {
+                revision,
+                documents: good,
+            }));
+        }
         if !refused.is_empty() {
             self.say(ToZoneMessage::Nack(Nack {
                 revision,
@@ -304,7 +337,10 @@ impl Control {
         }
         self.revision = message.revision;
         self.trust_generation = message.trust_generation;
-        self.metrics.control.revision.store(self.revision, Ordering::Relaxed);
+        self.metrics
+            .control
+            .revision
+            .store(self.revision, Ordering::Relaxed);
         refused
     }
 
@@ -358,10 +394,16 @@ impl Control {
             trust_generation: self.trust_generation,
         });
         if refused.is_empty() {
-            tracing::info!(document = document.name, "the document that could not be bound is in force now");
+            tracing::info!(
+                document = document.name,
+                "the document that could not be bound is in force now"
+            );
             self.publish();
-            self.state
-                .keep_documents(self.revision, self.documents.values(), self.trust_generation);
+            self.state.keep_documents(
+                self.revision,
+                self.documents.values(),
+                self.trust_generation,
+            );
             self.say(ToZoneMessage::Ack(Ack {
                 revision: self.revision,
                 documents: vec![version(&document)],
@@ -418,11 +460,17 @@ impl Control {
     fn apply_endpoints(&mut self, delta: &EndpointsDelta) {
         let set = self.parts.endpoint_set(&delta.key);
         let before = set.load_full();
-        let mut after: Vec<Endpoint> = if delta.full { Vec::new() } else { before.to_vec() };
+        let mut after: Vec<Endpoint> = if delta.full {
+            Vec::new()
+        } else {
+            before.to_vec()
+        };
         for wire in &delta.remove {
             match config::place(Some(wire)) {
                 Ok((host, port)) => after.retain(|e| !e.same_place(&host, port)),
-                Err(error) => tracing::warn!(%error, key = delta.key, "an endpoint that is to go is not understood"),
+                Err(error) => {
+                    tracing::warn!(%error, key = delta.key, "an endpoint that is to go is not understood")
+                }
             }
         }
         for wire in &delta.put {
@@ -436,7 +484,9 @@ impl Control {
                     after.retain(|e| !e.same_place(&endpoint.host, endpoint.port));
                     after.push(endpoint);
                 }
-                Err(error) => tracing::warn!(%error, key = delta.key, "an endpoint is not understood and not used"),
+                Err(error) => {
+                    tracing::warn!(%error, key = delta.key, "an endpoint is not understood and not used")
+                }
             }
         }
         set.store(Arc::new(after));
@@ -466,7 +516,10 @@ impl Control {
     // === certificate ===
 
     fn wanted_identity(&self) -> Option<SpiffeId> {
-        self.parts.proxy.as_ref().map(|proxy| proxy.spiffe_id.clone())
+        self.parts
+            .proxy
+            .as_ref()
+            .map(|proxy| proxy.spiffe_id.clone())
     }
 
     fn look_after_certificate(&mut self) {
@@ -484,8 +537,14 @@ impl Control {
                 Err(error) => tracing::error!(%error, "no certificate can be asked for"),
             }
         }
-        let not_after = self.certificates.current().map_or(0, |i| i.not_after.unix_timestamp());
-        self.metrics.control.certificate_not_after.store(not_after, Ordering::Relaxed);
+        let not_after = self
+            .certificates
+            .current()
+            .map_or(0, |i| i.not_after.unix_timestamp());
+        self.metrics
+            .control
+            .certificate_not_after
+            .store(not_after, Ordering::Relaxed);
     }
 
     fn take_certificate(&mut self, answer: &Certificate) {
@@ -495,7 +554,10 @@ impl Control {
                 tracing::info!(spiffe_id = %identity.spiffe_id, not_after = %identity.not_after, "new certificate");
                 self.state.keep_identity(&saved);
                 self.parts.identity = Some(Arc::new(identity));
-                self.metrics.control.certificates_issued.fetch_add(1, Ordering::Relaxed);
+                self.metrics
+                    .control
+                    .certificates_issued
+                    .fetch_add(1, Ordering::Relaxed);
                 self.publish();
             }
             Err(error) => {
@@ -522,7 +584,10 @@ impl Control {
             Some(reason) => format!("nothing has come from the zone control plane yet ({reason})"),
             None => "the zone control plane is connected and has not sent it yet".to_owned(),
         };
-        self.health.set("configuration", if documents { Ok(()) } else { Err(away()) });
+        self.health.set(
+            "configuration",
+            if documents { Ok(()) } else { Err(away()) },
+        );
         if self.own.role != Role::Ingress {
             self.health.set("certificate", self.judge_certificate(away));
         }
@@ -563,9 +628,7 @@ impl Control {
                 (key, set.load().iter().map(describe).collect())
             })
             .collect();
-        let refused = |nack: &DocumentNack| {
-            serde_json::json!({"name": nack.name, "version": nack.version, "reason": nack.reason})
-        };
+        let refused = |nack: &DocumentNack| serde_json::json!({"name": nack.name, "version": nack.version, "reason": nack.reason});
         let document = |document: &wire::Document| {
             serde_json::json!({
                 "name": document.name,

@@ -117,7 +117,9 @@ enum StreamEnd {
     Token(String),
     #[error(transparent)]
     Connect(#[from] ConnectError),
-    #[error("{address} refuses this proxy's token: {reason}; configuration that is there stays in force")]
+    #[error(
+        "{address} refuses this proxy's token: {reason}; configuration that is there stays in force"
+    )]
     Refused { address: String, reason: String },
     #[error("{address}: {reason}")]
     Status { address: String, reason: String },
@@ -165,7 +167,9 @@ impl Client {
                 StreamEnd::Refused { .. } | StreamEnd::Token(_) => {
                     tracing::error!(reason = %end, "the zone control plane refuses this proxy");
                 }
-                StreamEnd::GoAway { addresses: told, .. } => {
+                StreamEnd::GoAway {
+                    addresses: told, ..
+                } => {
                     tracing::info!(reason = %end, "leaving a zone control plane");
                     if !told.is_empty() {
                         addresses.clone_from(told);
@@ -174,7 +178,12 @@ impl Client {
                 StreamEnd::LookUp(_) => tracing::info!(reason = %end, "a new stream is begun"),
                 _ => tracing::warn!(reason = %end, "no stream to a zone control plane"),
             }
-            if self.events.send(FromZone::Disconnected(end.to_string())).await.is_err() {
+            if self
+                .events
+                .send(FromZone::Disconnected(end.to_string()))
+                .await
+                .is_err()
+            {
                 return;
             }
             if lived || matches!(end, StreamEnd::GoAway { .. } | StreamEnd::LookUp(_)) {
@@ -202,10 +211,7 @@ impl Client {
     }
 
     /// Calls, says hello, and hears welcome.
-    async fn begin(
-        &mut self,
-        address: &str,
-    ) -> Result<Begun, StreamEnd> {
+    async fn begin(&mut self, address: &str) -> Result<Begun, StreamEnd> {
         let token = self.token.read()?;
         let verifier = Recognise::new(&token, &self.anchors).map_err(StreamEnd::Token)?;
         let tls = tls::client_config(None, Arc::new(verifier), transport::GRPC_ALPN);
@@ -242,7 +248,12 @@ impl Client {
         if !welcome.control_plane_anchors.is_empty() {
             self.anchors.clone_from(&welcome.control_plane_anchors);
         }
-        tracing::info!(address, zone = welcome.zone, version = welcome.version, "connected to a zone control plane");
+        tracing::info!(
+            address,
+            zone = welcome.zone,
+            version = welcome.version,
+            "connected to a zone control plane"
+        );
         self.tell(FromZone::Connected {
             outbox: outbox.clone(),
             welcome,
@@ -262,16 +273,14 @@ impl Client {
     }
 
     async fn tell(&self, event: FromZone) -> Result<(), StreamEnd> {
-        self.events.send(event).await.map_err(|_| StreamEnd::Stopped)
+        self.events
+            .send(event)
+            .await
+            .map_err(|_| StreamEnd::Stopped)
     }
 
     /// Passes on what the zone says until the stream ends.
-    async fn read(
-        &self,
-        address: &str,
-        begun: Begun,
-        look_up_after: Duration,
-    ) -> StreamEnd {
+    async fn read(&self, address: &str, begun: Begun, look_up_after: Duration) -> StreamEnd {
         let Begun {
             mut stream,
             outbox,

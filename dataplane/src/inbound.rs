@@ -88,7 +88,7 @@ async fn shake_hands(
 fn refusal(error: &HandshakeError) -> End {
     let reason = match error {
         HandshakeError::Refused(refusal) => match refusal {
-            Refusal::ServerName(_) => Reason::ServerName,
+            Refusal::ServerName(_) | Refusal::ServerNameForm(_) => Reason::ServerName,
             Refusal::NotMesh => Reason::NotMeshTls,
             Refusal::UnknownTrustDomain(_) | Refusal::Chain { .. } => Reason::PeerTrustDomain,
             Refusal::Time { .. } => Reason::PeerClock,
@@ -182,10 +182,14 @@ async fn reach_application(inbound: &Inbound) -> Result<TcpStream, End> {
     };
     match timeout(inbound.timeouts.connect, net::connect(address)).await {
         Ok(Ok(stream)) => Ok(stream),
-        Ok(Err(error)) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
-            Err(failed(Reason::ConnectRefused, "refuses connections: is it running?".to_owned()))
-        }
-        Ok(Err(error)) => Err(failed(Reason::ConnectFailed, format!("is not reached: {error}"))),
+        Ok(Err(error)) if error.kind() == std::io::ErrorKind::ConnectionRefused => Err(failed(
+            Reason::ConnectRefused,
+            "refuses connections: is it running?".to_owned(),
+        )),
+        Ok(Err(error)) => Err(failed(
+            Reason::ConnectFailed,
+            format!("is not reached: {error}"),
+        )),
         Err(_) => Err(failed(Reason::ConnectTimeout, "does not answer".to_owned())),
     }
 }

@@ -35,10 +35,16 @@ pub async fn serve(
             );
         }
     };
-    let Some(route) = ingress.routes.get(&*server_name::in_documents(&server_name)) else {
+    let Some(route) = ingress
+        .routes
+        .get(&*server_name::in_documents(&server_name))
+    else {
         return End::refused(
             Reason::ServerName,
-            format!("no service of zone {} has the server name {server_name:?}", ingress.zone),
+            format!(
+                "no service of zone {} has the server name {server_name:?}",
+                ingress.zone
+            ),
         );
     };
     connection.mesh.replace(route.mesh.as_str().into());
@@ -48,7 +54,10 @@ pub async fn serve(
         Ok(reached) => reached,
         Err(end) => return end,
     };
-    let (source, destination) = (Socket::plain(stream, hello), Socket::plain(upstream, Vec::new()));
+    let (source, destination) = (
+        Socket::plain(stream, hello),
+        Socket::plain(upstream, Vec::new()),
+    );
     relay(source, destination, connection, worker).await
 }
 

@@ -141,7 +141,8 @@ impl Metrics {
             let worker = worker.lock().unwrap_or_else(PoisonError::into_inner);
             for (labels, series) in worker.iter() {
                 let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-                connections.entry(labels.clone()).or_default().connections += read(&series.connections);
+                connections.entry(labels.clone()).or_default().connections +=
+                    read(&series.connections);
                 let key = (
                     labels.mesh.clone(),
                     labels.source.clone(),
@@ -154,7 +155,9 @@ impl Metrics {
                 sum.shadow_denied += read(&series.shadow_denied);
             }
         }
-        let connections = connections.into_iter().filter(|(_, sum)| sum.connections > 0);
+        let connections = connections
+            .into_iter()
+            .filter(|(_, sum)| sum.connections > 0);
         Merged {
             connections: connections.collect(),
             bytes: bytes.into_iter().collect(),

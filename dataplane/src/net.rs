@@ -29,7 +29,11 @@ fn set_options(socket: SockRef<'_>) -> io::Result<()> {
 /// A user timeout also kills a peer that is alive and keeps its receive window shut because it reads slowly. Where that
 /// may be the case, only keep-alive and the kernel's retransmission limits judge.
 pub fn be_patient(stream: &TcpStream, patient: bool) {
-    let timeout = if patient { Duration::ZERO } else { USER_TIMEOUT };
+    let timeout = if patient {
+        Duration::ZERO
+    } else {
+        USER_TIMEOUT
+    };
     let _ = SockRef::from(stream).set_tcp_user_timeout(Some(timeout));
 }
 

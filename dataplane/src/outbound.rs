@@ -30,8 +30,16 @@ pub async fn serve(
         Ok(reached) => reached,
         Err(end) => return end,
     };
-    connection.peer.replace(Some(reached.established.peer.clone()));
+    connection
+        .peer
+        .replace(Some(reached.established.peer.clone()));
     let _outstanding = reached.outstanding;
     let destination = Socket::tls(reached.stream, reached.established);
-    relay(Socket::plain(stream, Vec::new()), destination, connection, worker).await
+    relay(
+        Socket::plain(stream, Vec::new()),
+        destination,
+        connection,
+        worker,
+    )
+    .await
 }

@@ -233,7 +233,11 @@ mod tests {
             ("m/*|m/w/a|m/w/a", "m/w/a", Denied { by: Some("m/*") }),
         ] {
             let caller = format!("spiffe://{caller}").parse().unwrap();
-            assert_eq!(permissions(table).decide(&caller), wanted, "{table} {caller}");
+            assert_eq!(
+                permissions(table).decide(&caller),
+                wanted,
+                "{table} {caller}"
+            );
         }
     }
 

@@ -99,8 +99,7 @@ pub async fn run(
             .await
             .with_context(|| format!("metrics address {address}"))?;
         tracing::info!(address = %listener.local_addr()?, "metrics");
-        let serving =
-            mesh_runtime::admin::serve(listener, health.clone(), registry, ended.clone());
+        let serving = mesh_runtime::admin::serve(listener, health.clone(), registry, ended.clone());
         tokio::spawn(async move {
             if let Err(error) = serving.await {
                 tracing::error!(%error, "the metrics address has failed");
@@ -168,7 +167,11 @@ pub async fn run(
     // Drain: leave, let others hear of it, take nothing new from outside, let open connections end. The application's
     // own connections go on being taken while it ends.
     let limit = Instant::now() + settings.drain_timeout;
-    tracing::info!(seconds = settings.drain_timeout.as_secs(), open = control.open(), "draining");
+    tracing::info!(
+        seconds = settings.drain_timeout.as_secs(),
+        open = control.open(),
+        "draining"
+    );
     if control.announce_leaving() {
         let heard = sleep(LEAVING.min(settings.drain_timeout));
         tokio::pin!(heard);
@@ -218,9 +221,21 @@ fn connections_max(wanted: usize) -> usize {
     let Some(current) = current else {
         return wanted;
     };
-    let room = usize::try_from(current.saturating_sub(OTHERS) / 2).unwrap_or(usize::MAX).max(1);
-    if room < wanted {
-        tracing::warn!(descriptors = current, connections = room, "fewer connections than set: raise LimitNOFILE");
+    let room = usize::try_from(current.saturating_sub(OTHERS) / 2)
+        .unwrap_or(usize::MAX)
+        .max(1);
+    if room < wanted && wanted == workers::Limits::default().connections {
+        tracing::debug!(
+            descriptors = current,
+            connections = room,
+            "fewer connections than by default"
+        );
+    } else if room < wanted {
+        tracing::warn!(
+            descriptors = current,
+            connections = room,
+            "fewer connections than set: raise LimitNOFILE"
+        );
     }
     wanted.min(room)
 }

@@ -164,7 +164,12 @@ async fn run(
         // An application that is starting is found soon.
         let soon = Duration::from_millis(250);
         let starting = verdict.ready == Some(false);
-        sleep(if starting { probe.interval.min(soon) } else { probe.interval }).await;
+        sleep(if starting {
+            probe.interval.min(soon)
+        } else {
+            probe.interval
+        })
+        .await;
     }
 }
 
@@ -188,7 +193,17 @@ mod tests {
         let verdicts = attempts.map(|succeeded| verdict.attempt(&probe, succeeded));
         assert_eq!(
             verdicts,
-            [Some(true), None, None, None, None, None, Some(false), None, Some(true)]
+            [
+                Some(true),
+                None,
+                None,
+                None,
+                None,
+                None,
+                Some(false),
+                None,
+                Some(true)
+            ]
         );
     }
 }

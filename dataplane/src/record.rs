@@ -283,7 +283,10 @@ impl Drop for Record {
     fn drop(&mut self) {
         let connection = self.worker.table.borrow_mut().remove(self.key);
         // Dropped without a word: the worker ended with the connection open.
-        let end = self.end.take().unwrap_or_else(|| End::closed(Reason::Stopped));
+        let end = self
+            .end
+            .take()
+            .unwrap_or_else(|| End::closed(Reason::Stopped));
         self.worker.count(&connection, Some(&end));
         write(&connection, &end);
     }

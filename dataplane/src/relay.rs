@@ -136,15 +136,19 @@ impl Socket {
     }
 
     /// Sends payload; what the kernel does not take waits in `outgoing`.
-    fn send(&mut self, cx: &mut Context<'_>, payload: &[u8], cipher: &mut Vec<u8>) -> io::Result<()> {
+    fn send(
+        &mut self,
+        cx: &mut Context<'_>,
+        payload: &[u8],
+        cipher: &mut Vec<u8>,
+    ) -> io::Result<()> {
         let bytes = match &mut self.tls {
             None => payload,
             Some(session) => {
-                cipher.clear();
-                session
+                let count = session
                     .send(payload, &mut self.incoming, cipher)
                     .map_err(io::Error::other)?;
-                cipher
+                &cipher[..count]
             }
         };
         let mut taken = 0;
@@ -238,9 +242,13 @@ struct Flow {
 enum FlowState {
     Copying,
     /// All is read; it is being delivered, then the end is passed on.
-    Finishing { notified: bool },
+    Finishing {
+        notified: bool,
+    },
     /// The other end has gone: read and throw away until this time (the worker's clock).
-    Discarding { until_ms: u64 },
+    Discarding {
+        until_ms: u64,
+    },
     Done,
 }
 
@@ -326,8 +334,8 @@ impl Flow {
         scratch: &mut Scratch,
     ) -> Poll<Result<usize, Broken>> {
         let room = &mut scratch.input[..self.read_bytes];
-        let count = ready!(poll_read(cx, &mut from.stream, room))
-            .map_err(|error| Broken::from(&error))?;
+        let count =
+            ready!(poll_read(cx, &mut from.stream, room)).map_err(|error| Broken::from(&error))?;
         if count == 0 {
             if from.broken {
                 return Poll::Ready(Err(Broken::from(&"the peer has gone")));
@@ -351,8 +359,12 @@ impl Flow {
         if kept >= end {
             return Poll::Ready(Err(Broken::from(&"a TLS record of impossible length")));
         }
-        let count = ready!(poll_read(cx, &mut from.stream, &mut scratch.input[kept..end]))
-            .map_err(|error| Broken::from(&error))?;
+        let count = ready!(poll_read(
+            cx,
+            &mut from.stream,
+            &mut scratch.input[kept..end]
+        ))
+        .map_err(|error| Broken::from(&error))?;
         if count == 0 {
             // FIN without close_notify: nobody can tell whether this was all.
             return Poll::Ready(Err(Broken {
@@ -575,7 +587,10 @@ fn abort(to: &Socket, flow: &Flow) {
 /// Lets the worker wake the task when it wants the connection to end.
 fn remember_waker(connection: &Connection, cx: &Context<'_>) {
     let mut waker = connection.waker.borrow_mut();
-    if waker.as_ref().is_none_or(|waker| !waker.will_wake(cx.waker())) {
+    if waker
+        .as_ref()
+        .is_none_or(|waker| !waker.will_wake(cx.waker()))
+    {
         *waker = Some(cx.waker().clone());
     }
 }

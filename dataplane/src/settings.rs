@@ -180,7 +180,9 @@ impl Typed {
             return Err(Missing("zone-cp"));
         }
         for address in &self.zone_cp {
-            let port = address.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
+            let port = address
+                .rsplit_once(':')
+                .and_then(|(_, port)| port.parse::<u16>().ok());
             if port.is_none_or(|port| port == 0) {
                 return Err(InvalidSettings::ZoneCp(address.clone()));
             }
@@ -262,9 +264,16 @@ impl Typed {
                 .ok_or_else(|| InvalidSettings::Label(label.clone()))?;
             labels.insert(key.to_owned(), json!(value));
         }
-        let inbound: Vec<_> = self.inbound.iter().map(|t| inbound(t)).collect::<Result<_, _>>()?;
-        let outbound: Vec<_> =
-            self.outbound.iter().map(|t| outbound(t)).collect::<Result<_, _>>()?;
+        let inbound: Vec<_> = self
+            .inbound
+            .iter()
+            .map(|t| inbound(t))
+            .collect::<Result<_, _>>()?;
+        let outbound: Vec<_> = self
+            .outbound
+            .iter()
+            .map(|t| outbound(t))
+            .collect::<Result<_, _>>()?;
         let resource = json!({
             "type": "Dataplane",
             "mesh": mesh,
@@ -398,7 +407,10 @@ mod tests {
             },
         });
         assert_eq!(resource, wanted);
-        assert_eq!(settings.admin_socket, Path::new("/run/isthmus/web-1/admin.sock"));
+        assert_eq!(
+            settings.admin_socket,
+            Path::new("/run/isthmus/web-1/admin.sock")
+        );
         assert!((1..=2).contains(&settings.workers));
     }
 
@@ -416,11 +428,23 @@ mod tests {
             (refused(|t| t.token = None), "--token-file"),
             (refused(|t| t.mesh = None), "--mesh"),
             (refused(|t| t.label = vec!["x".into()]), "key=value"),
-            (refused(|t| t.inbound = vec!["80".into()]), "PORT:SERVICEPORT"),
-            (refused(|t| t.inbound = vec!["80:x".into()]), "PORT:SERVICEPORT"),
-            (refused(|t| t.outbound = vec!["80:x".into()]), "PORT=SERVICE:PORT"),
+            (
+                refused(|t| t.inbound = vec!["80".into()]),
+                "PORT:SERVICEPORT",
+            ),
+            (
+                refused(|t| t.inbound = vec!["80:x".into()]),
+                "PORT:SERVICEPORT",
+            ),
+            (
+                refused(|t| t.outbound = vec!["80:x".into()]),
+                "PORT=SERVICE:PORT",
+            ),
             (refused(|t| t.workers = Some(0)), "--workers"),
-            (refused(|t| t.dataplane_file = Some("/none".into())), "leave out --mesh"),
+            (
+                refused(|t| t.dataplane_file = Some("/none".into())),
+                "leave out --mesh",
+            ),
         ] {
             assert!(error.contains(word), "{error}");
         }

@@ -102,7 +102,10 @@ impl State {
     /// Files that were set aside at start, with where to.
     #[must_use]
     pub fn damaged(&self) -> Vec<String> {
-        self.damaged.lock().map(|list| list.clone()).unwrap_or_default()
+        self.damaged
+            .lock()
+            .map(|list| list.clone())
+            .unwrap_or_default()
     }
 
     /// The last good documents; none where there are none or the file is damaged.
@@ -265,7 +268,11 @@ mod tests {
         assert!(state.documents().put.is_empty());
         assert!(dir.path().join("documents.damaged").exists());
         assert!(!dir.path().join("documents").exists());
-        assert!(state.damaged()[0].contains("damaged"), "{:?}", state.damaged());
+        assert!(
+            state.damaged()[0].contains("damaged"),
+            "{:?}",
+            state.damaged()
+        );
         // The count is lost: the session is numbered by the clock, which is above any count.
         assert_eq!(state.next_session(1_700_000_000), 1_700_000_000);
     }

@@ -82,7 +82,10 @@ struct ServerNames {
 impl ResolvesServerCert for ServerNames {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let wanted = hello.server_name().unwrap_or_default();
-        if !self.server_names.contains(&*server_name::in_documents(wanted)) {
+        if !self
+            .server_names
+            .contains(&*server_name::in_documents(wanted))
+        {
             notes::refused(Refusal::ServerName(wanted.to_owned()));
             return None;
         }

@@ -63,20 +63,31 @@ pub async fn reach_service(
     // Fail closed: an endpoint in a zone the document does not know has no identities to check against.
     let unknown: Vec<_> = indices(&endpoints, |e| !route.zones.contains_key(&e.zone));
     let service = &route.service;
-    let reached = attempt_each(worker, &endpoints, unknown, own_zone, service.timeouts.connect, connection, {
-        async |endpoint: &Endpoint| {
-            let zone = route.zones.get(&endpoint.zone).expect("others are left out");
-            let tls = zone.tls.clone().ok_or_else(|| Failed {
-                reason: Reason::NoCertificate,
-                detail: "no trust anchors have come from the zone control plane yet".to_owned(),
-            })?;
-            let mut stream = connect(endpoint).await?;
-            let established = handshake::connect(&mut stream, tls, zone.server_name.clone())
-                .await
-                .map_err(|error| failed_handshake(endpoint, &error))?;
-            Ok((stream, established))
-        }
-    })
+    let reached = attempt_each(
+        worker,
+        &endpoints,
+        unknown,
+        own_zone,
+        service.timeouts.connect,
+        connection,
+        {
+            async |endpoint: &Endpoint| {
+                let zone = route
+                    .zones
+                    .get(&endpoint.zone)
+                    .expect("others are left out");
+                let tls = zone.tls.clone().ok_or_else(|| Failed {
+                    reason: Reason::NoCertificate,
+                    detail: "no trust anchors have come from the zone control plane yet".to_owned(),
+                })?;
+                let mut stream = connect(endpoint).await?;
+                let established = handshake::connect(&mut stream, tls, zone.server_name.clone())
+                    .await
+                    .map_err(|error| failed_handshake(endpoint, &error))?;
+                Ok((stream, established))
+            }
+        },
+    )
     .await;
     match reached {
         Ok(((stream, established), outstanding)) => Ok(Reached {
@@ -84,7 +95,12 @@ pub async fn reach_service(
             established,
             outstanding,
         }),
-        Err(failed) => Err(none_reached(worker, &route.document, endpoints.is_empty(), failed)),
+        Err(failed) => Err(none_reached(
+            worker,
+            &route.document,
+            endpoints.is_empty(),
+            failed,
+        )),
     }
 }
 
@@ -195,9 +211,9 @@ async fn connect(endpoint: &Endpoint) -> Result<TcpStream, Failed> {
 async fn resolve(endpoint: &Endpoint) -> io::Result<Vec<SocketAddr>> {
     match (&endpoint.host, endpoint.address()) {
         (_, Some(address)) => Ok(vec![address]),
-        (Host::Name(name), None) => {
-            Ok(tokio::net::lookup_host((&**name, endpoint.port)).await?.collect())
-        }
+        (Host::Name(name), None) => Ok(tokio::net::lookup_host((&**name, endpoint.port))
+            .await?
+            .collect()),
         (Host::Ip(_), None) => Ok(Vec::new()),
     }
 }

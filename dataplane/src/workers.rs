@@ -253,7 +253,11 @@ impl Worker {
     #[must_use]
     pub fn occupy(self: &Rc<Self>, host: &Host, port: u16) -> Outstanding {
         let key = (host.clone(), port);
-        *self.outstanding.borrow_mut().entry(key.clone()).or_default() += 1;
+        *self
+            .outstanding
+            .borrow_mut()
+            .entry(key.clone())
+            .or_default() += 1;
         Outstanding {
             worker: self.clone(),
             key,
@@ -307,7 +311,10 @@ impl Worker {
 
     fn open(&self) -> Vec<Rc<Connection>> {
         let table = self.table.borrow();
-        table.iter().map(|(_, connection)| connection.clone()).collect()
+        table
+            .iter()
+            .map(|(_, connection)| connection.clone())
+            .collect()
     }
 
     /// Ends what is idle, and lets metrics know of bytes that have passed.
@@ -404,11 +411,7 @@ impl Drop for Outstanding {
 }
 
 /// Takes commands until the control thread has gone.
-async fn run(
-    worker: Rc<Worker>,
-    mut commands: mpsc::Receiver<Command>,
-    rechecked: Arc<Notify>,
-) {
+async fn run(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>, rechecked: Arc<Notify>) {
     let mut listeners: HashMap<SocketAddr, listener::Accepting> = HashMap::new();
     tokio::task::spawn_local(sweep_for_ever(worker.clone()));
     loop {

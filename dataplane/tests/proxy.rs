@@ -98,11 +98,17 @@ impl Proxy {
     }
 
     async fn metrics(&self) -> String {
-        self.ask("GET", "/metrics").await.map(|(_, body)| body).unwrap_or_default()
+        self.ask("GET", "/metrics")
+            .await
+            .map(|(_, body)| body)
+            .unwrap_or_default()
     }
 
     async fn config(&self) -> serde_json::Value {
-        let (_, body) = self.ask("GET", "/config").await.expect("the admin socket answers");
+        let (_, body) = self
+            .ask("GET", "/config")
+            .await
+            .expect("the admin socket answers");
         serde_json::from_str(&body).unwrap()
     }
 
@@ -110,7 +116,9 @@ impl Proxy {
     async fn counted(&self, words: &[&str]) {
         eventually(&format!("counted {words:?}"), async || {
             let metrics = self.metrics().await;
-            metrics.lines().any(|line| words.iter().all(|word| line.contains(word)))
+            metrics
+                .lines()
+                .any(|line| words.iter().all(|word| line.contains(word)))
         })
         .await;
     }
@@ -178,7 +186,11 @@ struct Scene {
     application: u16,
 }
 
-fn store_document(inbound_port: u16, application: u16, permissions: wire::Permissions) -> wire::Document {
+fn store_document(
+    inbound_port: u16,
+    application: u16,
+    permissions: wire::Permissions,
+) -> wire::Document {
     let inbound = inbound("store", inbound_port, application, permissions);
     proxy("store", vec![inbound], vec![])
 }
@@ -191,7 +203,11 @@ async fn scene() -> Scene {
     let trust = zone.trust();
     zone.change(|world| {
         let web = proxy("web", vec![], vec![outbound("store", outbound_port)]);
-        let store = store_document(inbound_port, application, allow(Match::Exact(identity("web"))));
+        let store = store_document(
+            inbound_port,
+            application,
+            allow(Match::Exact(identity("web"))),
+        );
         world
             .documents
             .insert("web-1".into(), vec![trust.clone(), service("store"), web]);
@@ -203,7 +219,10 @@ async fn scene() -> Scene {
     let store = Proxy::start(&zone, &dir, Role::Sidecar, "store-1");
     web.ready().await;
     store.ready().await;
-    eventually("web reaches store", async || call(outbound_port).await.is_some()).await;
+    eventually("web reaches store", async || {
+        call(outbound_port).await.is_some()
+    })
+    .await;
     Scene {
         zone,
         dir,
@@ -228,25 +247,51 @@ impl Scene {
 async fn bytes_pass_between_two_sidecars_and_both_count_them() {
     let scene = scene().await;
     assert_eq!(call(scene.outbound).await.as_deref(), Some("store"));
-    let who = ["source=\"web\"", "destination=\"store\"", "outcome=\"completed\"", "zone=\"east\"", "mesh=\"pay\""];
-    scene.web.counted(&[&who[..], &["direction=\"outbound\""]].concat()).await;
-    scene.store.counted(&[&who[..], &["direction=\"inbound\""]].concat()).await;
-    scene.store.counted(&["isthmus_dataplane_bytes_total", "direction=\"inbound\"", "flow=\"received\""]).await;
+    let who = [
+        "source=\"web\"",
+        "destination=\"store\"",
+        "outcome=\"completed\"",
+        "zone=\"east\"",
+        "mesh=\"pay\"",
+    ];
+    scene
+        .web
+        .counted(&[&who[..], &["direction=\"outbound\""]].concat())
+        .await;
+    scene
+        .store
+        .counted(&[&who[..], &["direction=\"inbound\""]].concat())
+        .await;
+    scene
+        .store
+        .counted(&[
+            "isthmus_dataplane_bytes_total",
+            "direction=\"inbound\"",
+            "flow=\"received\"",
+        ])
+        .await;
     // The zone heard of every document, and of readiness.
     let ack = scene
         .zone
-        .hear("an ack of the store's proxy document", |name, up| match up {
-            Up::Ack(ack) if name == "store-1" => {
-                ack.documents.iter().any(|d| d.name == "proxy").then(|| ack.clone())
-            }
-            _ => None,
-        })
+        .hear(
+            "an ack of the store's proxy document",
+            |name, up| match up {
+                Up::Ack(ack) if name == "store-1" => ack
+                    .documents
+                    .iter()
+                    .any(|d| d.name == "proxy")
+                    .then(|| ack.clone()),
+                _ => None,
+            },
+        )
         .await;
     assert_eq!(ack.documents.len(), 2);
     scene
         .zone
         .hear("readiness", |name, up| match up {
-            Up::Readiness(r) if name == "store-1" => r.inbounds.iter().any(|i| i.ready).then_some(()),
+            Up::Readiness(r) if name == "store-1" => {
+                r.inbounds.iter().any(|i| i.ready).then_some(())
+            }
             _ => None,
         })
         .await;
@@ -255,25 +300,45 @@ async fn bytes_pass_between_two_sidecars_and_both_count_them() {
 #[tokio::test]
 async fn a_withdrawn_permission_closes_open_connections_and_refuses_new_ones() {
     let scene = scene().await;
-    let mut open = TcpStream::connect(("127.0.0.1", scene.outbound)).await.unwrap();
+    let mut open = TcpStream::connect(("127.0.0.1", scene.outbound))
+        .await
+        .unwrap();
     let mut name = [0; 5];
     open.read_exact(&mut name).await.unwrap();
 
     scene.permit(wire::Permissions::default());
     let ended = timeout(Duration::from_secs(2), open.read(&mut name)).await;
-    assert!(matches!(ended, Ok(Ok(0) | Err(_))), "still open after 2 s: {ended:?}");
-    scene.store.counted(&["reason=\"permission_withdrawn\"", "outcome=\"closed\""]).await;
+    assert!(
+        matches!(ended, Ok(Ok(0) | Err(_))),
+        "still open after 2 s: {ended:?}"
+    );
+    scene
+        .store
+        .counted(&["reason=\"permission_withdrawn\"", "outcome=\"closed\""])
+        .await;
     assert_eq!(call(scene.outbound).await, None);
-    scene.store.counted(&["reason=\"permission_denied\"", "outcome=\"refused\"", "source=\"web\""]).await;
+    scene
+        .store
+        .counted(&[
+            "reason=\"permission_denied\"",
+            "outcome=\"refused\"",
+            "source=\"web\"",
+        ])
+        .await;
 
     scene.permit(allow_any());
-    eventually("allowed again", async || call(scene.outbound).await.is_some()).await;
+    eventually("allowed again", async || {
+        call(scene.outbound).await.is_some()
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn a_withdrawn_trust_anchor_closes_open_connections() {
     let scene = scene().await;
-    let mut open = TcpStream::connect(("127.0.0.1", scene.outbound)).await.unwrap();
+    let mut open = TcpStream::connect(("127.0.0.1", scene.outbound))
+        .await
+        .unwrap();
     let mut name = [0; 5];
     open.read_exact(&mut name).await.unwrap();
     let other = new_ca("another");
@@ -288,20 +353,31 @@ async fn a_withdrawn_trust_anchor_closes_open_connections() {
         world.documents.get_mut("store-1").unwrap()[0] = document;
     });
     let ended = timeout(Duration::from_secs(2), open.read(&mut name)).await;
-    assert!(matches!(ended, Ok(Ok(0) | Err(_))), "still open after 2 s: {ended:?}");
+    assert!(
+        matches!(ended, Ok(Ok(0) | Err(_))),
+        "still open after 2 s: {ended:?}"
+    );
     scene.store.counted(&["reason=\"trust_withdrawn\""]).await;
 }
 
 #[tokio::test]
 async fn plaintext_to_a_strict_port_is_refused_and_counted() {
     let scene = scene().await;
-    let mut stream = TcpStream::connect(("127.0.0.1", scene.inbound)).await.unwrap();
-    stream.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    let mut stream = TcpStream::connect(("127.0.0.1", scene.inbound))
+        .await
+        .unwrap();
+    stream
+        .write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+        .await
+        .unwrap();
     let mut answer = Vec::new();
     // An alert at most: nothing of the application.
     let _ = stream.read_to_end(&mut answer).await;
     assert!(answer.len() <= 7, "{answer:?}");
-    scene.store.counted(&["reason=\"plaintext\"", "outcome=\"refused\""]).await;
+    scene
+        .store
+        .counted(&["reason=\"plaintext\"", "outcome=\"refused\""])
+        .await;
 }
 
 #[tokio::test]
@@ -324,7 +400,11 @@ async fn a_bad_document_is_refused_with_its_reason_and_the_last_good_one_stays()
     unprotected.inbounds[0].tls = 0;
     for (document, words) in [
         (
-            seal("proxy".into(), vec!["teleport.v2".into()], Body::Proxy(body.clone())),
+            seal(
+                "proxy".into(),
+                vec!["teleport.v2".into()],
+                Body::Proxy(body.clone()),
+            ),
             vec!["teleport.v2".to_owned()],
         ),
         (
@@ -333,11 +413,16 @@ async fn a_bad_document_is_refused_with_its_reason_and_the_last_good_one_stays()
         ),
         (
             seal("proxy".into(), vec![], Body::Proxy(at_taken)),
-            vec![format!("127.0.0.1:{taken_port}"), "another process listens there".to_owned()],
+            vec![
+                format!("127.0.0.1:{taken_port}"),
+                "another process listens there".to_owned(),
+            ],
         ),
     ] {
         let version = document.version.clone();
-        scene.zone.change(|world| world.documents.get_mut("store-1").unwrap()[1] = document);
+        scene
+            .zone
+            .change(|world| world.documents.get_mut("store-1").unwrap()[1] = document);
         let reason = scene
             .zone
             .hear("a nack", |name, up| match up {
@@ -366,9 +451,11 @@ async fn a_bad_document_is_refused_with_its_reason_and_the_last_good_one_stays()
     scene
         .zone
         .hear("an ack after all", |name, up| match up {
-            Up::Ack(ack) if name == "store-1" => {
-                ack.documents.iter().any(|d| d.version == version).then_some(())
-            }
+            Up::Ack(ack) if name == "store-1" => ack
+                .documents
+                .iter()
+                .any(|d| d.version == version)
+                .then_some(()),
             _ => None,
         })
         .await;
@@ -377,7 +464,9 @@ async fn a_bad_document_is_refused_with_its_reason_and_the_last_good_one_stays()
 #[tokio::test]
 async fn a_listener_that_moves_does_not_touch_the_others() {
     let scene = scene().await;
-    let mut open = TcpStream::connect(("127.0.0.1", scene.outbound)).await.unwrap();
+    let mut open = TcpStream::connect(("127.0.0.1", scene.outbound))
+        .await
+        .unwrap();
     let mut name = [0; 5];
     open.read_exact(&mut name).await.unwrap();
     let second = free_port();
@@ -395,7 +484,9 @@ async fn a_listener_that_moves_does_not_touch_the_others() {
             proxy("web", vec![], vec![outbound("store", second)]);
     });
     eventually("the first outbound is gone", async || {
-        TcpStream::connect(("127.0.0.1", scene.outbound)).await.is_err()
+        TcpStream::connect(("127.0.0.1", scene.outbound))
+            .await
+            .is_err()
     })
     .await;
     open.write_all(b"y").await.unwrap();
@@ -437,8 +528,14 @@ async fn without_a_reachable_endpoint_it_fails_with_a_reason_and_asks_anew() {
         let there = endpoints("store", &[dead]);
         world.endpoints.insert(there.key.clone(), there);
     });
-    eventually("nobody answers", async || call(scene.outbound).await.is_none()).await;
-    scene.web.counted(&["reason=\"connect_refused\"", "outcome=\"failed\""]).await;
+    eventually("nobody answers", async || {
+        call(scene.outbound).await.is_none()
+    })
+    .await;
+    scene
+        .web
+        .counted(&["reason=\"connect_refused\"", "outcome=\"failed\""])
+        .await;
     eventually("a fresh look-up", async || {
         let _ = call(scene.outbound).await;
         streams(&scene.zone) > before
@@ -450,7 +547,11 @@ async fn without_a_reachable_endpoint_it_fails_with_a_reason_and_asks_anew() {
     });
     eventually("no endpoints", async || {
         let _ = call(scene.outbound).await;
-        scene.web.metrics().await.contains("reason=\"no_endpoints\"")
+        scene
+            .web
+            .metrics()
+            .await
+            .contains("reason=\"no_endpoints\"")
     })
     .await;
 }
@@ -475,7 +576,14 @@ async fn a_proxy_that_starts_without_its_zone_serves_from_disk() {
     let mut scene = scene().await;
     // Endpoints are kept once a second at most.
     scene.zone.stop();
-    let Scene { zone, dir, web, store, outbound, .. } = &mut scene;
+    let Scene {
+        zone,
+        dir,
+        web,
+        store,
+        outbound,
+        ..
+    } = &mut scene;
     let (web_dir, outbound) = (web.dir.clone(), *outbound);
     eventually("disconnected", async || {
         web.config().await["zoneControlPlane"]["connected"] == false
@@ -497,9 +605,18 @@ async fn a_proxy_that_starts_without_its_zone_serves_from_disk() {
     *bytes.last_mut().unwrap() ^= 1;
     std::fs::write(&path, bytes).unwrap();
     let again = Proxy::start(zone, dir, Role::Sidecar, "web-1");
-    eventually("the admin socket", async || again.ask("GET", "/healthz").await.is_some()).await;
+    eventually("the admin socket", async || {
+        again.ask("GET", "/healthz").await.is_some()
+    })
+    .await;
     let config = again.config().await;
-    assert!(config["damagedState"][0].as_str().unwrap().contains("set aside"), "{config}");
+    assert!(
+        config["damagedState"][0]
+            .as_str()
+            .unwrap()
+            .contains("set aside"),
+        "{config}"
+    );
     assert!(web_dir.join("documents.damaged").exists());
     let (status, reason) = again.ask("GET", "/readyz").await.unwrap();
     assert_eq!(status, 503);
@@ -524,7 +641,9 @@ async fn a_refused_token_is_said_and_traffic_goes_on() {
     let _again = Zone::serve(scene.zone.world.clone(), scene.zone.address).await;
     eventually("said", async || {
         let config = scene.web.config().await;
-        let reason = config["zoneControlPlane"]["reason"].as_str().unwrap_or_default();
+        let reason = config["zoneControlPlane"]["reason"]
+            .as_str()
+            .unwrap_or_default();
         reason.contains("refuses this proxy's token") && reason.contains("a1 is revoked")
     })
     .await;
@@ -558,11 +677,15 @@ async fn a_zone_that_falls_silent_is_left_and_called_again() {
 #[tokio::test]
 async fn certificates_are_renewed_without_a_failed_or_cut_connection() {
     let scene = scene().await;
-    let mut open = TcpStream::connect(("127.0.0.1", scene.outbound)).await.unwrap();
+    let mut open = TcpStream::connect(("127.0.0.1", scene.outbound))
+        .await
+        .unwrap();
     let mut name = [0; 5];
     open.read_exact(&mut name).await.unwrap();
     // The certificates in use live a day; new proxies get ones that live four seconds.
-    scene.zone.change(|world| world.life = time::Duration::seconds(4));
+    scene
+        .zone
+        .change(|world| world.life = time::Duration::seconds(4));
     let dir = tempfile::tempdir().unwrap();
     let second = free_port();
     scene.zone.change(|world| {
@@ -585,12 +708,14 @@ async fn certificates_are_renewed_without_a_failed_or_cut_connection() {
     held.read_exact(&mut byte).await.unwrap();
     let requests = {
         let world = scene.zone.world.lock().unwrap();
-        let asked = |(name, up): &&(String, Up)| {
-            name == "web-2" && matches!(up, Up::CertificateRequest(_))
-        };
+        let asked =
+            |(name, up): &&(String, Up)| name == "web-2" && matches!(up, Up::CertificateRequest(_));
         world.heard.iter().filter(asked).count()
     };
-    assert!((3..=6).contains(&requests), "{requests} certificates in two lives");
+    assert!(
+        (3..=6).contains(&requests),
+        "{requests} certificates in two lives"
+    );
 }
 
 #[tokio::test]
@@ -628,7 +753,10 @@ async fn an_ingress_forwards_by_server_name_without_decrypting() {
     });
     eventually("through the ingress", async || {
         call(scene.outbound).await.is_some()
-            && ingress.metrics().await.contains("direction=\"ingress\",outcome=\"completed\"")
+            && ingress
+                .metrics()
+                .await
+                .contains("direction=\"ingress\",outcome=\"completed\"")
     })
     .await;
     // Plaintext, and a name that is not there.
@@ -637,7 +765,9 @@ async fn an_ingress_forwards_by_server_name_without_decrypting() {
     let mut answer = Vec::new();
     let _ = stream.read_to_end(&mut answer).await;
     assert!(answer.is_empty());
-    ingress.counted(&["reason=\"plaintext\"", "direction=\"ingress\""]).await;
+    ingress
+        .counted(&["reason=\"plaintext\"", "direction=\"ingress\""])
+        .await;
     scene.zone.change(|world| {
         let Some(Body::Service(mut body)) = service("store").body else {
             unreachable!()
@@ -657,7 +787,9 @@ async fn an_ingress_forwards_by_server_name_without_decrypting() {
 #[tokio::test]
 async fn a_proxy_that_stops_leaves_first_and_lets_open_connections_end() {
     let scene = scene().await;
-    let mut open = TcpStream::connect(("127.0.0.1", scene.outbound)).await.unwrap();
+    let mut open = TcpStream::connect(("127.0.0.1", scene.outbound))
+        .await
+        .unwrap();
     let mut name = [0; 5];
     open.read_exact(&mut name).await.unwrap();
     scene.store.stop.cancel();
@@ -668,7 +800,9 @@ async fn a_proxy_that_stops_leaves_first_and_lets_open_connections_end() {
         })
         .await;
     eventually("accepts no more", async || {
-        TcpStream::connect(("127.0.0.1", scene.inbound)).await.is_err()
+        TcpStream::connect(("127.0.0.1", scene.inbound))
+            .await
+            .is_err()
     })
     .await;
     // What is open goes on, and ends well.
@@ -703,7 +837,8 @@ async fn limits_hold_and_others_are_served_again_when_there_is_room() {
         held.push(stream);
     }
     assert_eq!(call(second).await, None);
-    web.counted(&["reason=\"connection_limit\"", "outcome=\"refused\""]).await;
+    web.counted(&["reason=\"connection_limit\"", "outcome=\"refused\""])
+        .await;
     drop(held);
     eventually("room again", async || call(second).await.is_some()).await;
 }
@@ -723,27 +858,40 @@ async fn silent_connections_end_within_their_time() {
         world.documents.get_mut("web-1").unwrap()[1] = document;
     });
     eventually("an idle connection is ended", async || {
-        let mut stream = TcpStream::connect(("127.0.0.1", scene.outbound)).await.unwrap();
+        let mut stream = TcpStream::connect(("127.0.0.1", scene.outbound))
+            .await
+            .unwrap();
         let mut bytes = Vec::new();
         // It ends by FIN: it was silent, nothing was lost.
         let ended = timeout(Duration::from_secs(3), stream.read_to_end(&mut bytes)).await;
         matches!(ended, Ok(Ok(_)))
     })
     .await;
-    scene.web.counted(&["reason=\"idle_timeout\"", "outcome=\"closed\""]).await;
+    scene
+        .web
+        .counted(&["reason=\"idle_timeout\"", "outcome=\"closed\""])
+        .await;
 }
 
 #[tokio::test]
 async fn an_operator_sees_connections_and_nobody_else_opens_the_socket() {
     use std::os::unix::fs::PermissionsExt as _;
     let scene = scene().await;
-    let mode = std::fs::metadata(&scene.store.socket).unwrap().permissions().mode();
+    let mode = std::fs::metadata(&scene.store.socket)
+        .unwrap()
+        .permissions()
+        .mode();
     assert_eq!(mode & 0o777, 0o600);
-    let mut open = TcpStream::connect(("127.0.0.1", scene.outbound)).await.unwrap();
+    let mut open = TcpStream::connect(("127.0.0.1", scene.outbound))
+        .await
+        .unwrap();
     let mut name = [0; 5];
     open.read_exact(&mut name).await.unwrap();
     let (_, list) = scene.store.ask("GET", "/connections").await.unwrap();
-    assert!(list.contains(&identity("web")) && list.contains("\"inbound\":\"main\""), "{list}");
+    assert!(
+        list.contains(&identity("web")) && list.contains("\"inbound\":\"main\""),
+        "{list}"
+    );
     let (_, certificate) = scene.store.ask("GET", "/certificate").await.unwrap();
     assert!(certificate.contains(&identity("store")), "{certificate}");
     assert!(!scene.store.config().await.to_string().contains("PRIVATE"));

@@ -143,9 +143,7 @@ pub enum InvalidEndpoint {
 }
 
 /// Reads where an endpoint is.
-pub(crate) fn place(
-    wire: Option<&wire::SocketAddress>,
-) -> Result<(Host, u16), InvalidEndpoint> {
+pub(crate) fn place(wire: Option<&wire::SocketAddress>) -> Result<(Host, u16), InvalidEndpoint> {
     let wire = wire.ok_or(InvalidAddress::Missing)?;
     let host = match wire.host.parse() {
         Ok(ip) => Host::Ip(ip),

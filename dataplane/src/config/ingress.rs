@@ -7,8 +7,8 @@ use mesh_proto::{
     proxy as wire,
 };
 
-use crate::tls::server_name;
 use super::{InvalidAddress, Timeouts, socket_address, text};
+use crate::tls::server_name;
 
 /// What an ingress forwards, by server name, without decrypting.
 #[derive(Debug, Clone)]

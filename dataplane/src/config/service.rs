@@ -12,8 +12,8 @@ use mesh_proto::{
 };
 use rustls_pki_types::ServerName;
 
-use crate::tls::server_name;
 use super::{InvalidAddress, InvalidProtocol, Protocol, Timeouts, port, text};
+use crate::tls::server_name;
 
 /// How to reach one port of one service, wherever it runs. Endpoints come separately.
 #[derive(Debug, Clone)]

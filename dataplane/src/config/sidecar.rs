@@ -13,9 +13,7 @@ use mesh_proto::{
     spiffe::{InvalidSpiffeId, SpiffeId},
 };
 
-use super::{
-    InvalidAddress, InvalidProtocol, Protocol, Timeouts, socket_address, text,
-};
+use super::{InvalidAddress, InvalidProtocol, Protocol, Timeouts, socket_address, text};
 use crate::{
     permission::{InvalidPermission, Permissions},
     tls::server_name,

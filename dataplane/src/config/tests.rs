@@ -110,7 +110,9 @@ fn refusal(body: WireBody) -> String {
         WireBody::Ingress(_) => Role::Ingress,
         _ => Role::Sidecar,
     };
-    read(&document(body), role).expect_err("refused").to_string()
+    read(&document(body), role)
+        .expect_err("refused")
+        .to_string()
 }
 
 #[test]
@@ -137,21 +139,33 @@ fn what_this_version_does_not_have_is_refused() {
         WireBody::Proxy(proxy()),
     );
     let error = read(&unknown, Role::Sidecar).unwrap_err().to_string();
-    assert!(error.contains("teleport.v2") && !error.contains("inbound.mtls"), "{error}");
+    assert!(
+        error.contains("teleport.v2") && !error.contains("inbound.mtls"),
+        "{error}"
+    );
 
     let mut forged = document(WireBody::Proxy(proxy()));
     forged.version = "0".repeat(64);
-    assert!(matches!(read(&forged, Role::Sidecar), Err(InvalidDocument::Version(_))));
+    assert!(matches!(
+        read(&forged, Role::Sidecar),
+        Err(InvalidDocument::Version(_))
+    ));
 
     let mut empty = Document {
         name: "proxy".into(),
         ..Document::default()
     };
     empty.version = document::version_of(&empty);
-    assert_eq!(read(&empty, Role::Sidecar).unwrap_err(), InvalidDocument::Body);
+    assert_eq!(
+        read(&empty, Role::Sidecar).unwrap_err(),
+        InvalidDocument::Body
+    );
 
     let misnamed = seal("trust".into(), vec![], WireBody::Proxy(proxy()));
-    assert!(matches!(read(&misnamed, Role::Sidecar), Err(InvalidDocument::Name("proxy"))));
+    assert!(matches!(
+        read(&misnamed, Role::Sidecar),
+        Err(InvalidDocument::Name("proxy"))
+    ));
 
     let error = read(&document(WireBody::Ingress(ingress())), Role::Sidecar).unwrap_err();
     assert!(matches!(error, InvalidDocument::Role("ingress", "sidecar")));
@@ -168,26 +182,52 @@ fn each_bad_field_of_a_proxy_is_named() {
         (|p| p.spiffe_id = "web".into(), "spiffe_id"),
         (|p| p.inbounds[0].name.clear(), "name"),
         (|p| p.inbounds[0].listen = None, "listen is missing"),
-        (|p| p.inbounds[0].listen.as_mut().unwrap().host = "web".into(), "listen host"),
-        (|p| p.inbounds[0].listen.as_mut().unwrap().port = 70_000, "port 70000"),
-        (|p| p.inbounds[0].application.as_mut().unwrap().port = 0, "application port 0"),
+        (
+            |p| p.inbounds[0].listen.as_mut().unwrap().host = "web".into(),
+            "listen host",
+        ),
+        (
+            |p| p.inbounds[0].listen.as_mut().unwrap().port = 70_000,
+            "port 70000",
+        ),
+        (
+            |p| p.inbounds[0].application.as_mut().unwrap().port = 0,
+            "application port 0",
+        ),
         (|p| p.inbounds[0].protocol = 0, "protocol 0"),
         (|p| p.inbounds[0].protocol = 99, "protocol 99"),
         (|p| p.inbounds[0].tls = 0, "tls mode 0"),
         (|p| p.inbounds[0].tls = 2, "tls mode 2"),
-        (|p| p.inbounds[0].server_names.push(String::new()), "server name"),
-        (|p| p.inbounds[0].permissions = None, "permissions are missing"),
+        (
+            |p| p.inbounds[0].server_names.push(String::new()),
+            "server name",
+        ),
+        (
+            |p| p.inbounds[0].permissions = None,
+            "permissions are missing",
+        ),
         (
             |p| {
-                p.inbounds[0].permissions.as_mut().unwrap().deny.push(wire::IdentityMatch {
-                    spiffe_id: None,
-                    origin: "p#3".into(),
-                });
+                p.inbounds[0]
+                    .permissions
+                    .as_mut()
+                    .unwrap()
+                    .deny
+                    .push(wire::IdentityMatch {
+                        spiffe_id: None,
+                        origin: "p#3".into(),
+                    });
             },
             "deny[0] of \"p#3\"",
         ),
-        (|p| p.inbounds[0].probe = Some(wire::Probe::default()), "probe.interval_ms"),
-        (|p| p.inbounds.push(inbound()), "two inbounds are named main"),
+        (
+            |p| p.inbounds[0].probe = Some(wire::Probe::default()),
+            "probe.interval_ms",
+        ),
+        (
+            |p| p.inbounds.push(inbound()),
+            "two inbounds are named main",
+        ),
         (
             |p| {
                 let mut second = inbound();
@@ -196,8 +236,14 @@ fn each_bad_field_of_a_proxy_is_named() {
             },
             "two listeners at 10.0.0.1:8080",
         ),
-        (|p| p.outbounds[0].listen = None, "outbound 0: listen is missing"),
-        (|p| p.outbounds[0].service_document = "store".into(), "service_document"),
+        (
+            |p| p.outbounds[0].listen = None,
+            "outbound 0: listen is missing",
+        ),
+        (
+            |p| p.outbounds[0].service_document = "store".into(),
+            "service_document",
+        ),
         (|p| p.outbounds[0].listen = address(), "two listeners at"),
     ];
     for (change, word) in cases {
@@ -219,8 +265,14 @@ fn each_bad_field_of_a_service_is_named() {
         (|s| s.zones[0].zone = "East".into(), "zone"),
         (|s| s.zones[0].server_name = "a b".into(), "server_name"),
         (|s| s.zones[0].server_name = "10.0.0.1".into(), ""),
-        (|s| s.zones[0].identities.push("web".into()), "identity \"web\""),
-        (|s| s.zones.push(s.zones[0].clone()), "zone east is there twice"),
+        (
+            |s| s.zones[0].identities.push("web".into()),
+            "identity \"web\"",
+        ),
+        (
+            |s| s.zones.push(s.zones[0].clone()),
+            "zone east is there twice",
+        ),
     ];
     for (change, word) in cases {
         let mut service = service();
@@ -280,7 +332,10 @@ fn endpoints_are_addresses_or_names() {
     };
     for good in ["10.0.0.1", "::1", "gate.example.org", "GATE"] {
         let endpoint = endpoint(good, 1, "east").unwrap();
-        assert_eq!(Endpoint::try_from(&endpoint.to_wire()).unwrap().to_string(), endpoint.to_string());
+        assert_eq!(
+            Endpoint::try_from(&endpoint.to_wire()).unwrap().to_string(),
+            endpoint.to_string()
+        );
     }
     assert!(endpoint("a b", 1, "east").is_err());
     assert!(endpoint("10.0.0.1", 0, "east").is_err());

@@ -78,7 +78,9 @@ impl ServerCertVerifier for Recognise {
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
         let verifiers = [
-            self.by_anchors.as_ref().map(|v| v as &dyn ServerCertVerifier),
+            self.by_anchors
+                .as_ref()
+                .map(|v| v as &dyn ServerCertVerifier),
             self.by_pin.as_ref().map(|v| v as &dyn ServerCertVerifier),
         ];
         let mut refused = Err(rustls::Error::General("nobody vouches for it".to_owned()));

@@ -16,8 +16,7 @@ use crate::{
     record::Direction,
     snapshot::Snapshot,
     tls::{
-        self, handshake,
-        server_name,
+        self, handshake, server_name,
         tests::{EAST, NAME, ca, identity, names, only, tcp, trust},
     },
     workers::{Limits, Shared},
@@ -63,7 +62,11 @@ fn run<F: Future>(test: F) -> F::Output {
         .enable_all()
         .build()
         .unwrap();
-    let limited = async { timeout(Duration::from_secs(60), test).await.expect("in time") };
+    let limited = async {
+        timeout(Duration::from_secs(60), test)
+            .await
+            .expect("in time")
+    };
     LocalSet::new().block_on(&runtime, limited)
 }
 
@@ -113,8 +116,14 @@ impl Path {
             ends: vec![],
             connections: vec![],
         };
-        path.spawn(Socket::plain(near, vec![]), Socket::tls(out, called.unwrap()));
-        path.spawn(Socket::tls(into, accepted.unwrap()), Socket::plain(far, vec![]));
+        path.spawn(
+            Socket::plain(near, vec![]),
+            Socket::tls(out, called.unwrap()),
+        );
+        path.spawn(
+            Socket::tls(into, accepted.unwrap()),
+            Socket::plain(far, vec![]),
+        );
         path
     }
 
@@ -160,7 +169,11 @@ fn each_direction_ends_by_itself() {
             path.server.write_all(b", second part").await.unwrap();
             path.server.shutdown().await.unwrap();
             assert_eq!(read_all(&mut path.client).await, b"answer, second part");
-            assert!(path.connections.iter().all(|c| c.sent.get() == 8 && c.received.get() == 19));
+            assert!(
+                path.connections
+                    .iter()
+                    .all(|c| c.sent.get() == 8 && c.received.get() == 19)
+            );
             assert_eq!(path.reasons().await, [""].into());
         }
         // The server first.
@@ -227,7 +240,9 @@ fn a_reset_is_passed_on_as_a_reset() {
             path.server.write_all(b"half of an ans").await.unwrap();
             let mut half = [0; 14];
             path.client.read_exact(&mut half).await.unwrap();
-            SockRef::from(&path.server).set_linger(Some(Duration::ZERO)).unwrap();
+            SockRef::from(&path.server)
+                .set_linger(Some(Duration::ZERO))
+                .unwrap();
             drop(path.server);
             let error = path.client.read(&mut half).await.unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
@@ -255,7 +270,9 @@ fn a_reader_that_does_not_read_stops_the_sender_and_costs_no_memory() {
             let chunk = noise(64 * 1024);
             let mut sent = 0;
             // Until the kernel's buffers and the relay's one buffer a hop are full.
-            while let Ok(count) = timeout(Duration::from_millis(300), path.client.write(&chunk)).await {
+            while let Ok(count) =
+                timeout(Duration::from_millis(300), path.client.write(&chunk)).await
+            {
                 sent += count.unwrap();
                 assert!(sent < 64 << 20, "nobody stops the sender");
             }

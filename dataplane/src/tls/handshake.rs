@@ -16,7 +16,10 @@ use super::{
     session::{RECORD_BYTES_MAX, Session, SessionError, Standing},
     verify::{Refusal, VerifiedPeer, notes},
 };
-use mesh_proto::MESH_ALPN;
+use mesh_proto::{
+    MESH_ALPN,
+    sni::{ClientHello, parse_client_hello},
+};
 
 /// What a peer may send in one handshake before it is refused, in bytes: chains are short.
 const HANDSHAKE_BYTES_MAX: usize = 64 * 1024;
@@ -99,7 +102,10 @@ async fn run(stream: &mut TcpStream, mut session: Session) -> Result<Established
                 return Err(match note {
                     Some(Err(refusal)) => refusal.into(),
                     _ if plaintext => HandshakeError::Plaintext,
-                    _ => error.into(),
+                    _ => match unusable_name(&session, &incoming) {
+                        Some(name) => Refusal::ServerNameForm(name).into(),
+                        None => error.into(),
+                    },
                 });
             }
         };
@@ -146,6 +152,15 @@ fn established(
         plain,
         peer_closed,
     })
+}
+
+/// The name a client asked for, where it is why rustls refuses the ClientHello.
+fn unusable_name(session: &Session, hello: &[u8]) -> Option<String> {
+    let ClientHello::Complete { server_name } = parse_client_hello(hello) else {
+        return None;
+    };
+    let called = matches!(session, Session::Server(_));
+    server_name.filter(|name| called && ServerName::try_from(name.as_str()).is_err())
 }
 
 /// A TLS record of a handshake or an alert (RFC 8446 §5.1).

@@ -76,7 +76,8 @@ impl Session {
         }
     }
 
-    /// Encrypts `plain` to the end of `outgoing`.
+    /// Encrypts `plain` to the front of `buffer`, which grows where it is too short, and returns how many bytes of it
+    /// are to be sent.
     ///
     /// # Errors
     /// Where the session can not send.
@@ -84,11 +85,16 @@ impl Session {
         &mut self,
         plain: &[u8],
         incoming: &mut Vec<u8>,
-        outgoing: &mut Vec<u8>,
-    ) -> Result<(), SessionError> {
+        buffer: &mut Vec<u8>,
+    ) -> Result<usize, SessionError> {
         let records = plain.len() / RECORD_PAYLOAD + 1;
         let room = plain.len() + records * RECORD_OVERHEAD;
-        self.write(room, incoming, outgoing, Write::Data(plain))
+        let mut output = Output {
+            bytes: buffer,
+            end: 0,
+        };
+        self.write(room, incoming, &mut output, Write::Data(plain))?;
+        Ok(output.end)
     }
 
     /// Appends the close_notify that ends what we send.
@@ -100,19 +106,21 @@ impl Session {
         incoming: &mut Vec<u8>,
         outgoing: &mut Vec<u8>,
     ) -> Result<(), SessionError> {
-        self.write(RECORD_OVERHEAD, incoming, outgoing, Write::End)
+        Output::append(outgoing, |output| {
+            self.write(RECORD_OVERHEAD, incoming, output, Write::End)
+        })
     }
 
     fn write(
         &mut self,
         room: usize,
         incoming: &mut Vec<u8>,
-        outgoing: &mut Vec<u8>,
+        output: &mut Output<'_>,
         what: Write<'_>,
     ) -> Result<(), SessionError> {
         match self {
-            Self::Client(session) => write(&mut **session, room, incoming, outgoing, what),
-            Self::Server(session) => write(&mut **session, room, incoming, outgoing, what),
+            Self::Client(session) => write(&mut **session, room, incoming, output, what),
+            Self::Server(session) => write(&mut **session, room, incoming, output, what),
         }
     }
 
@@ -130,10 +138,7 @@ impl Session {
 trait Process {
     type Data;
 
-    fn process<'c, 'i>(
-        &'c mut self,
-        input: &'i mut [u8],
-    ) -> UnbufferedStatus<'c, 'i, Self::Data>;
+    fn process<'c, 'i>(&'c mut self, input: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data>;
 }
 
 impl Process for UnbufferedClientConnection {
@@ -179,7 +184,7 @@ fn receive<P: Process>(
                 continue;
             }
             Ok(ConnectionState::EncodeTlsData(mut data)) => {
-                encode(&mut data, outgoing)?;
+                Output::append(outgoing, |output| encode(&mut data, output))?;
                 continue;
             }
             Ok(ConnectionState::TransmitTlsData(data)) => {
@@ -208,7 +213,7 @@ fn receive<P: Process>(
 /// session is over all the same.
 fn take_alert<P: Process>(session: &mut P, rest: &mut [u8], outgoing: &mut Vec<u8>) {
     if let Ok(ConnectionState::EncodeTlsData(mut data)) = session.process(rest).state {
-        let _ = encode(&mut data, outgoing);
+        let _ = Output::append(outgoing, |output| encode(&mut data, output));
     }
 }
 
@@ -218,12 +223,12 @@ enum Write<'a> {
     End,
 }
 
-/// Writes to the end of `outgoing`, with `room` bytes to begin with and more where rustls asks for it.
+/// Writes to the end of `output`, with `room` bytes to begin with and more where rustls asks for it.
 fn write<P: Process>(
     session: &mut P,
     mut room: usize,
     incoming: &mut Vec<u8>,
-    outgoing: &mut Vec<u8>,
+    output: &mut Output<'_>,
     what: Write<'_>,
 ) -> Result<(), SessionError> {
     loop {
@@ -232,17 +237,15 @@ fn write<P: Process>(
         let mut written = None;
         match status.state {
             Ok(ConnectionState::WriteTraffic(mut traffic)) => {
-                let start = outgoing.len();
-                outgoing.resize(start + room, 0);
                 let count = match what {
-                    Write::Data(plain) => traffic.encrypt(plain, &mut outgoing[start..]),
-                    Write::End => traffic.queue_close_notify(&mut outgoing[start..]),
+                    Write::Data(plain) => traffic.encrypt(plain, output.room(room)),
+                    Write::End => traffic.queue_close_notify(output.room(room)),
                 };
-                outgoing.truncate(start + count.as_ref().map_or(0, |count| *count));
+                output.end += count.as_ref().map_or(0, |count| *count);
                 written = Some(count);
             }
             // A key update of ours, or the answer to the peer's, goes first.
-            Ok(ConnectionState::EncodeTlsData(mut data)) => encode(&mut data, outgoing)?,
+            Ok(ConnectionState::EncodeTlsData(mut data)) => encode(&mut data, output)?,
             Ok(ConnectionState::TransmitTlsData(data)) => data.done(),
             Ok(other) => return Err(SessionError::Unexpected(format!("{other:?}"))),
             Err(error) => return Err(error.into()),
@@ -259,26 +262,48 @@ fn write<P: Process>(
     }
 }
 
+/// A buffer of which the first `end` bytes are taken. Its length only grows, so that bytes are zeroed once, not at each
+/// message.
+struct Output<'a> {
+    bytes: &'a mut Vec<u8>,
+    end: usize,
+}
+
+impl Output<'_> {
+    /// At least `count` bytes after what is taken.
+    fn room(&mut self, count: usize) -> &mut [u8] {
+        if self.bytes.len() < self.end + count {
+            self.bytes.resize(self.end + count, 0);
+        }
+        &mut self.bytes[self.end..]
+    }
+
+    /// Lets `write` append to `bytes`, whose length is what is taken.
+    fn append<T>(bytes: &mut Vec<u8>, write: impl FnOnce(&mut Output<'_>) -> T) -> T {
+        let end = bytes.len();
+        let mut output = Output { bytes, end };
+        let result = write(&mut output);
+        let end = output.end;
+        bytes.truncate(end);
+        result
+    }
+}
+
 fn encode<Data>(
     data: &mut EncodeTlsData<'_, Data>,
-    outgoing: &mut Vec<u8>,
+    output: &mut Output<'_>,
 ) -> Result<(), SessionError> {
-    let start = outgoing.len();
     let mut room = 0;
     loop {
-        outgoing.resize(start + room, 0);
-        match data.encode(&mut outgoing[start..]) {
+        match data.encode(output.room(room)) {
             Ok(written) => {
-                outgoing.truncate(start + written);
+                output.end += written;
                 return Ok(());
             }
             Err(EncodeError::InsufficientSize(wanted)) if wanted.required_size > room => {
                 room = wanted.required_size;
             }
-            Err(error) => {
-                outgoing.truncate(start);
-                return Err(SessionError::Unexpected(error.to_string()));
-            }
+            Err(error) => return Err(SessionError::Unexpected(error.to_string())),
         }
     }
 }

@@ -41,7 +41,9 @@ pub(crate) fn trust(domains: &[(&str, &Ca)]) -> Arc<Trust> {
 
 /// An identity from `ca`, taken `ago` and living for an hour.
 pub(crate) fn identity(ca: &Ca, domain: &str, workload: &str, ago: Duration) -> Identity {
-    let id: SpiffeId = format!("spiffe://{domain}/workload/{workload}").parse().unwrap();
+    let id: SpiffeId = format!("spiffe://{domain}/workload/{workload}")
+        .parse()
+        .unwrap();
     let key = pki::new_key().unwrap();
     let subject = Subject {
         spiffe_id: Some(id.clone()),
@@ -74,7 +76,10 @@ async fn shake(
     client: Arc<ClientConfig>,
     name: ServerName<'static>,
     server: Arc<rustls::ServerConfig>,
-) -> (Result<Established, HandshakeError>, Result<Established, HandshakeError>) {
+) -> (
+    Result<Established, HandshakeError>,
+    Result<Established, HandshakeError>,
+) {
     let (mut near, mut far) = tcp().await;
     let server = async {
         let result = handshake::accept(&mut far, server).await;
@@ -131,8 +136,16 @@ async fn two_zones_of_a_mesh_know_each_other_and_prefer_the_hybrid_key_exchange(
     let (client, server) = (client.unwrap(), server.unwrap());
     assert_eq!(client.peer.id, world.server.spiffe_id);
     assert_eq!(server.peer.id, world.client.spiffe_id);
-    assert!(world.trust.holds(server.peer.id.trust_domain(), server.peer.anchor));
-    let group = client.session.common().negotiated_key_exchange_group().unwrap();
+    assert!(
+        world
+            .trust
+            .holds(server.peer.id.trust_domain(), server.peer.anchor)
+    );
+    let group = client
+        .session
+        .common()
+        .negotiated_key_exchange_group()
+        .unwrap();
     assert_eq!(group.name(), rustls::NamedGroup::X25519MLKEM768);
 }
 
@@ -142,13 +155,19 @@ async fn a_ca_can_not_vouch_for_another_trust_domain() {
     // West's CA, known and trusted for west, signs an identity of east.
     let poser = identity(&world.west, EAST, "web", Duration::ZERO);
     let error = world.server_refuses(&poser).await;
-    assert!(matches!(error, HandshakeError::Refused(Refusal::Chain { .. })), "{error}");
+    assert!(
+        matches!(error, HandshakeError::Refused(Refusal::Chain { .. })),
+        "{error}"
+    );
     // And as a server, for a client that wants exactly this identity.
     let name = server_name::on_wire(NAME).unwrap();
     let server = server_config(&poser, world.trust.clone(), names(&[NAME]));
     let (client, _) = shake(world.client(&world.client), name, server).await;
     let error = client.err().unwrap();
-    assert!(matches!(error, HandshakeError::Refused(Refusal::Chain { .. })), "{error}");
+    assert!(
+        matches!(error, HandshakeError::Refused(Refusal::Chain { .. })),
+        "{error}"
+    );
 }
 
 #[tokio::test]
@@ -158,7 +177,10 @@ async fn an_identity_of_another_mesh_is_refused() {
     let stranger = identity(&other, "analytics.east.mesh.local", "api", Duration::ZERO);
     let error = world.server_refuses(&stranger).await;
     assert!(
-        matches!(error, HandshakeError::Refused(Refusal::UnknownTrustDomain(_))),
+        matches!(
+            error,
+            HandshakeError::Refused(Refusal::UnknownTrustDomain(_))
+        ),
         "{error}"
     );
 }
@@ -169,10 +191,15 @@ async fn an_expired_certificate_is_refused_with_both_times() {
     let expired = identity(&world.west, WEST, "api", Duration::hours(3));
     assert!(expired.expired(OffsetDateTime::now_utc()));
     let error = world.server_refuses(&expired).await;
-    assert!(matches!(error, HandshakeError::Refused(Refusal::Time { .. })), "{error}");
+    assert!(
+        matches!(error, HandshakeError::Refused(Refusal::Time { .. })),
+        "{error}"
+    );
     let text = error.to_string();
     assert!(
-        text.contains("workload/api") && text.contains("ended at") && text.contains("clock here says"),
+        text.contains("workload/api")
+            && text.contains("ended at")
+            && text.contains("clock here says"),
         "{text}"
     );
 }
@@ -182,7 +209,10 @@ async fn a_certificate_of_the_future_is_refused_with_both_times() {
     let world = world();
     let early = identity(&world.west, WEST, "api", Duration::hours(-5));
     let text = world.server_refuses(&early).await.to_string();
-    assert!(text.contains("begins at") && text.contains("clock here says"), "{text}");
+    assert!(
+        text.contains("begins at") && text.contains("clock here says"),
+        "{text}"
+    );
 }
 
 #[tokio::test]
@@ -216,7 +246,10 @@ async fn a_server_with_another_identity_is_refused_whatever_its_name() {
 #[tokio::test]
 async fn a_client_without_a_certificate_or_without_mesh_tls_is_refused() {
     let world = world();
-    let verifier = Arc::new(ServerVerifier::new(world.trust.clone(), only(&world.server)));
+    let verifier = Arc::new(ServerVerifier::new(
+        world.trust.clone(),
+        only(&world.server),
+    ));
     let name = server_name::on_wire(NAME).unwrap();
     let anonymous = mesh_runtime::tls::client_config(None, verifier.clone(), &[MESH_ALPN]);
     let (_, server) = shake(Arc::new(anonymous), name.clone(), world.server()).await;
@@ -241,10 +274,16 @@ async fn a_client_without_a_certificate_or_without_mesh_tls_is_refused() {
 #[tokio::test]
 async fn plaintext_is_recognised_as_such() {
     let world = world();
-    for bytes in [&b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"[..], b"\x00\x00\x00\x00\x00\x00"] {
+    for bytes in [
+        &b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"[..],
+        b"\x00\x00\x00\x00\x00\x00",
+    ] {
         let (mut near, mut far) = tcp().await;
         near.write_all(bytes).await.unwrap();
-        let error = handshake::accept(&mut far, world.server()).await.err().unwrap();
+        let error = handshake::accept(&mut far, world.server())
+            .await
+            .err()
+            .unwrap();
         assert!(matches!(error, HandshakeError::Plaintext), "{error}");
     }
 }
@@ -254,7 +293,10 @@ async fn a_peer_that_goes_or_talks_without_end_is_given_up() {
     let world = world();
     let (near, mut far) = tcp().await;
     drop(near);
-    let error = handshake::accept(&mut far, world.server()).await.err().unwrap();
+    let error = handshake::accept(&mut far, world.server())
+        .await
+        .err()
+        .unwrap();
     assert!(matches!(error, HandshakeError::Closed), "{error}");
 
     // A handshake message that announces 16 MB, and sends them.
@@ -266,7 +308,10 @@ async fn a_peer_that_goes_or_talks_without_end_is_given_up() {
         while near.write_all(&record).await.is_ok() {}
     };
     let listening = async {
-        let error = handshake::accept(&mut far, world.server()).await.err().unwrap();
+        let error = handshake::accept(&mut far, world.server())
+            .await
+            .err()
+            .unwrap();
         drop(far);
         error
     };
@@ -295,7 +340,11 @@ async fn a_refused_client_is_told_by_an_alert() {
             .unwrap()
             .unwrap();
         let (mut plain, mut out) = (Vec::new(), Vec::new());
-        established.session.receive(&mut bytes, &mut plain, &mut out).err().unwrap()
+        established
+            .session
+            .receive(&mut bytes, &mut plain, &mut out)
+            .err()
+            .unwrap()
     };
     let (server, client) = tokio::join!(server, client);
     assert!(server.is_err());
@@ -336,4 +385,33 @@ fn no_mangled_handshake_panics_a_server() {
             let _ = notes::take();
         }
     }
+}
+
+#[tokio::test]
+async fn a_client_that_sends_a_number_as_the_last_label_learns_what_to_send() {
+    let world = world();
+    let (mut near, mut far) = tcp().await;
+    // As openssl sends it; rustls would not.
+    let name = server_name::on_wire(NAME).unwrap();
+    let config = world.client(&world.client);
+    let client = rustls::client::UnbufferedClientConnection::new(config, name).unwrap();
+    let mut client = session::Session::Client(Box::new(client));
+    let (mut plain, mut hello) = (Vec::new(), Vec::new());
+    client.receive(&mut [], &mut plain, &mut hello).unwrap();
+    let at = hello.windows(4).position(|w| w == b"._80").unwrap();
+    hello[at + 1] = b'0';
+    hello[at - 3..at].copy_from_slice(b"web");
+    near.write_all(&hello).await.unwrap();
+    let error = handshake::accept(&mut far, world.server())
+        .await
+        .err()
+        .unwrap();
+    assert!(
+        matches!(error, HandshakeError::Refused(Refusal::ServerNameForm(_))),
+        "{error}"
+    );
+    assert!(
+        error.to_string().contains("sni.msvc.pay.east.web._080"),
+        "{error}"
+    );
 }

@@ -34,6 +34,9 @@ pub enum Refusal {
     /// The client asks for a name that this inbound does not have.
     #[error("server name {0:?} is none of this inbound's")]
     ServerName(String),
+    /// The client asks for a name in a form that rustls does not take.
+    #[error("server name {0:?} is no host name to rustls; one that ends with a number is called with '_' before it: {wire:?}", wire = crate::tls::server_name::on_wire(.0).map(|name| name.to_str().into_owned()).unwrap_or_default())]
+    ServerNameForm(String),
     /// TLS, but not of a mesh.
     #[error("the client does not offer the application protocol of mesh TLS")]
     NotMesh,
@@ -133,7 +136,9 @@ fn explain(id: &SpiffeId, error: &webpki::Error) -> Refusal {
 
 fn date(time: UnixTime) -> OffsetDateTime {
     OffsetDateTime::UNIX_EPOCH
-        .checked_add(time::Duration::try_from(Duration::from_secs(time.as_secs())).unwrap_or_default())
+        .checked_add(
+            time::Duration::try_from(Duration::from_secs(time.as_secs())).unwrap_or_default(),
+        )
         .unwrap_or(OffsetDateTime::UNIX_EPOCH)
 }
 

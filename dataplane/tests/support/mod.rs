@@ -83,7 +83,10 @@ impl Zone {
     /// Serves at a port of its own; `domains` get a CA each.
     pub async fn start(domains: &[&str]) -> Self {
         mesh_runtime::init();
-        let cas = domains.iter().map(|d| ((*d).to_owned(), new_ca(d))).collect();
+        let cas = domains
+            .iter()
+            .map(|d| ((*d).to_owned(), new_ca(d)))
+            .collect();
         let world = World {
             installation: new_ca("installation"),
             cas,
@@ -121,7 +124,11 @@ impl Zone {
         {
             let world = zone.world.lock().unwrap();
             let ca = &world.installation;
-            let (leaf, key) = leaf(ca, "spiffe://isthmus.local/zone/east", time::Duration::hours(24));
+            let (leaf, key) = leaf(
+                ca,
+                "spiffe://isthmus.local/zone/east",
+                time::Duration::hours(24),
+            );
             let chain = vec![leaf, ca.certificate().clone()];
             identity.set(chain, &pki::private_key(&key)).unwrap();
         }
@@ -166,7 +173,8 @@ impl Zone {
                 heard.borrow_and_update();
                 {
                     let world = self.world.lock().unwrap();
-                    if let Some(found) = world.heard.iter().find_map(|(name, up)| wanted(name, up)) {
+                    if let Some(found) = world.heard.iter().find_map(|(name, up)| wanted(name, up))
+                    {
                         return found;
                     }
                 }
@@ -175,7 +183,10 @@ impl Zone {
         };
         match tokio::time::timeout(Duration::from_secs(20), waiting).await {
             Ok(found) => found,
-            Err(_) => panic!("not heard: {what}; heard: {:#?}", self.world.lock().unwrap().heard),
+            Err(_) => panic!(
+                "not heard: {what}; heard: {:#?}",
+                self.world.lock().unwrap().heard
+            ),
         }
     }
 
@@ -191,7 +202,11 @@ impl Zone {
             })
             .collect();
         domains.sort_by(|a, b| a.name.cmp(&b.name));
-        seal(document::TRUST.into(), vec![], Body::Trust(wire::Trust { domains }))
+        seal(
+            document::TRUST.into(),
+            vec![],
+            Body::Trust(wire::Trust { domains }),
+        )
     }
 }
 
@@ -264,12 +279,7 @@ impl Zone {
         }
     }
 
-    async fn send_all(
-        &self,
-        name: &str,
-        sent: &mut BTreeMap<String, Document>,
-        down: &Downstream,
-    ) {
+    async fn send_all(&self, name: &str, sent: &mut BTreeMap<String, Document>, down: &Downstream) {
         let (documents, endpoints, revision) = {
             let world = self.world.lock().unwrap();
             let documents = world.documents.get(name).cloned().unwrap_or_default();
@@ -284,12 +294,15 @@ impl Zone {
         let gone = |name: &&String| !documents.iter().any(|d| d.name == **name);
         let remove = sent.keys().filter(gone).cloned().collect();
         *sent = documents.into_iter().map(|d| (d.name.clone(), d)).collect();
-        say(down, Down::Documents(Documents {
-            revision,
-            put,
-            remove,
-            trust_generation: 1,
-        }))
+        say(
+            down,
+            Down::Documents(Documents {
+                revision,
+                put,
+                remove,
+                trust_generation: 1,
+            }),
+        )
         .await;
         for delta in endpoints {
             say(down, Down::Endpoints(delta)).await;
@@ -305,7 +318,9 @@ impl Zone {
         };
         let (chain, error) = match world.cas.get(id.trust_domain().as_str()) {
             Some(ca) => {
-                let leaf = ca.sign(csr, &subject, OffsetDateTime::now_utc(), world.life).unwrap();
+                let leaf = ca
+                    .sign(csr, &subject, OffsetDateTime::now_utc(), world.life)
+                    .unwrap();
                 (vec![leaf.to_vec()], String::new())
             }
             None => (vec![], "no such trust domain".to_owned()),

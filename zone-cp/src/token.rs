@@ -72,7 +72,7 @@ pub struct Accepted {
 pub enum Refused {
     /// There is none.
     #[error(
-        "no token was presented: give the dataplane one with --token-file (make one with `meshctl token create --use dataplane`)"
+        "no token was presented: give the dataplane one with --token-file (make one with `meshctl token create dataplane -m MESH`)"
     )]
     Missing,
     /// Not a token of ours at all.
@@ -83,7 +83,7 @@ pub enum Refused {
     Algorithm(String),
     /// It is for something else.
     #[error(
-        "this is a token for use {found:?}; {wanted:?} is needed here: make one with `meshctl token create --use {wanted}`"
+        "this is a token for use {found:?}; {wanted:?} is needed here: make one with `meshctl token create {wanted}`"
     )]
     WrongUse {
         /// What it is for.

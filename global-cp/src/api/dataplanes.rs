@@ -11,7 +11,7 @@ use super::{
     problem::Problem,
     status::{known_zones, mesh_exists},
 };
-use crate::{app::App, authorize::Action};
+use crate::{app::App, authorize::Action, zone_sync::rollout::KnownZone};
 
 /// Zones asked at once.
 const ASKED_AT_ONCE: usize = 32;
@@ -118,11 +118,10 @@ async fn ask(
     if !mesh_exists(&image, mesh) {
         return Err(Problem::not_found(format!("there is no mesh {mesh:?}")));
     }
-    let zones: Vec<String> = known_zones(&image)
+    let zones: Vec<KnownZone> = known_zones(&image)
         .into_iter()
         .filter(|zone| zone.enabled && zone.meshes.contains(mesh))
-        .map(|zone| zone.name)
-        .filter(|zone| only.is_none_or(|only| zone == only))
+        .filter(|zone| only.is_none_or(|only| zone.name == only))
         .collect();
     if let Some(only) = only
         && zones.is_empty()
@@ -132,15 +131,20 @@ async fn ask(
         )));
     }
     let answers: Vec<_> = stream::iter(zones)
-        .map(|zone| ask_zone(app, mesh, zone, what.clone()))
+        .map(|zone| {
+            let asking = ask_zone(app, mesh, zone.name, what.clone());
+            async move { (zone.joined, asking.await) }
+        })
         .buffer_unordered(ASKED_AT_ONCE)
         .collect()
         .await;
     let mut found = Vec::new();
     let mut unanswered = Vec::new();
-    for answer in answers {
+    for (joined, answer) in answers {
         match answer {
             Ok(views) => found.extend(views),
+            // Only declared, and never heard of: it has no dataplanes that could be missing.
+            Err(zone) if zone.absent && !joined && only.is_none() => {}
             Err(zone) => unanswered.push(zone),
         }
     }

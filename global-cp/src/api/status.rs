@@ -19,7 +19,7 @@ use super::{
 use crate::{
     app::App,
     authorize::{Action, Actor, authorize, mesh_of},
-    clock,
+    clock, facts,
     state::{AuditRecord, image::Image},
     zone_sync::rollout::{self, KnownZone},
 };
@@ -126,6 +126,9 @@ pub fn known_zones(image: &Image) -> Vec<KnownZone> {
             let name = stored.key.name;
             Some(KnownZone {
                 enabled: zone.enabled,
+                joined: image
+                    .system(&facts::zone_report_name(&name))
+                    .is_some_and(|position| !position.is_empty()),
                 meshes: meshes
                     .iter()
                     .filter(|(_, mesh)| mesh.runs_in(&name))

@@ -15,6 +15,8 @@ pub struct KnownZone {
     pub name: String,
     /// Whether it may be connected.
     pub enabled: bool,
+    /// Whether it has ever reported. One that was only declared, perhaps by a mistyped name, is waited for by nobody.
+    pub joined: bool,
     /// Meshes placed in it.
     pub meshes: BTreeSet<String>,
 }
@@ -33,6 +35,7 @@ pub fn stream_of<'a>(zone: &str, streams: &'a [ConnectedZone]) -> Option<&'a Con
 pub fn zone_state(zone: &KnownZone, stream: Option<&ConnectedZone>, newest: u64) -> &'static str {
     match stream {
         _ if !zone.enabled => "disabled",
+        None if !zone.joined => "unjoined",
         None => "offline",
         Some(stream) if stream.silent_ms > STALE_AFTER_MS => "stale",
         Some(stream) if stream.acknowledged_revision >= newest => "online",
@@ -70,8 +73,8 @@ pub fn connection(
     }
 }
 
-/// How far `revision` has come for the meshes that `concerned` says yes to, in the zones in which one of them is
-/// placed.
+/// How far `revision` has come for the meshes that `concerned` says yes to, in the zones that have joined and in which
+/// one of them is placed.
 pub fn rollout(
     revision: u64,
     newest: u64,
@@ -81,6 +84,7 @@ pub fn rollout(
 ) -> Rollout {
     let zones: Vec<ZoneRollout> = zones
         .iter()
+        .filter(|zone| zone_state(zone, stream_of(&zone.name, streams), newest) != "unjoined")
         .filter(|zone| zone.enabled && zone.meshes.iter().any(|mesh| concerned(mesh)))
         .map(|zone| zone_rollout(revision, newest, zone, streams, &concerned))
         .collect();
@@ -170,6 +174,7 @@ mod tests {
         KnownZone {
             name: "east".into(),
             enabled: true,
+            joined: true,
             meshes: ["pay".to_owned(), "ana".to_owned()].into(),
         }
     }
@@ -210,6 +215,12 @@ mod tests {
         ] {
             assert_eq!(zone_state(&zone, stream.as_ref(), 10), expected);
         }
+        let declared = KnownZone {
+            joined: false,
+            ..zone.clone()
+        };
+        assert_eq!(zone_state(&declared, None, 10), "unjoined");
+        assert!(rollout(10, 10, &[declared], &[], |_| true).zones.is_empty());
         let disabled = KnownZone {
             enabled: false,
             ..zone

@@ -86,7 +86,7 @@ pub(crate) fn table(header: &[&str], rows: Vec<Vec<String>>) -> String {
 fn colour(word: &str) -> Option<Color> {
     match word {
         "online" | "active" | "ready" => Some(Color::Green),
-        "behind" | "stale" | "used" | "not ready" => Some(Color::Yellow),
+        "behind" | "stale" | "used" | "not ready" | "unjoined" => Some(Color::Yellow),
         "offline" | "disabled" | "expired" | "revoked" | "refused" | "unreachable" => {
             Some(Color::Red)
         }

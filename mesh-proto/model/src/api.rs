@@ -326,7 +326,7 @@ pub struct ZoneConnection {
     /// The zone.
     pub name: String,
     /// `online`: has acknowledged the newest revision. `behind`: connected and lagging. `stale`: nothing heard for
-    /// 30 s. `offline`: not connected. `disabled`.
+    /// 30 s. `offline`: not connected. `unjoined`: declared, and never heard of since. `disabled`.
     pub state: String,
     /// Version of its control plane.
     pub version: String,

@@ -100,3 +100,54 @@ pub fn accept_waiting(listener: &TcpListener) -> Vec<(TcpStream, SocketAddr)> {
     }
     waiting
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_of_another_process_is_refused_and_shared_among_our_own() {
+        for address in ["127.0.0.1:0", "[::1]:0"] {
+            let (bound, listeners) = listen(address.parse().unwrap(), 2, true).unwrap();
+            assert_eq!(listeners.len(), 2);
+            assert!(
+                listeners
+                    .iter()
+                    .all(|listener| listener.local_addr().unwrap() == bound)
+            );
+            let refused = listen(bound, 1, true).unwrap_err();
+            assert_eq!(refused.kind(), io::ErrorKind::AddrInUse);
+            // A listener of our own may move: both are open for a moment.
+            listen(bound, 1, false).unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn accepted_connections_have_the_options_of_their_listener() {
+        let (bound, mut listeners) = listen("127.0.0.1:0".parse().unwrap(), 1, true).unwrap();
+        let listener = listeners.pop().unwrap();
+        let listener = TcpListener::from_std(listener).unwrap();
+        let (called, accepted) = tokio::join!(connect(bound), listener.accept());
+        for stream in [called.unwrap(), accepted.unwrap().0] {
+            let socket = SockRef::from(&stream);
+            assert!(socket.tcp_nodelay().unwrap());
+            assert!(socket.keepalive().unwrap());
+            assert_eq!(socket.tcp_keepalive_time().unwrap(), KEEPALIVE_IDLE);
+            assert_eq!(socket.tcp_user_timeout().unwrap(), Some(USER_TIMEOUT));
+            be_patient(&stream, true);
+            assert_eq!(SockRef::from(&stream).tcp_user_timeout().unwrap(), None);
+        }
+    }
+
+    #[tokio::test]
+    async fn what_the_kernel_has_accepted_is_taken_when_a_listener_goes() {
+        let (bound, mut listeners) = listen("127.0.0.1:0".parse().unwrap(), 1, true).unwrap();
+        let listener = TcpListener::from_std(listeners.pop().unwrap()).unwrap();
+        let first = connect(bound).await.unwrap();
+        let second = connect(bound).await.unwrap();
+        // The runtime learns of them when it looks at the socket.
+        let (taken, _) = listener.accept().await.unwrap();
+        assert_eq!(accept_waiting(&listener).len(), 1);
+        drop((first, second, taken));
+    }
+}

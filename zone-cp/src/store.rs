@@ -29,6 +29,7 @@ use mesh_runtime::{
     files::{self, ReadError},
 };
 use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
 
 use crate::{
     registry::{Registry, StoredRegistration},
@@ -102,9 +103,13 @@ impl Store {
         Ok((store, loaded))
     }
 
-    /// Keeps a scope. One that was never complete is not kept.
-    pub fn save_scope(&self, mesh: Option<&MeshName>, scope: &Scope) {
-        let Some(cursor) = scope.cursor() else { return };
+    /// Keeps a scope; what is returned resolves when it is on the disk, or the disk has refused it (which is said and
+    /// tried again). One that was never complete is not kept.
+    pub fn save_scope(&self, mesh: Option<&MeshName>, scope: &Scope) -> Written {
+        let (tell, written) = oneshot::channel();
+        let Some(cursor) = scope.cursor() else {
+            return written;
+        };
         let header = ScopeHeader {
             format: FORMAT,
             mesh: mesh.map(ToString::to_string).unwrap_or_default(),
@@ -114,16 +119,21 @@ impl Store {
         // Cheap: the texts are shared.
         let records = scope.records().clone();
         let write = move || encode_scope(&header, &records);
-        self.queue
-            .put(self.scope_path(mesh), Job::Write(Box::new(write)));
+        self.queue.put(
+            self.scope_path(mesh),
+            Job::Write(Box::new(write), Some(tell)),
+        );
+        written
     }
 
     /// Keeps the registrations of a mesh, or (`None`) of the ingresses.
     pub fn save_registrations(&self, mesh: Option<&MeshName>, registry: &Registry) {
         let registry = registry.clone();
         let write = move || serde_json::to_vec_pretty(&registry.to_stored()).unwrap_or_default();
-        self.queue
-            .put(self.registrations_path(mesh), Job::Write(Box::new(write)));
+        self.queue.put(
+            self.registrations_path(mesh),
+            Job::Write(Box::new(write), None),
+        );
     }
 
     /// Forgets a mesh wholly, its CA keys included.
@@ -314,8 +324,14 @@ fn next_epoch(directory: &Path) -> Result<u64, StoreError> {
     Ok(epoch)
 }
 
+/// Resolves when a write has been done, has failed, or was replaced by a later one of the same file.
+pub type Written = oneshot::Receiver<()>;
+
 enum Job {
-    Write(Box<dyn FnOnce() -> Vec<u8> + Send>),
+    Write(
+        Box<dyn FnOnce() -> Vec<u8> + Send>,
+        Option<oneshot::Sender<()>>,
+    ),
     Remove,
 }
 
@@ -346,7 +362,7 @@ impl Queue {
         self.lock()
             .jobs
             .entry(path)
-            .or_insert_with(|| Job::Write(Box::new(move || content)));
+            .or_insert_with(|| Job::Write(Box::new(move || content), None));
     }
 
     fn close(&self) {
@@ -391,11 +407,13 @@ fn write_queue(queue: &Queue, health: &Health) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => Some((error, None)),
                 _ => None,
             },
-            Job::Write(content) => {
+            Job::Write(content, tell) => {
                 let content = content();
-                files::write_checksummed(&path, &content)
-                    .err()
-                    .map(|error| (error, Some(content)))
+                let failed = files::write_checksummed(&path, &content).err();
+                if let Some(tell) = tell {
+                    let _ = tell.send(());
+                }
+                failed.map(|error| (error, Some(content)))
             }
         };
         let Some((error, content)) = failed else {

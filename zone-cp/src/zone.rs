@@ -48,7 +48,9 @@ use crate::{
 const BATCH: usize = 256;
 /// How long status and reports wait for more of the same.
 const PUSH_DELAY: Duration = Duration::from_millis(15);
-/// How long files wait for more of the same.
+/// How long what global has said may take to reach the disk before it takes effect all the same.
+const KEEP_LIMIT: Duration = Duration::from_secs(2);
+/// How long registrations wait for more of the same before they are written.
 const SAVE_DELAY: Duration = Duration::from_millis(200);
 /// How much longer at most, where there is much to write.
 const SAVE_DELAY_MAX: Duration = Duration::from_secs(5);
@@ -219,6 +221,7 @@ impl Zone {
                 _ = tick.tick() => self.handle_tick(),
                 () = stop.cancelled() => break,
             }
+            self.keep_scopes().await;
             self.settle();
         }
         self.say_goodbye();
@@ -226,6 +229,7 @@ impl Zone {
         self.cursors_to_save
             .extend(self.meshes.keys().cloned().map(Some));
         self.scopes_to_save.append(&mut self.cursors_to_save);
+        self.keep_scopes().await;
         self.save();
         self.store.close();
     }

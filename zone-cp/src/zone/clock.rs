@@ -8,7 +8,7 @@ use mesh_proto::{
 };
 use tokio::time::Instant;
 
-use super::{SAVE_DELAY, SAVE_DELAY_MAX, SLOW_TICKS, Zone};
+use super::{KEEP_LIMIT, SAVE_DELAY, SAVE_DELAY_MAX, SLOW_TICKS, Zone};
 
 use crate::{discovery::unix_ms, ingresses::Ingresses, metrics::OfMesh};
 
@@ -74,7 +74,6 @@ impl Zone {
         }
         if !self.cursors_to_save.is_empty() {
             self.scopes_to_save.append(&mut self.cursors_to_save);
-            self.save_soon();
         }
     }
 
@@ -120,18 +119,30 @@ impl Zone {
         }
     }
 
+    /// Puts on the disk what global has said, before it takes effect and is acknowledged: a zone that is killed and comes
+    /// back while global is away must never go back to a permission that was withdrawn. A disk that does not answer does
+    /// not hold up what was withdrawn either.
+    pub(super) async fn keep_scopes(&mut self) {
+        let written: Vec<_> = std::mem::take(&mut self.scopes_to_save)
+            .iter()
+            .filter_map(|mesh| match mesh {
+                None => Some(self.store.save_scope(None, &self.global)),
+                Some(name) => {
+                    let slot = self.meshes.get(name)?;
+                    Some(self.store.save_scope(Some(name), slot.mesh.scope()))
+                }
+            })
+            .collect();
+        let all = futures::future::join_all(written);
+        if tokio::time::timeout(KEEP_LIMIT, all).await.is_err() {
+            tracing::error!(
+                "the store takes longer than {KEEP_LIMIT:?}: what changed takes effect before it is kept"
+            );
+        }
+    }
+
     pub(super) fn save(&mut self) {
         self.save_at = None;
-        for mesh in std::mem::take(&mut self.scopes_to_save) {
-            match &mesh {
-                None => self.store.save_scope(None, &self.global),
-                Some(name) => {
-                    if let Some(slot) = self.meshes.get(name) {
-                        self.store.save_scope(Some(name), slot.mesh.scope());
-                    }
-                }
-            }
-        }
         for mesh in std::mem::take(&mut self.registrations_to_save) {
             match &mesh {
                 None => self

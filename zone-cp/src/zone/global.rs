@@ -168,7 +168,6 @@ impl Zone {
                 } else {
                     tracing::debug!(mesh = ?scope, changes = changed.len(), "resources changed");
                     self.scopes_to_save.insert(scope);
-                    self.save_soon();
                 }
             }
             Taken::Gone => {

@@ -2,7 +2,7 @@
 
 use std::{
     io::{BufRead as _, BufReader, Write as _},
-    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -37,7 +37,7 @@ impl App {
         zone: &str,
         upstream: Option<SocketAddr>,
     ) -> anyhow::Result<Self> {
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, world.port()?));
+        let address = world.address()?;
         let mut recipe = Recipe::new(&world.binary("demo-app"))
             .arg(role)
             .flag("--listen", address.to_string())
@@ -70,15 +70,15 @@ impl Echo {
     /// # Errors
     /// Where it can not listen.
     pub fn start(world: &World, name: &str) -> anyhow::Result<Self> {
-        Self::start_at(world, name, Ipv4Addr::LOCALHOST)
+        Self::start_at(world, name, world.loopback())
     }
 
     /// Starts an echo on another machine (see [`World::machine`]).
     ///
     /// # Errors
     /// Where it can not listen.
-    pub fn start_at(world: &World, name: &str, machine: Ipv4Addr) -> anyhow::Result<Self> {
-        let listener = TcpListener::bind((machine, world.port()?))?;
+    pub fn start_at(world: &World, name: &str, machine: impl Into<IpAddr>) -> anyhow::Result<Self> {
+        let listener = TcpListener::bind((machine.into(), world.port()?))?;
         let address = listener.local_addr()?;
         let stopped = Arc::new(AtomicBool::new(false));
         let (name, stop) = (name.to_owned(), stopped.clone());

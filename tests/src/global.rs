@@ -54,7 +54,7 @@ impl Node {
     /// # Errors
     /// Where no ports are left.
     pub fn recipe(world: &World, name: &str) -> anyhow::Result<(Recipe, Self)> {
-        let address = || anyhow::Ok(format!("127.0.0.1:{}", world.port()?));
+        let address = || anyhow::Ok(world.address()?.to_string());
         let data = world.directory().join(name);
         let node = Self {
             process: Process::idle(world, name),
@@ -72,7 +72,7 @@ impl Node {
             .flag("--zone-address", &node.zone)
             .flag("--raft-address", &node.raft)
             .flag("--admin-address", &node.admin)
-            .flag("--advertise-host", "127.0.0.1");
+            .flag("--advertise-host", world.loopback().to_string());
         Ok((recipe, node))
     }
 

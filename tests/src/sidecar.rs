@@ -1,9 +1,9 @@
 //! A sidecar beside a workload.
 //!
-//! Proxy and workload stand at 127.0.0.1 together unless a plan says otherwise.
+//! Proxy and workload stand on loopback together unless a plan says otherwise.
 
 use std::{
-    net::{Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
 };
 
@@ -20,7 +20,7 @@ pub struct Plan {
     world: World,
     mesh: String,
     name: String,
-    machine: Ipv4Addr,
+    machine: IpAddr,
     recipe: Recipe,
     inbound: Option<SocketAddr>,
     outbounds: Vec<(String, SocketAddr)>,
@@ -71,7 +71,7 @@ impl Plan {
             world: world.clone(),
             mesh: mesh.to_owned(),
             name: name.to_owned(),
-            machine: Ipv4Addr::LOCALHOST,
+            machine: world.loopback(),
             recipe,
             inbound: None,
             outbounds: Vec::new(),
@@ -82,7 +82,7 @@ impl Plan {
     /// [`Self::inbound`].
     #[must_use]
     pub fn at(mut self, machine: Ipv4Addr) -> Self {
-        self.machine = machine;
+        self.machine = machine.into();
         self
     }
 
@@ -117,6 +117,7 @@ impl Plan {
     pub fn outbound(mut self, service: &str) -> anyhow::Result<Self> {
         let port = self.world.port()?;
         self.recipe = self.recipe.flag("--outbound", format!("{port}={service}"));
+        // An outbound is for the workload alone: on loopback, which is IPv4's unless the resource says otherwise.
         let listen = (Ipv4Addr::LOCALHOST, port).into();
         self.outbounds.push((service.to_owned(), listen));
         Ok(self)
@@ -149,7 +150,7 @@ impl Plan {
             directory.join(format!("{unique}.state")),
             directory.join(format!("{unique}.sock")),
         );
-        let metrics = format!("127.0.0.1:{}", self.world.port()?);
+        let metrics = self.world.address()?.to_string();
         let recipe = self
             .recipe
             .flag("--address", self.machine.to_string())

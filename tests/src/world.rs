@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
     sync::{
         Arc, OnceLock,
@@ -25,6 +25,7 @@ struct Inner {
     binaries: PathBuf,
     ports: Ports,
     addresses: AtomicU32,
+    loopback: IpAddr,
 }
 
 impl World {
@@ -36,11 +37,23 @@ impl World {
         Self::with_binaries(&beside_this_executable()?)
     }
 
+    /// An empty world in which everything listens on `::1`.
+    ///
+    /// # Errors
+    /// As for [`Self::new`].
+    pub fn on_ipv6() -> anyhow::Result<Self> {
+        Self::build(&beside_this_executable()?, Ipv6Addr::LOCALHOST.into())
+    }
+
     /// An empty world whose binaries lie in `binaries`.
     ///
     /// # Errors
     /// Where they do not, or there is no room for a folder.
     pub fn with_binaries(binaries: &Path) -> anyhow::Result<Self> {
+        Self::build(binaries, Ipv4Addr::LOCALHOST.into())
+    }
+
+    fn build(binaries: &Path, loopback: IpAddr) -> anyhow::Result<Self> {
         mesh_runtime::init();
         for name in ["global-cp", "zone-cp", "dataplane", "meshctl", "demo-app"] {
             anyhow::ensure!(
@@ -56,6 +69,7 @@ impl World {
             binaries: binaries.to_owned(),
             ports: Ports::new()?,
             addresses: AtomicU32::new(1),
+            loopback,
         })))
     }
 
@@ -89,6 +103,20 @@ impl World {
     /// Where none is left.
     pub fn port(&self) -> anyhow::Result<u16> {
         self.0.ports.take()
+    }
+
+    /// Where everything listens that needs no machine of its own.
+    #[must_use]
+    pub fn loopback(&self) -> IpAddr {
+        self.0.loopback
+    }
+
+    /// [`Self::loopback`] with a port of this world.
+    ///
+    /// # Errors
+    /// Where none is left.
+    pub fn address(&self) -> anyhow::Result<SocketAddr> {
+        Ok((self.0.loopback, self.port()?).into())
     }
 
     /// An address out of 127.0.0.0/8 that no other workload of this world has: a machine of its own, in effect.
@@ -147,7 +175,15 @@ impl World {
 /// # Panics
 /// Where the test fails.
 pub fn scene(test: impl FnOnce(&World) -> anyhow::Result<()>) {
-    let world = World::new().unwrap_or_else(|error| panic!("{error:#}"));
+    scene_in(World::new(), test);
+}
+
+/// Like [`scene`], in a given world.
+///
+/// # Panics
+/// Where the test fails.
+pub fn scene_in(world: anyhow::Result<World>, test: impl FnOnce(&World) -> anyhow::Result<()>) {
+    let world = world.unwrap_or_else(|error| panic!("{error:#}"));
     let teller = Teller(world.clone());
     if let Err(error) = test(&world) {
         panic!("{error:?}");

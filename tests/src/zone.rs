@@ -64,7 +64,7 @@ impl Zone {
     /// # Errors
     /// Where no ports are left.
     pub fn unjoined(world: &World, name: &str) -> anyhow::Result<Self> {
-        let address = || anyhow::Ok(format!("127.0.0.1:{}", world.port()?));
+        let address = || anyhow::Ok(world.address()?.to_string());
         let mut zone = Self {
             world: world.clone(),
             name: name.to_owned(),
@@ -81,7 +81,7 @@ impl Zone {
             .flag("--discovery-address", &zone.discovery)
             .flag("--api-address", &zone.api)
             .flag("--admin-address", &zone.admin)
-            .flag("--advertise-host", "127.0.0.1")
+            .flag("--advertise-host", world.loopback().to_string())
             .flag("--grace-period-seconds", "3");
         Ok(zone)
     }
@@ -136,16 +136,16 @@ impl Zone {
         let token = api.create_token(&asked)?.token;
         let name = format!("ingress-{}", self.name);
         let token_file = self.world.file(&format!("{name}.token"), &token)?;
-        let (host, port) = (self.world.machine(), self.world.port()?);
-        let metrics = format!("127.0.0.1:{}", self.world.port()?);
+        let address = self.world.address()?;
+        let metrics = self.world.address()?.to_string();
         let recipe = Recipe::new(&self.world.binary("dataplane"))
             .arg("run")
             .flag("--mode", "ingress")
             .flag("--zone-cp", &self.discovery)
             .flag("--token-file", token_file)
             .flag("--name", &name)
-            .flag("--address", host.to_string())
-            .flag("--port", port.to_string())
+            .flag("--address", address.ip().to_string())
+            .flag("--port", address.port().to_string())
             .flag("--state-dir", self.world.directory().join(&name))
             .flag(
                 "--admin-socket",
@@ -164,7 +164,7 @@ impl Zone {
         })?;
         Ok(self.ingress.insert(Ingress {
             process,
-            address: format!("{host}:{port}"),
+            address: address.to_string(),
         }))
     }
 }

@@ -11,6 +11,7 @@
 //! | [`zones`] | joining, silence, removal, life without global |
 //! | [`durability`] | what was answered is on disk |
 //! | [`cluster`] | several global nodes |
+//! | [`processes`] | what every process does the same way; IPv6 |
 //! | [`api`] | batches, pages, preconditions, watches, problems |
 //! | [`command_line`] | bad input to every command |
 
@@ -21,6 +22,7 @@ mod demo;
 mod durability;
 mod identity;
 mod installation;
+mod processes;
 mod rollout;
 mod tokens;
 mod traffic;

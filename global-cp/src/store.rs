@@ -51,6 +51,9 @@ pub enum OpenError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// Another process has it.
+    #[error(transparent)]
+    InUse(#[from] mesh_runtime::files::LockError),
     /// The store is damaged.
     #[error(
         "the store in {path} is damaged: {reason}. The other nodes have everything this one had: move its data directory \

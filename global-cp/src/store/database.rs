@@ -22,6 +22,7 @@ use std::{
 
 use aws_lc_rs::digest;
 use bytes::{Bytes, BytesMut};
+use mesh_runtime::files::DirLock;
 use sled::{Batch, Tree};
 use tokio::sync::watch;
 
@@ -65,6 +66,7 @@ struct Inner {
     // The file that sled appends to, opened once more to sync it.
     file: File,
     generation: AtomicU64,
+    _lock: DirLock,
     // Last, so that it is dropped when all above is closed.
     open: watch::Sender<()>,
 }
@@ -99,14 +101,21 @@ impl Database {
             });
         }
         mesh_runtime::files::ensure_private_dir(path).map_err(io_error(path))?;
+        let lock = mesh_runtime::files::lock_dir(path)?;
         remove_unfinished(path).map_err(io_error(path))?;
         let sled = guarded(path, || {
-            sled::Config::new()
+            let opened = sled::Config::new()
                 .path(path)
                 .mode(sled::Mode::HighThroughput)
                 .cache_capacity(32 << 20)
-                .open()
-        })?;
+                .open();
+            match opened {
+                // The disk, not what is on it.
+                Err(sled::Error::Io(error)) if !is_of_content(&error) => Ok(Err(error)),
+                other => other.map(Ok),
+            }
+        })?
+        .map_err(io_error(path))?;
         let log = guarded(path, || sled.open_tree("log"))?;
         let about = guarded(path, || sled.open_tree("about"))?;
         let file = File::open(path.join("db")).map_err(io_error(path))?;
@@ -117,6 +126,7 @@ impl Database {
             about,
             file,
             generation: AtomicU64::new(0),
+            _lock: lock,
             open: watch::Sender::new(()),
         }));
         database.check_owner(owner, create && !exists)?;
@@ -469,6 +479,14 @@ fn guarded<T, E: std::fmt::Display>(
                 .unwrap_or_else(|| "the database can not make sense of its files".to_owned()),
         )),
     }
+}
+
+/// Whether an error says that a file is shorter than its own content claims, or makes no sense.
+fn is_of_content(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput
+    )
 }
 
 /// sled writes its index to `snap.N.generating` and renames it; a crash between leaves a part that it would read.

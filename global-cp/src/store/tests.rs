@@ -348,7 +348,9 @@ fn copy_files(from: &Path, to: &Path) {
 async fn a_second_opener_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let _store = open(dir.path(), true).unwrap();
-    assert!(open(dir.path(), false).is_err());
+    let error = open(dir.path(), false).err().unwrap();
+    assert!(matches!(error, OpenError::InUse(_)), "{error}");
+    assert!(error.to_string().contains("another process"), "{error}");
 }
 
 /// Flips bits and cuts the end of every file of the store, one at a time: the store either opens with all that was
@@ -366,9 +368,12 @@ async fn damage_anywhere_is_noticed_or_harmless() {
     for file in files {
         let relative = file.strip_prefix(good.path()).unwrap();
         let whole = fs::read(&file).unwrap();
+        if whole.is_empty() {
+            continue;
+        }
         // Everywhere in a small file, at some places of a big one, of which most is not written yet.
         let used = whole.iter().rposition(|byte| *byte != 0).unwrap_or(0) + 1;
-        let step = (used / 16).max(1);
+        let step = (used / 48).max(1);
         let mut cases: Vec<Vec<u8>> = (0..used)
             .step_by(step)
             .map(|at| {

@@ -35,7 +35,7 @@ const CHECKSUM: usize = 8;
 /// Bytes of the piece's number behind each key.
 const NUMBER: usize = 2;
 /// Biggest value: as many pieces as two bytes can number.
-pub const BIGGEST_VALUE: usize = PIECE * (u16::MAX as usize);
+const BIGGEST_VALUE: usize = PIECE * (u16::MAX as usize);
 
 const IDENTITY: &[u8] = b"identity";
 const GENERATION: &[u8] = b"generation";
@@ -305,7 +305,8 @@ impl Database {
         Ok(value.map(BytesMut::freeze))
     }
 
-    /// All values of `tree` whose keys are `key_length` long, begin with `prefix`, and lie in the range; in order.
+    /// Gives the values of a range of `tree` to `each`, in order, until it returns `false`. All keys there must be of one
+    /// length, so that the pieces of one value do not lie between those of another.
     ///
     /// # Errors
     /// Where one is not what was written.

@@ -2,7 +2,7 @@
 //!
 //! | module | what it holds |
 //! | --- | --- |
-//! | [`run`] | the life of the process, top to bottom |
+//! | [`process`] | the life of the process, top to bottom |
 //! | [`settings`] | what may be configured |
 //! | [`start`] | who the node is; its first start |
 //! | [`cluster`] | the replicated log: write an entry, read the state, know the members |
@@ -38,7 +38,7 @@ pub mod facts;
 pub mod issue;
 pub mod join;
 pub mod metrics;
-pub mod run;
+pub mod process;
 pub mod sealing;
 pub mod settings;
 pub mod start;

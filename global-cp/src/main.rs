@@ -3,7 +3,7 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
-use global_cp::{control, run, settings::Settings};
+use global_cp::{control, process, settings::Settings};
 
 /// The global control plane of Isthmus: what administrators want, kept by one, three or five nodes.
 #[derive(Parser)]
@@ -56,7 +56,7 @@ fn start(command: Command) -> anyhow::Result<()> {
             tokio::runtime::Builder::new_multi_thread()
                 .enable_all()
                 .build()?
-                .block_on(run::run(config))
+                .block_on(process::run(config))
         }
         Command::ResetAdminToken { data_dir } => {
             let runtime = tokio::runtime::Builder::new_current_thread()

@@ -148,7 +148,7 @@ impl TestNode {
     pub(crate) async fn serve_zones(&self) -> String {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
-        tokio::spawn(crate::run::serve_zones(
+        tokio::spawn(crate::process::serve_zones(
             self.app.clone(),
             listener,
             self.identity.clone(),

@@ -23,7 +23,7 @@
 //!
 //! | module | what it does |
 //! | --- | --- |
-//! | [`app`] | the whole life of the process |
+//! | [`process`] | the whole life of the process |
 //! | [`settings`] | the command line |
 //! | [`event`] | everything that can wake the loop |
 //! | [`zone`] | the loop |
@@ -41,7 +41,6 @@
 //! and the answer back: [`discovery`] → [`zone`] → [`tracker`] → [`mesh`] (status) → [`sync`].
 
 pub mod api;
-pub mod app;
 pub mod compiler;
 pub mod discovery;
 pub mod endpoints;
@@ -52,6 +51,7 @@ pub mod inspect;
 pub mod mesh;
 pub mod metrics;
 pub mod platform;
+pub mod process;
 pub mod registry;
 pub mod report;
 pub mod rotation;

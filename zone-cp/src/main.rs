@@ -5,7 +5,7 @@ use std::{path::PathBuf, process::ExitCode};
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use mesh_runtime::{config, logging, shutdown};
-use zone_cp::{app, settings::Given};
+use zone_cp::{process, settings::Given};
 
 /// The zone control plane of Isthmus.
 #[derive(Debug, Parser)]
@@ -49,6 +49,6 @@ fn run(file: Option<PathBuf>, given: Given) -> anyhow::Result<()> {
         .context("the runtime cannot start")?
         .block_on(async {
             let stop = shutdown::on_signal().context("signals cannot be handled")?;
-            app::run(settings, stop, |_| {}).await
+            process::run(settings, stop, |_| {}).await
         })
 }

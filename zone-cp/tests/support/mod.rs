@@ -50,7 +50,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 use zone_cp::{
-    app::{self, Listening},
+    process::{self, Listening},
     settings::Settings,
 };
 
@@ -205,7 +205,7 @@ impl RunningZone {
             log_level: "info".into(),
         };
         let (said, hears) = oneshot::channel();
-        let task = tokio::spawn(app::run(settings, stop.clone(), move |listening| {
+        let task = tokio::spawn(process::run(settings, stop.clone(), move |listening| {
             let _ = said.send(listening);
         }));
         let Ok(listening) = soon("the zone serves", hears).await else {

@@ -396,10 +396,8 @@ impl Database {
 /// Adds the pieces of `value` to `batch`, and removes those that a longer `previous` value had more.
 pub fn put(batch: &mut Batch, key: &[u8], value: &[u8], previous_length: Option<usize>) {
     let count = pieces(value.len());
-    assert!(
-        count <= usize::from(u16::MAX),
-        "a value of more than 256 MiB"
-    );
+    // Entries are refused long before they get this big.
+    assert!(value.len() <= BIGGEST_VALUE, "a value of more than 256 MiB");
     for (number, piece) in (0..).zip(value.chunks(PIECE)) {
         put_piece(batch, &piece_key(key, number), piece);
     }

@@ -9,10 +9,7 @@ use mesh_runtime::{
     pki,
     tls::{Accept, PinVerifier, SpiffeVerifier, TrustDomains},
 };
-use rustls::{
-    DigitallySignedStruct, SignatureScheme,
-    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-};
+use rustls::client::danger::{ServerCertVerified, ServerCertVerifier};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
 /// Accepts a zone control plane that one of its parts vouches for.
@@ -50,15 +47,6 @@ impl Recognise {
         }
         Ok(Self { by_anchors, by_pin })
     }
-
-    /// Both parts judge signatures alike.
-    fn any(&self) -> &dyn ServerCertVerifier {
-        match (&self.by_anchors, &self.by_pin) {
-            (Some(verifier), _) => verifier,
-            (None, Some(verifier)) => verifier,
-            (None, None) => unreachable!("new() refuses to make it"),
-        }
-    }
 }
 
 /// The `pin` claim of a JWT.
@@ -93,27 +81,7 @@ impl ServerCertVerifier for Recognise {
         refused
     }
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.any().verify_tls12_signature(message, cert, dss)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.any().verify_tls13_signature(message, cert, dss)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.any().supported_verify_schemes()
-    }
+    mesh_runtime::tls13_signatures!();
 }
 
 #[cfg(test)]

@@ -7,9 +7,8 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use mesh_proto::spiffe::SpiffeId;
 use rustls::{
-    DigitallySignedStruct, DistinguishedName, SignatureScheme,
-    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-    crypto::verify_tls13_signature,
+    DistinguishedName,
+    client::danger::{ServerCertVerified, ServerCertVerifier},
     server::danger::{ClientCertVerified, ClientCertVerifier},
 };
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
@@ -216,36 +215,6 @@ impl ServerVerifier {
     }
 }
 
-/// The parts that both verifiers have in common.
-macro_rules! signatures_of_tls13_only {
-    () => {
-        fn verify_tls12_signature(
-            &self,
-            _message: &[u8],
-            _cert: &CertificateDer<'_>,
-            _dss: &DigitallySignedStruct,
-        ) -> Result<HandshakeSignatureValid, rustls::Error> {
-            Err(rustls::PeerIncompatible::Tls13RequiredForQuic.into())
-        }
-
-        fn verify_tls13_signature(
-            &self,
-            message: &[u8],
-            cert: &CertificateDer<'_>,
-            dss: &DigitallySignedStruct,
-        ) -> Result<HandshakeSignatureValid, rustls::Error> {
-            let algorithms = &PROVIDER.signature_verification_algorithms;
-            verify_tls13_signature(message, cert, dss, algorithms)
-        }
-
-        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-            PROVIDER
-                .signature_verification_algorithms
-                .supported_schemes()
-        }
-    };
-}
-
 impl ClientCertVerifier for ClientVerifier {
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
         &[]
@@ -262,7 +231,7 @@ impl ClientCertVerifier for ClientVerifier {
         Ok(ClientCertVerified::assertion())
     }
 
-    signatures_of_tls13_only!();
+    mesh_runtime::tls13_signatures!();
 }
 
 impl ServerCertVerifier for ServerVerifier {
@@ -286,5 +255,5 @@ impl ServerCertVerifier for ServerVerifier {
         Ok(ServerCertVerified::assertion())
     }
 
-    signatures_of_tls13_only!();
+    mesh_runtime::tls13_signatures!();
 }

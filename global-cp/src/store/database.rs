@@ -18,6 +18,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use aws_lc_rs::digest;
@@ -103,17 +104,10 @@ impl Database {
         mesh_runtime::files::ensure_private_dir(path).map_err(io_error(path))?;
         let lock = mesh_runtime::files::lock_dir(path)?;
         remove_unfinished(path).map_err(io_error(path))?;
-        let sled = guarded(path, || {
-            let opened = sled::Config::new()
-                .path(path)
-                .mode(sled::Mode::HighThroughput)
-                .cache_capacity(32 << 20)
-                .open();
-            match opened {
-                // The disk, not what is on it.
-                Err(sled::Error::Io(error)) if !is_of_content(&error) => Ok(Err(error)),
-                other => other.map(Ok),
-            }
+        let sled = guarded(path, || match open_sled(path) {
+            // The disk, not what is on it.
+            Err(sled::Error::Io(error)) if !is_of_content(&error) => Ok(Err(error)),
+            other => other.map(Ok),
         })?
         .map_err(io_error(path))?;
         let log = guarded(path, || sled.open_tree("log"))?;
@@ -477,6 +471,30 @@ fn guarded<T, E: std::fmt::Display>(
                 .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
                 .unwrap_or_else(|| "the database can not make sense of its files".to_owned()),
         )),
+    }
+}
+
+/// Opens the database. The caller holds the directory's lock, so whoever still has sled's own lock is a background task
+/// of an instance that this process has closed a moment ago, and is waited for.
+fn open_sled(path: &Path) -> sled::Result<sled::Db> {
+    const PATIENCE: Duration = Duration::from_secs(10);
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let opened = sled::Config::new()
+            .path(path)
+            .mode(sled::Mode::HighThroughput)
+            .cache_capacity(32 << 20)
+            .open();
+        match opened {
+            // sled tells this error by its text only.
+            Err(sled::Error::Io(error))
+                if error.to_string().contains("could not acquire lock")
+                    && Instant::now() < deadline =>
+            {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            other => return other,
+        }
     }
 }
 

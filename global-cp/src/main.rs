@@ -52,7 +52,9 @@ fn start(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Run { config, settings } => {
             let config = settings.resolve(config.as_deref())?;
-            mesh_runtime::logging::init(&config.log_level)?;
+            // openraft says for each heartbeat that a peer is away; the cluster says it once. A level that names openraft
+            // comes later and wins.
+            mesh_runtime::logging::init(&format!("openraft=off,{}", config.log_level))?;
             tokio::runtime::Builder::new_multi_thread()
                 .enable_all()
                 .build()?

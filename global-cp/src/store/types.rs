@@ -38,7 +38,7 @@ pub type SnapshotMeta = openraft::SnapshotMeta<u64, Peer>;
 pub type StoreError = StorageError<u64>;
 
 /// What one log record carries: the entries that came in while the one before was being written. Each is still done on
-/// its own, with its own revision; together they cost one sync (see `docs/decisions/010-a-log-record-carries-several-entries.md`).
+/// its own, with its own revision; together they cost one sync (see `docs/decisions/004-a-log-record-carries-several-entries.md`).
 #[derive(Clone, PartialEq)]
 pub struct Bundle(pub Arc<Vec<Entry>>);
 

@@ -14,6 +14,7 @@
 //! | [`watch`] | changes as they happen |
 //! | [`token`] | making, listing and revoking tokens |
 //! | [`status`] | cluster, zones, roll-outs, audit, schemas |
+//! | [`nodes`] | removing a node |
 //! | [`dataplanes`] | dataplanes, asked of their zones |
 //! | [`serve`] | the server: TLS, connections, draining |
 
@@ -32,6 +33,7 @@ pub mod batch;
 pub mod caller;
 pub mod dataplanes;
 pub mod limits;
+pub mod nodes;
 pub mod problem;
 pub mod query;
 pub mod resources;
@@ -66,6 +68,7 @@ pub fn router(app: App) -> Router {
         .route("/v1/batch", post(batch::batch))
         .route("/v1/tokens", get(token::list).post(token::create))
         .route("/v1/tokens/{id}", axum::routing::delete(token::revoke))
+        .route("/v1/nodes/{id}", axum::routing::delete(nodes::remove))
         .route("/v1/zones/{zone}/status", get(status::zone_status))
         .route("/v1/meshes", get(resources::list_meshes))
         .route("/v1/meshes/{mesh}", mesh)

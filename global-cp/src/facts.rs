@@ -6,6 +6,7 @@
 //! | `join-key` | [`StoredTokenKey`]: signs join tokens |
 //! | `token-key/<issuer>` | [`StoredTokenKey`]: signs the tokens of the `TokenIssuer` with that name |
 //! | `guard/<kind>/<name>` | changes whenever that mesh or zone is created or deleted, see [`guard`] |
+//! | `removed-node/<id>` | nothing: written when a node is removed, for the audit |
 //! | `zone-report/<zone>` | position of the last report of a zone that was taken over |
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
@@ -71,6 +72,12 @@ pub enum FactError {
 #[must_use]
 pub fn token_key_name(issuer: &str) -> String {
     format!("token-key/{issuer}")
+}
+
+/// Name of the record that a node was removed.
+#[must_use]
+pub fn removed_node_name(id: u64) -> String {
+    format!("removed-node/{id}")
 }
 
 /// Name of the record of a zone's last report.

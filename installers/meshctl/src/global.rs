@@ -14,7 +14,8 @@ use crate::{
 const EXAMPLES: &str = "\
 Examples:
   meshctl global status
-  meshctl global status --server https://cp2.example.com:5682   as that node sees it";
+  meshctl global status --server https://cp2.example.com:5682   as that node sees it
+  meshctl global remove-node 3                                  for good, where its disk or machine is lost";
 
 /// The global control plane.
 #[derive(Debug, Args)]
@@ -26,6 +27,7 @@ pub(crate) struct Global {
 #[derive(Debug, Subcommand)]
 enum Command {
     Status(Status),
+    RemoveNode(RemoveNode),
 }
 
 /// Show the nodes, who leads, the newest revision, and the zones.
@@ -37,11 +39,25 @@ struct Status {
     output: Format,
 }
 
+/// Take a node out for good, so that the quorum does not count on it. A machine that comes back joins as a new node.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+struct RemoveNode {
+    /// The node's id, as `meshctl global status` shows it.
+    id: u64,
+}
+
 impl Global {
     /// Asks and shows.
     pub(crate) async fn run(self, connection: &Connection) -> Result<(), Failure> {
-        let Command::Status(command) = self.command;
         let client = Client::new(connection)?;
+        let command = match self.command {
+            Command::Status(command) => command,
+            Command::RemoveNode(RemoveNode { id }) => {
+                let _: serde_json::Value = client.delete(&["nodes", &id.to_string()]).await?;
+                return output::print(&format!("node/{id} removed"));
+            }
+        };
         let status: GlobalStatus = client.get(&["status"], &[]).await?;
         let text = match command.output {
             Format::Table => text(&status),

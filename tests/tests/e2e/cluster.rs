@@ -123,6 +123,28 @@ fn a_wiped_node_is_refused_and_a_new_one_takes_its_place() {
         );
         anyhow::ensure!(words.contains("used"), "{words}");
         global.api()?.apply(&resources::mesh("goes-on"))?;
+        let leader = global.leader()?;
+        let api = global.api_of(leader)?;
+        let gone = eventually(SOON, "one node is seen to be away", || {
+            let nodes = api.status()?.nodes;
+            let away = nodes.iter().find(|node| !node.reachable);
+            away.map(|node| node.id).context("all answer")
+        })?;
+        let removed = api.request("DELETE", &format!("/v1/nodes/{gone}"), &[], None)?;
+        anyhow::ensure!(removed.status == 200, "{removed:?}");
+        global.nodes.remove(wiped);
+        global.add_node()?;
+        eventually(SOON, "a new node votes in its place", || {
+            let nodes = api.status()?.nodes;
+            let voters = nodes
+                .iter()
+                .filter(|node| node.role != "learner" && node.reachable);
+            anyhow::ensure!(
+                voters.count() == 3 && nodes.iter().all(|node| node.id != gone),
+                "{nodes:?}"
+            );
+            Ok(())
+        })?;
         Ok(())
     });
 }

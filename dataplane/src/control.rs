@@ -17,7 +17,7 @@ use mesh_proto::{
     VERSION,
     discovery::{
         Ack, Certificate, DocumentNack, DocumentVersion, Documents, EndpointsDelta, Hello, Leaving,
-        Nack, Role, ToZone, to_dataplane::Message as FromZoneMessage,
+        Nack, NackKind, Role, ToZone, to_dataplane::Message as FromZoneMessage,
         to_zone::Message as ToZoneMessage,
     },
     document, features, proxy as wire,
@@ -90,6 +90,14 @@ pub struct Control {
     trust_generation: u64,
     endpoints_changed: bool,
     draining: bool,
+}
+
+/// Why a document is not taken.
+#[derive(Debug)]
+struct Refused {
+    /// Whether other proxies would refuse it as well.
+    kind: NackKind,
+    reason: String,
 }
 
 /// What a [`Control`] is given at start.
@@ -321,11 +329,12 @@ impl Control {
                     self.forget_unbound(&document.name);
                     self.documents.insert(document.name.clone(), document);
                 }
-                Err(reason) => {
+                Err(Refused { kind, reason }) => {
                     let nack = DocumentNack {
                         name: document.name,
                         version: document.version,
                         reason,
+                        kind: kind.into(),
                     };
                     self.refused.insert(nack.name.clone(), nack.clone());
                     refused.push(nack);
@@ -344,8 +353,11 @@ impl Control {
         refused
     }
 
-    fn apply_one(&mut self, document: &wire::Document) -> Result<(), String> {
-        let body = config::read(document, self.own.role).map_err(|error| error.to_string())?;
+    fn apply_one(&mut self, document: &wire::Document) -> Result<(), Refused> {
+        let body = config::read(document, self.own.role).map_err(|error| Refused {
+            kind: NackKind::Content,
+            reason: error.to_string(),
+        })?;
         match body {
             Body::Trust(trust) => self.parts.trust = Some(Arc::new(trust)),
             Body::Service(service) => {
@@ -412,13 +424,16 @@ impl Control {
     }
 
     /// All of `wanted` or none; where it fails, the document waits for its ports.
-    fn bind(&mut self, document: &wire::Document, wanted: &[SocketAddr]) -> Result<(), String> {
+    fn bind(&mut self, document: &wire::Document, wanted: &[SocketAddr]) -> Result<(), Refused> {
         if self.draining {
             return Ok(());
         }
         self.listeners.bind(wanted).map_err(|error| {
             self.unbound = Some(document.clone());
-            error.to_string()
+            Refused {
+                kind: NackKind::Local,
+                reason: error.to_string(),
+            }
         })
     }
 

@@ -15,8 +15,8 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use mesh_proto::{
     discovery::{
         Ack, Certificate, CertificateRequest, DocumentNack, DocumentVersion, Documents, Heartbeat,
-        Hello, Nack, Role, ToDataplane, ToZone, discovery_client::DiscoveryClient, to_dataplane,
-        to_zone,
+        Hello, Nack, NackKind, Role, ToDataplane, ToZone, discovery_client::DiscoveryClient,
+        to_dataplane, to_zone,
     },
     features,
     proxy::Document,
@@ -336,6 +336,7 @@ fn take_documents(seen: &mut Seen, documents: Documents) -> to_zone::Message {
                 name: document.name.clone(),
                 version: document.version.clone(),
                 reason: reason.clone(),
+                kind: NackKind::Content.into(),
             })
         })
         .collect();

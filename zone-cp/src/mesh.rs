@@ -3,8 +3,10 @@
 //! Plain state. Events go in ([`Mesh::take`], [`Mesh::arrive`], [`Mesh::ack`] and so on) and only mark what they
 //! touch; [`Mesh::settle`] recomputes what was touched, keeps what came out the same, and returns the messages for
 //! those whom a difference concerns. Work follows the change (invariant 9): an endpoint that comes or goes compiles no
-//! document, and a dataplane that nothing concerns is sent nothing.
+//! document, and a dataplane that nothing concerns is sent nothing. What concerns several is tried by one of them
+//! first ([`canary`]).
 
+pub mod canary;
 mod intake;
 mod known;
 mod settle;
@@ -30,6 +32,7 @@ use crate::{
     tracker::{Currency, Tracker},
     view::MeshView,
 };
+use canary::Rollouts;
 
 /// Names that a status lists at most.
 const NAMES_MAX: usize = 100;
@@ -63,6 +66,7 @@ pub struct Mesh {
     /// Who uses which service, by its name.
     users: BTreeMap<String, BTreeMap<ServiceRef, BTreeSet<String>>>,
     counts: Counts,
+    rollouts: Rollouts,
     dirty: Dirty,
 }
 
@@ -73,6 +77,8 @@ struct Session {
     refs: BTreeSet<ServiceRef>,
     /// Endpoint sets that were sent on this stream, and go on as deltas.
     fed: BTreeSet<ServiceRef>,
+    /// Of the trust document that was sent.
+    trust_generation: u64,
     currency: Option<Currency>,
 }
 
@@ -166,6 +172,7 @@ impl Mesh {
             sessions,
             users: BTreeMap::new(),
             counts: Counts::default(),
+            rollouts: Rollouts::default(),
         };
         mesh.recount();
         mesh

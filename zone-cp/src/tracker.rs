@@ -4,10 +4,13 @@
 //! the proxy's answers ([`Tracker::ack`], [`Tracker::nack`]); [`Tracker::unsent`] says what to send and takes it as
 //! sent. A proxy whose wanted documents do not change is sent nothing, and counts as current all the while.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use mesh_proto::{
-    discovery::{DocumentNack, DocumentVersion},
+    discovery::{DocumentNack, DocumentVersion, NackKind},
     document,
     proxy::Document,
 };
@@ -25,6 +28,8 @@ pub struct Tracker {
     /// Versions on the way on this stream, or running.
     sent: BTreeMap<String, String>,
     refused: BTreeMap<String, Refusal>,
+    /// Versions the proxy has refused on this stream, wanted or not, until it takes another.
+    declined: BTreeMap<String, String>,
 }
 
 /// A document that the proxy did not take.
@@ -34,6 +39,8 @@ pub struct Refusal {
     pub version: String,
     /// Why, in its words.
     pub reason: String,
+    /// Its host can not do it now; the document may be good.
+    pub local: bool,
 }
 
 /// How far a proxy is.
@@ -41,7 +48,7 @@ pub struct Refusal {
 pub enum Currency {
     /// It runs exactly what is wanted.
     Current,
-    /// It was sent something and has not answered yet.
+    /// It was sent something and has not answered yet, or is to be sent it.
     Pending,
     /// It has refused something that is wanted.
     Refused,
@@ -76,6 +83,7 @@ impl Tracker {
             .collect();
         self.sent = self.running.clone();
         self.refused.clear();
+        self.declined.clear();
     }
 
     /// The stream has ended.
@@ -95,12 +103,17 @@ impl Tracker {
 
     /// What the proxy lacks and was not sent yet. Taken as sent: asking again gives nothing.
     pub fn unsent(&mut self) -> Unsent {
+        self.unsent_without(&BTreeSet::new())
+    }
+
+    /// The same, and the named documents stay unsent.
+    pub fn unsent_without(&mut self, stopped: &BTreeSet<String>) -> Unsent {
         let mut unsent = Unsent::default();
         if !self.connected {
             return unsent;
         }
         for (name, document) in &self.wanted {
-            if self.sent.get(name) != Some(&document.version) {
+            if !stopped.contains(name) && self.sent.get(name) != Some(&document.version) {
                 self.sent.insert(name.clone(), document.version.clone());
                 unsent.put.push(document.clone());
             }
@@ -114,6 +127,7 @@ impl Tracker {
         for name in &unsent.remove {
             self.sent.remove(name);
             self.running.remove(name);
+            self.declined.remove(name);
         }
         unsent
     }
@@ -131,6 +145,7 @@ impl Tracker {
             {
                 self.refused.remove(name);
             }
+            self.declined.remove(name);
             self.running.insert(name.clone(), version.clone());
         }
     }
@@ -138,6 +153,10 @@ impl Tracker {
     /// The proxy refuses these and goes on with what it has. Refusals of versions that are no longer wanted are dropped.
     pub fn nack(&mut self, documents: &[DocumentNack]) {
         for nack in documents {
+            if self.sent(&nack.name) == Some(&nack.version) {
+                self.declined
+                    .insert(nack.name.clone(), nack.version.clone());
+            }
             if self
                 .wanted
                 .get(&nack.name)
@@ -146,6 +165,7 @@ impl Tracker {
                 let refusal = Refusal {
                     version: nack.version.clone(),
                     reason: nack.reason.clone(),
+                    local: nack.kind() == NackKind::Local,
                 };
                 self.refused.insert(nack.name.clone(), refusal);
             }
@@ -176,6 +196,43 @@ impl Tracker {
         self.wanted
             .get(name)
             .is_none_or(|document| self.runs(name, &document.version))
+    }
+
+    /// Whether there is something to send, beside the named documents.
+    #[must_use]
+    pub fn lacks_any_without(&self, stopped: &BTreeSet<String>) -> bool {
+        let lacks = |name: &String| !stopped.contains(name) && self.lacks(name);
+        self.connected
+            && (self.wanted.keys().any(lacks)
+                || self.sent.keys().any(|name| !self.wanted.contains_key(name)))
+    }
+
+    /// Whether the wanted version of the named document has still to be sent.
+    #[must_use]
+    pub fn lacks(&self, name: &str) -> bool {
+        self.wanted
+            .get(name)
+            .is_some_and(|document| self.sent(name) != Some(&document.version))
+    }
+
+    /// The version that was sent of a document, or that the proxy came with.
+    #[must_use]
+    pub fn sent(&self, name: &str) -> Option<&str> {
+        self.sent.get(name).map(String::as_str)
+    }
+
+    /// Whether the proxy has acknowledged or refused everything it was sent.
+    #[must_use]
+    pub fn has_answered(&self) -> bool {
+        self.sent.iter().all(|(name, version)| {
+            self.runs(name, version) || self.declined.get(name) == Some(version)
+        })
+    }
+
+    /// Whether the last answer to any document was a refusal.
+    #[must_use]
+    pub fn has_declined(&self) -> bool {
+        !self.declined.is_empty()
     }
 
     /// Whether the proxy runs any version of the named document.
@@ -313,14 +370,21 @@ mod tests {
             name: bad.name.clone(),
             version: bad.version.clone(),
             reason: "unknown feature".into(),
+            kind: NackKind::Content.into(),
         }]);
         assert_eq!(tracker.currency(), Currency::Refused);
         assert_eq!(tracker.refused()["service/a:1"].reason, "unknown feature");
         let good = service("service/a:1", 2);
         tracker.want(documents(std::slice::from_ref(&good)));
+        assert!(tracker.has_answered() && tracker.has_declined());
+        let stopped = BTreeSet::from([good.name.clone()]);
+        assert!(tracker.lacks(&good.name) && !tracker.lacks_any_without(&stopped));
+        assert!(tracker.unsent_without(&stopped).is_empty());
         assert_eq!(tracker.unsent().put, std::slice::from_ref(&good));
+        assert!(!tracker.has_answered());
         assert_eq!(tracker.currency(), Currency::Pending);
         tracker.ack(&versions(&[good]));
+        assert!(tracker.has_answered() && !tracker.has_declined());
         assert_eq!(tracker.currency(), Currency::Current);
     }
 

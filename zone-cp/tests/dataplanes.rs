@@ -7,7 +7,8 @@ use std::time::Duration;
 use mesh_model::MeshTrafficPermission;
 use mesh_proto::{
     discovery::{
-        DocumentNack, InboundReadiness, Leaving, Nack, Readiness, Role, to_dataplane, to_zone,
+        DocumentNack, Documents, InboundReadiness, Leaving, Nack, NackKind, Readiness, Role,
+        to_dataplane, to_zone,
     },
     proxy::document::Body,
 };
@@ -349,6 +350,7 @@ async fn a_refused_document_is_reported_with_its_reason_until_it_is_replaced() {
             name: refused.name,
             version: refused.version,
             reason: "unknown feature moon".into(),
+            kind: NackKind::Content.into(),
         }],
     }))
     .await;
@@ -634,4 +636,224 @@ async fn who_is_revoked_is_out_of_use_at_once() {
     stream.delta("", 5, 6, &[revoked], &[]).await;
     client.until("no endpoint", |d| endpoints(d) == 0).await;
     zone.stop().await;
+}
+
+// === canary ===
+
+/// Three of one version that run what they are sent, and what speaks to their zone.
+struct Three {
+    all: Vec<FakeDataplane>,
+    stream: ZoneStream,
+    zone: RunningZone,
+    installation: Installation,
+    _global: FakeGlobal,
+    revision: u64,
+    /// Who is to try what comes next.
+    canary: usize,
+}
+
+impl Three {
+    async fn start() -> Self {
+        let (installation, global, mut stream, zone) = zone_with(&[]).await;
+        let token = installation.token("pay", json!({}));
+        let mut all = Vec::new();
+        for n in 1..=3 {
+            let resource = dataplane(&format!("web-{n}"), "web", &format!("10.0.0.{n}"), &[]);
+            let mut one = Newcomer::new(token.clone(), &resource)
+                .connect(&zone, &installation)
+                .await
+                .unwrap();
+            one.until("documents", |d| d.documents.len() == 2).await;
+            all.push(one);
+        }
+        stream
+            .status("all are current", |s| s.meshes[0].current == 3)
+            .await;
+        Self {
+            all,
+            stream,
+            zone,
+            installation,
+            _global: global,
+            revision: 5,
+            canary: 0,
+        }
+    }
+
+    /// A permission for `workload`, and what the canary is sent for it.
+    async fn permit(&mut self, workload: &str) -> Documents {
+        let id = format!("spiffe://pay.east.mesh.local/workload/{workload}");
+        let (from, to) = (self.revision, self.revision + 1);
+        self.revision = to;
+        self.stream
+            .delta("pay", from, to, &[allow("p", "{kind: Mesh}", &id)], &[])
+            .await;
+        self.stream.advance(&[""], from, to).await;
+        loop {
+            if let to_dataplane::Message::Documents(documents) =
+                self.all[self.canary].next().await.unwrap()
+            {
+                return documents;
+            }
+        }
+    }
+
+    async fn refuse(&self, documents: &Documents, kind: NackKind) {
+        let refused = documents.put.iter().map(|document| DocumentNack {
+            name: document.name.clone(),
+            version: document.version.clone(),
+            reason: "unknown feature moon".into(),
+            kind: kind.into(),
+        });
+        let nack = Nack {
+            revision: documents.revision,
+            documents: refused.collect(),
+        };
+        self.all[self.canary]
+            .say(to_zone::Message::Nack(nack))
+            .await;
+    }
+
+    async fn accept(&self, documents: &Documents) {
+        let taken = versions(&documents.put);
+        self.all[self.canary].ack(documents.revision, taken).await;
+    }
+
+    fn others(&mut self) -> impl Iterator<Item = &mut FakeDataplane> {
+        let canary = self.canary;
+        let all = self.all.iter_mut().enumerate();
+        all.filter(move |(at, _)| *at != canary).map(|(_, one)| one)
+    }
+
+    /// Nobody else has been sent anything of this revision.
+    async fn others_wait(&mut self) {
+        let revision = self.revision;
+        for one in self.others() {
+            // Whatever was sent before the answer to this is read with it.
+            one.certificate(WEB).await.unwrap();
+            assert!(one.revision < revision, "{}", one.revision);
+        }
+    }
+
+    async fn others_follow(&mut self) {
+        let revision = self.revision;
+        for one in self.others() {
+            one.until("what was tried", |d| d.revision == revision)
+                .await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_change_of_three_reaches_the_others_when_the_first_has_taken_it() {
+    let mut three = Three::start().await;
+    let tried = three.permit("web").await;
+    three.others_wait().await;
+    three
+        .stream
+        .status("all are pending", |s| {
+            s.revision == 6 && s.meshes[0].pending == ["web-1", "web-2", "web-3"]
+        })
+        .await;
+    three.accept(&tried).await;
+    three.others_follow().await;
+    three
+        .stream
+        .status("all are current", |s| s.meshes[0].current == 3)
+        .await;
+    three.zone.stop().await;
+}
+
+#[tokio::test]
+async fn what_the_first_refuses_goes_no_further_until_something_else_is_wanted() {
+    let mut three = Three::start().await;
+    let tried = three.permit("web").await;
+    three.refuse(&tried, NackKind::Content).await;
+    let status = three
+        .stream
+        .status("the refusal", |s| s.meshes[0].refused_count == 1)
+        .await;
+    let refusal = &status.meshes[0].refused[0];
+    assert_eq!(
+        (refusal.dataplane.as_str(), refusal.reason.as_str()),
+        ("web-1", "unknown feature moon")
+    );
+    assert_eq!(status.meshes[0].pending, ["web-2", "web-3"]);
+    three.others_wait().await;
+
+    // One that refuses everything stops only once: another tries the next change.
+    three.canary = 1;
+    let tried = three.permit("store").await;
+    three.others_wait().await;
+    three.accept(&tried).await;
+    three.others_follow().await;
+    three
+        .stream
+        .status("all are current", |s| s.meshes[0].current == 3)
+        .await;
+    three.zone.stop().await;
+}
+
+#[tokio::test]
+async fn an_unrelated_change_goes_past_what_is_stopped() {
+    let mut three = Three::start().await;
+    let tried = three.permit("web").await;
+    three.refuse(&tried, NackKind::Content).await;
+    three
+        .stream
+        .status("the refusal", |s| s.meshes[0].refused_count == 1)
+        .await;
+    let before: Vec<_> = three.all[1..]
+        .iter()
+        .map(|d| d.documents["proxy"].clone())
+        .collect();
+    let (from, to) = (three.revision, three.revision + 1);
+    three.revision = to;
+    let anchor = three.installation.ca.certificate().clone();
+    let trust = mesh_model::Resource::new(
+        mesh_model::Meta::new("pay", "another"),
+        mesh_model::MeshTrust::from_der("other.example", [anchor.as_ref()]),
+    );
+    three.stream.delta("pay", from, to, &[trust], &[]).await;
+    let knows = |d: &FakeDataplane| matches!(&d.documents["trust"].body, Some(Body::Trust(t)) if t.domains.len() == 2);
+    // The second tries it, for the first has refused something.
+    three.all[1].until("the anchor", knows).await;
+    three.all[2].until("the anchor", knows).await;
+    three.all[0].until("the anchor", knows).await;
+    let after: Vec<_> = three.all[1..]
+        .iter()
+        .map(|d| d.documents["proxy"].clone())
+        .collect();
+    assert_eq!(before, after);
+    three.zone.stop().await;
+}
+
+#[tokio::test]
+async fn what_the_first_can_not_do_on_its_host_stops_nobody() {
+    let mut three = Three::start().await;
+    let tried = three.permit("web").await;
+    three.refuse(&tried, NackKind::Local).await;
+    three.others_follow().await;
+    three
+        .stream
+        .status("the others are current", |s| {
+            s.meshes[0].current == 2 && s.meshes[0].refused_count == 1
+        })
+        .await;
+    three.zone.stop().await;
+}
+
+#[tokio::test]
+async fn nobody_waits_long_for_a_first_that_says_nothing() {
+    let mut three = Three::start().await;
+    let _unanswered = three.permit("web").await;
+    three.others_wait().await;
+    three.others_follow().await;
+    three
+        .stream
+        .status("the others are current", |s| {
+            s.meshes[0].current == 2 && s.meshes[0].pending == ["web-1"]
+        })
+        .await;
+    three.zone.stop().await;
 }

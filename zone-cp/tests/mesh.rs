@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
+    time::Instant,
 };
 
 use mesh_model::Resource;
@@ -253,8 +254,10 @@ impl World {
 
     /// Settles, delivers, acknowledges, until nothing is left to say.
     fn settle(&mut self) {
-        for _ in 0..5 {
-            let settled = self.mesh.settle(self.revision, false, |_| 1);
+        for _ in 0..8 {
+            let settled = self
+                .mesh
+                .settle(self.revision, false, Instant::now(), |_| 1);
             let quiet = settled.sends.is_empty();
             self.deliver(settled);
             if quiet {
@@ -475,7 +478,7 @@ fn in_a_big_mesh_a_change_reaches_those_it_concerns_and_nobody_else() {
             ready: false,
         }],
     );
-    let settled = world.mesh.settle(2, false, |_| 1);
+    let settled = world.mesh.settle(2, false, Instant::now(), |_| 1);
     // Those who call s7, and nobody else; and no document.
     assert_eq!(settled.sends.len(), 20);
     assert!(
@@ -498,6 +501,10 @@ fn in_a_big_mesh_a_change_reaches_those_it_concerns_and_nobody_else() {
         put,
         ..Changes::default()
     });
-    let settled = world.mesh.settle(3, false, |_| 1);
-    assert_eq!(settled.sends.len(), 20);
+    // One of them tries it, and the others follow.
+    for concerned in [1, 19, 0] {
+        let settled = world.mesh.settle(3, false, Instant::now(), |_| 1);
+        assert_eq!(settled.sends.len(), concerned);
+        world.deliver(settled);
+    }
 }

@@ -180,6 +180,7 @@ impl Mesh {
     }
 
     pub(super) fn forget(&mut self, name: &str) {
+        self.rollouts.forget(name);
         self.touch_endpoints_of(name);
         self.dataplanes.remove(name);
         self.proxies.remove(name);

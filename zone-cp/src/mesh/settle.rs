@@ -1,6 +1,10 @@
 //! Recomputing what was touched, in the order in which one thing depends on the other.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Instant,
+};
 
 use mesh_model::{Dataplane, MeshIdentity, Resource, api::Key, dataplane::InboundState, identity};
 use mesh_proto::{
@@ -9,27 +13,34 @@ use mesh_proto::{
     proxy::Document,
 };
 
-use super::{Dirty, Mesh, Settled, endpoints_message};
+use super::{
+    Dirty, Mesh, Settled,
+    canary::{Candidate, Standing, Stop},
+    endpoints_message,
+};
 use crate::{
     compiler::{self, ServiceRef},
     endpoints::{self, Member, ServicePort, Set},
+    registry::Registration,
     services::{self, Services, Sources},
     tracker::Documents,
     view::{self, MeshSources},
 };
 
 impl Mesh {
-    /// Recomputes what was touched. `generation_of` numbers versions of the trust document. `additive`: see
-    /// [`endpoints::whole`].
+    /// Recomputes what was touched, and goes on with what waited for a canary. `generation_of` numbers versions of the
+    /// trust document. `additive`: see [`endpoints::whole`].
     pub fn settle(
         &mut self,
         revision: u64,
         additive: bool,
+        now: Instant,
         generation_of: impl FnOnce(&str) -> u64,
     ) -> Settled {
         let mut dirty = std::mem::take(&mut self.dirty);
         let mut settled = Settled::default();
-        if dirty.is_empty() {
+        let mut released = self.judge_canaries(now, &mut settled);
+        if dirty.is_empty() && released.is_empty() {
             return settled;
         }
         let mut affected = dirty.greet.clone();
@@ -42,11 +53,15 @@ impl Mesh {
         let changed = self.settle_sets(&dirty, &mut settled);
         // Make before break: endpoints go before the documents that named their zone, and come after.
         self.send_deltas(&changed, false, &mut settled);
-        for name in &affected {
+        for name in affected.union(&released) {
+            self.want_documents(name);
+        }
+        let go = self.plan(&affected, &dirty.greet, &mut released, now);
+        for name in &go {
             self.send_documents(name, revision, dirty.greet.contains(name), &mut settled);
         }
         self.send_deltas(&changed, true, &mut settled);
-        for name in &affected {
+        for name in affected.union(&go) {
             self.feed(name, additive, &mut settled);
             self.refresh_currency(name);
         }
@@ -434,13 +449,110 @@ impl Mesh {
         }
     }
 
-    pub(super) fn send_documents(
+    /// Looks at the canaries' answers: stops what they refuse, and returns those who are held no longer.
+    fn judge_canaries(&mut self, now: Instant, settled: &mut Settled) -> BTreeSet<String> {
+        let (sessions, registry) = (&self.sessions, &self.registry);
+        let verdicts = self.rollouts.judge(now, |canary| {
+            let Some(session) = sessions.get(canary) else {
+                return Standing::default();
+            };
+            let refused = session.tracker.refused().iter();
+            Standing {
+                stream: registry.get(canary).and_then(|r| r.stream),
+                answered: session.tracker.has_answered(),
+                refused: refused
+                    .filter(|(_, refusal)| !refusal.local)
+                    .map(|(document, refusal)| (document.clone(), refusal.version.clone()))
+                    .collect(),
+            }
+        });
+        // A canary may run after all what it had refused: its host was mended, or it was started anew.
+        let runs = |stop: &Stop| {
+            let tracker = sessions.get(&stop.canary).map(|s| &s.tracker);
+            let running = tracker.and_then(|t| t.running(&stop.document));
+            let same = |r: &Registration| r.version == stop.version;
+            running == Some(&stop.refused) && registry.get(&stop.canary).is_some_and(same)
+        };
+        let mut released = self.rollouts.resume(&BTreeSet::new(), |_, _| None, runs);
+        for verdict in verdicts {
+            for (document, refused) in verdict.refused {
+                let held: BTreeMap<_, _> = verdict
+                    .released
+                    .iter()
+                    .filter_map(|name| {
+                        let tracker = &self.sessions.get(name)?.tracker;
+                        let wanted = tracker.wanted().get(&document)?;
+                        let lacks = tracker.lacks(&document);
+                        lacks.then(|| (name.clone(), wanted.version.clone()))
+                    })
+                    .collect();
+                if !held.is_empty() {
+                    settled.warnings.push(format!(
+                        "the roll-out of document {document} stops: its canary, dataplane {} (version {}), refuses it; {} others of its version go on with what they have",
+                        verdict.canary,
+                        verdict.version,
+                        held.len()
+                    ));
+                }
+                self.rollouts.stop(Stop {
+                    document,
+                    version: verdict.version.clone(),
+                    canary: verdict.canary.clone(),
+                    refused,
+                    held,
+                });
+            }
+            released.extend(verdict.released);
+        }
+        released
+    }
+
+    /// Who is sent documents now: those who have just come, those who are held no longer, and who else need not wait
+    /// for a canary.
+    fn plan(
         &mut self,
-        name: &str,
-        revision: u64,
-        greet: bool,
-        settled: &mut Settled,
-    ) {
+        affected: &BTreeSet<String>,
+        greet: &BTreeSet<String>,
+        released: &mut BTreeSet<String>,
+        now: Instant,
+    ) -> BTreeSet<String> {
+        for name in greet {
+            self.rollouts.forget(name);
+        }
+        let sessions = &self.sessions;
+        let wanted = |name: &str, document: &str| {
+            let document = sessions.get(name)?.tracker.wanted().get(document)?;
+            Some(document.version.clone())
+        };
+        let rejoining = self.rollouts.resume(affected, wanted, |_| false);
+        // What was stopped a moment ago and is overtaken already is tried anew.
+        released.retain(|name| !rejoining.contains(name));
+        let lacking = affected
+            .union(&rejoining)
+            .filter(|name| !greet.contains(*name) && !released.contains(*name))
+            .filter_map(|name| {
+                let tracker = &self.sessions.get(name)?.tracker;
+                let registration = self.registry.get(name)?;
+                let stream = registration.stream?;
+                tracker
+                    .lacks_any_without(&self.rollouts.stopped(name))
+                    .then(|| Candidate {
+                        name: name.clone(),
+                        version: registration.version.clone(),
+                        stream,
+                        declined: tracker.has_declined(),
+                        owes: !tracker.has_answered(),
+                        rejoins: !affected.contains(name),
+                    })
+            })
+            .collect();
+        let mut go = self.rollouts.plan(lacking, now);
+        go.extend(greet.iter().cloned());
+        go.append(released);
+        go
+    }
+
+    fn want_documents(&mut self, name: &str) {
         let Some(session) = self.sessions.get_mut(name) else {
             return;
         };
@@ -454,8 +566,22 @@ impl Mesh {
                 documents.insert(document.name.clone(), document.clone());
             }
         }
+        session.tracker.want(documents);
+    }
+
+    pub(super) fn send_documents(
+        &mut self,
+        name: &str,
+        revision: u64,
+        greet: bool,
+        settled: &mut Settled,
+    ) {
+        let Some(session) = self.sessions.get_mut(name) else {
+            return;
+        };
         if greet && let Some(registration) = self.registry.get(name) {
-            let missing = compiler::missing_features(&documents, &registration.features);
+            let missing =
+                compiler::missing_features(session.tracker.wanted(), &registration.features);
             if !missing.is_empty() {
                 settled.warnings.push(format!(
                     "dataplane {name} (version {}) lacks {missing:?} and will refuse what needs it: update it",
@@ -463,8 +589,12 @@ impl Mesh {
                 ));
             }
         }
-        session.tracker.want(documents);
-        let unsent = session.tracker.unsent();
+        let stopped = self.rollouts.stopped(name);
+        let unsent = session.tracker.unsent_without(&stopped);
+        // Where the trust document is stopped, the generation of the older one stays in force.
+        if !stopped.contains(document::TRUST) {
+            session.trust_generation = self.trust_generation;
+        }
         let connected = self.registry.get(name).is_some_and(|r| r.stream.is_some());
         if !connected || (unsent.is_empty() && !greet) {
             return;
@@ -477,7 +607,7 @@ impl Mesh {
                 .map(|document| Document::clone(document))
                 .collect(),
             remove: unsent.remove,
-            trust_generation: self.trust_generation,
+            trust_generation: session.trust_generation,
         };
         let message = ToDataplane {
             message: Some(to_dataplane::Message::Documents(message)),
@@ -491,7 +621,13 @@ impl Mesh {
         let Some(session) = self.sessions.get_mut(name).filter(|_| connected) else {
             return;
         };
-        let lacking: Vec<_> = session.refs.difference(&session.fed).cloned().collect();
+        // Never before the document that says whom to expect there.
+        let lacking: Vec<_> = session
+            .refs
+            .difference(&session.fed)
+            .filter(|reference| session.tracker.sent(&reference.document_name()).is_some())
+            .cloned()
+            .collect();
         for reference in lacking {
             let set = self.sets.get(&reference.of).cloned().unwrap_or_default();
             let set = match &reference.zone {

@@ -48,7 +48,8 @@ impl Zone {
             return Settled::default();
         };
         let authorities = &mut slot.authorities;
-        slot.mesh.settle(revision, self.additive, |version| {
+        let now = Instant::now().into_std();
+        slot.mesh.settle(revision, self.additive, now, |version| {
             let (generation, kept) = authorities.generation_of(version);
             if let Err(error) = kept {
                 tracing::error!(%error, "the trust generation cannot be kept");

@@ -1,0 +1,406 @@
+//! Who tries new documents first (FIELD d14).
+//!
+//! A change that concerns several proxies of one version goes to one of them, the canary; the others are held until it
+//! has answered. What it takes goes on to the others. What it refuses for what the document says is stopped for them
+//! until something else is wanted under that name, and nothing else is. A proxy that can not listen at the moment, goes
+//! away or says nothing stops nothing: a change may withdraw a right, and must not wait for local trouble.
+//!
+//! Plain decisions: [`Rollouts::judge`] looks at the answers, [`Rollouts::resume`] ends the stops that a change
+//! overtakes, [`Rollouts::plan`] says who is sent something now. The mesh calls them in this order whenever it settles.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, Instant},
+};
+
+use crate::registry::StreamId;
+
+/// How long the others wait for a canary's answer at most, beside the tick that looks at it.
+pub const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Trials under way, and documents that are stopped.
+#[derive(Debug, Default)]
+pub struct Rollouts {
+    trials: Vec<Trial>,
+    stops: Vec<Stop>,
+}
+
+/// One canary, and those who wait for its answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Trial {
+    /// Version of all proxies concerned.
+    version: String,
+    canary: String,
+    /// On this stream it was sent what it tries.
+    stream: StreamId,
+    since: Instant,
+    held: BTreeSet<String>,
+}
+
+/// A document that goes no further.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stop {
+    /// The document's name.
+    pub document: String,
+    /// Version of the proxies concerned.
+    pub version: String,
+    /// Who refused it.
+    pub canary: String,
+    /// The version it refused.
+    pub refused: String,
+    /// From whom it is kept, each with the version that was wanted there.
+    pub held: BTreeMap<String, String>,
+}
+
+/// A dataplane that lacks documents, is connected, and has not just come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Candidate {
+    /// Its name.
+    pub name: String,
+    /// Version of the proxy.
+    pub version: String,
+    /// Its stream.
+    pub stream: StreamId,
+    /// Its last answer to a document was a refusal: one more would say little, and one proxy that refuses everything must
+    /// not keep the others from change after change.
+    pub declined: bool,
+    /// It owes an answer to something older: it would keep the others waiting.
+    pub owes: bool,
+    /// What it lacks was stopped, and is what it was then.
+    pub rejoins: bool,
+}
+
+/// How far a canary is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// Its stream, while it is connected.
+    pub stream: Option<StreamId>,
+    /// It has acknowledged or refused everything it was sent.
+    pub answered: bool,
+    /// What it refuses for what it says: document and version.
+    pub refused: BTreeMap<String, String>,
+}
+
+/// A trial that is over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verdict {
+    /// Version of the proxies concerned.
+    pub version: String,
+    /// Who tried.
+    pub canary: String,
+    /// What must not go on to the others: document and version.
+    pub refused: BTreeMap<String, String>,
+    /// Those who are held no longer.
+    pub released: BTreeSet<String>,
+}
+
+impl Rollouts {
+    /// Ends the trials whose canary has answered, has gone, or has had its time.
+    pub fn judge(&mut self, now: Instant, standing: impl Fn(&str) -> Standing) -> Vec<Verdict> {
+        let mut verdicts = Vec::new();
+        self.trials.retain_mut(|trial| {
+            let found = standing(&trial.canary);
+            let same = found.stream == Some(trial.stream);
+            if same && !found.answered && now.saturating_duration_since(trial.since) < PATIENCE {
+                return true;
+            }
+            verdicts.push(Verdict {
+                version: std::mem::take(&mut trial.version),
+                canary: std::mem::take(&mut trial.canary),
+                refused: found.refused,
+                released: std::mem::take(&mut trial.held),
+            });
+            false
+        });
+        verdicts
+    }
+
+    /// Keeps a document from those who have not got it.
+    pub fn stop(&mut self, stop: Stop) {
+        if !stop.held.is_empty() {
+            self.stops.push(stop);
+        }
+    }
+
+    /// Ends the stops that no longer hold, since something else is wanted under that name by one of those concerned, or
+    /// since its canary `runs` what it had refused. Returned are those from whom something was kept. Only `affected` can
+    /// want something else than before.
+    pub fn resume(
+        &mut self,
+        affected: &BTreeSet<String>,
+        wanted: impl Fn(&str, &str) -> Option<String>,
+        runs: impl Fn(&Stop) -> bool,
+    ) -> BTreeSet<String> {
+        let mut resumed = BTreeSet::new();
+        self.stops.retain(|stop| {
+            let changed = |name: &str, version: &str| {
+                affected.contains(name)
+                    && wanted(name, &stop.document).is_none_or(|now| now != *version)
+            };
+            let over = changed(&stop.canary, &stop.refused)
+                || stop
+                    .held
+                    .iter()
+                    .any(|(name, version)| changed(name, version))
+                || runs(stop);
+            if over {
+                resumed.extend(stop.held.keys().cloned());
+            }
+            !over
+        });
+        resumed
+    }
+
+    /// Who of those that lack something is sent it now. The others are held.
+    pub fn plan(&mut self, lacking: Vec<Candidate>, now: Instant) -> BTreeSet<String> {
+        let mut go = BTreeSet::new();
+        let mut groups: BTreeMap<String, Vec<Candidate>> = BTreeMap::new();
+        for candidate in lacking {
+            let version = candidate.version.clone();
+            groups.entry(version).or_default().push(candidate);
+        }
+        for (version, group) in groups {
+            self.plan_group(version, group, now, &mut go);
+        }
+        go
+    }
+
+    fn plan_group(
+        &mut self,
+        version: String,
+        group: Vec<Candidate>,
+        now: Instant,
+        go: &mut BTreeSet<String>,
+    ) {
+        // A canary tries the newest, so that what the others get in the end was tried.
+        let tries = |trial: &Trial, candidate: &Candidate| {
+            trial.canary == candidate.name && trial.stream == candidate.stream
+        };
+        let (canaries, group): (Vec<_>, Vec<_>) = group
+            .into_iter()
+            .partition(|c| self.trials.iter().any(|trial| tries(trial, c)));
+        go.extend(canaries.iter().map(|c| c.name.clone()));
+        let rest: Vec<_> = group
+            .into_iter()
+            .filter(|c| !self.is_held(&c.name))
+            .collect();
+        if let Some(under_way) = self
+            .trials
+            .iter_mut()
+            .find(|trial| canaries.iter().any(|c| tries(trial, c)))
+        {
+            under_way.held.extend(rest.into_iter().map(|c| c.name));
+            return;
+        }
+        // Those whom the change itself concerns try it; one alone never waits.
+        let (rejoining, fresh): (Vec<_>, Vec<_>) = rest.iter().partition(|c| c.rejoins);
+        let able = if fresh.is_empty() { rejoining } else { fresh };
+        let canary = match able[..] {
+            [one] => Some(one),
+            _ => able
+                .into_iter()
+                .filter(|c| !c.declined)
+                .min_by_key(|c| (c.owes, &c.name)),
+        };
+        let Some(canary) = canary.cloned() else {
+            // Where all have refused something, nobody's answer would help.
+            go.extend(rest.into_iter().map(|c| c.name));
+            return;
+        };
+        go.insert(canary.name.clone());
+        let mut held: BTreeSet<_> = rest.into_iter().map(|c| c.name).collect();
+        held.remove(&canary.name);
+        if !held.is_empty() {
+            self.trials.push(Trial {
+                version,
+                canary: canary.name,
+                stream: canary.stream,
+                since: now,
+                held,
+            });
+        }
+    }
+
+    /// Nothing is held back from this one any more: it comes anew, or is gone.
+    pub fn forget(&mut self, name: &str) {
+        for trial in &mut self.trials {
+            trial.held.remove(name);
+        }
+        self.stops.retain_mut(|stop| {
+            stop.held.remove(name);
+            !stop.held.is_empty()
+        });
+    }
+
+    /// Documents that are kept from a dataplane.
+    #[must_use]
+    pub fn stopped(&self, name: &str) -> BTreeSet<String> {
+        let stops = self.stops.iter().filter(|s| s.held.contains_key(name));
+        stops.map(|stop| stop.document.clone()).collect()
+    }
+
+    fn is_held(&self, name: &str) -> bool {
+        self.trials.iter().any(|trial| trial.held.contains(name))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn candidate(name: &str) -> Candidate {
+        Candidate {
+            name: name.into(),
+            version: "1".into(),
+            stream: StreamId(1),
+            declined: false,
+            owes: false,
+            rejoins: false,
+        }
+    }
+
+    fn candidates(names: &str) -> Vec<Candidate> {
+        names.split(' ').map(candidate).collect()
+    }
+
+    fn names(names: &str) -> BTreeSet<String> {
+        names.split_whitespace().map(str::to_owned).collect()
+    }
+
+    fn versions(of: &[(&str, &str)]) -> BTreeMap<String, String> {
+        of.iter().map(|(a, b)| ((*a).into(), (*b).into())).collect()
+    }
+
+    fn standing(answered: bool, refused: &[(&str, &str)]) -> impl Fn(&str) -> Standing {
+        let standing = Standing {
+            stream: Some(StreamId(1)),
+            answered,
+            refused: versions(refused),
+        };
+        move |_| standing.clone()
+    }
+
+    fn proxy_stopped() -> Rollouts {
+        let mut rollouts = Rollouts::default();
+        rollouts.stop(Stop {
+            document: "proxy".into(),
+            version: "1".into(),
+            canary: "a".into(),
+            refused: "a2".into(),
+            held: versions(&[("b", "b2"), ("c", "c2")]),
+        });
+        rollouts
+    }
+
+    #[test]
+    fn one_alone_is_not_held() {
+        let mut rollouts = Rollouts::default();
+        assert_eq!(rollouts.plan(candidates("a"), Instant::now()), names("a"));
+        let mut other = candidate("b");
+        other.version = "2".into();
+        let each_of_its_version = vec![candidate("a"), other];
+        assert_eq!(
+            rollouts.plan(each_of_its_version, Instant::now()),
+            names("a b")
+        );
+        assert_eq!(rollouts.judge(Instant::now(), standing(true, &[])), []);
+    }
+
+    #[test]
+    fn the_others_are_held_until_the_canary_has_answered() {
+        let (mut rollouts, now) = (Rollouts::default(), Instant::now());
+        assert_eq!(rollouts.plan(candidates("b a c"), now), names("a"));
+        assert_eq!(rollouts.judge(now, standing(false, &[])), []);
+        // A later change goes to the same canary, and to nobody who waits for it; another alone does not wait.
+        assert_eq!(rollouts.plan(candidates("a b d"), now), names("a"));
+        assert_eq!(rollouts.plan(candidates("b e"), now), names("e"));
+        let verdict = Verdict {
+            version: "1".into(),
+            canary: "a".into(),
+            refused: versions(&[("proxy", "a2")]),
+            released: names("b c d"),
+        };
+        assert_eq!(
+            rollouts.judge(now, standing(true, &[("proxy", "a2")])),
+            [verdict]
+        );
+        assert_eq!(rollouts.judge(now, standing(true, &[])), []);
+    }
+
+    #[test]
+    fn nobody_waits_for_one_that_is_silent_or_gone_or_on_another_stream() {
+        let now = Instant::now();
+        let again = Standing {
+            stream: Some(StreamId(2)),
+            ..Standing::default()
+        };
+        for (later, found) in [
+            (PATIENCE, standing(false, &[])("a")),
+            (Duration::ZERO, Standing::default()),
+            (Duration::ZERO, again),
+        ] {
+            let mut rollouts = Rollouts::default();
+            rollouts.plan(candidates("a b"), now);
+            let verdicts = rollouts.judge(now + later, |_| found.clone());
+            assert_eq!(verdicts[0].released, names("b"), "{found:?}");
+        }
+    }
+
+    #[test]
+    fn the_canary_is_the_first_that_has_declined_nothing_and_owes_nothing() {
+        let mut rollouts = Rollouts::default();
+        let mut all = candidates("a b c d");
+        all[0].declined = true;
+        all[1].owes = true;
+        assert_eq!(rollouts.plan(all.clone(), Instant::now()), names("c"));
+        let mut rollouts = Rollouts::default();
+        all.iter_mut().for_each(|c| c.declined = true);
+        assert_eq!(rollouts.plan(all, Instant::now()), names("a b c d"));
+    }
+
+    #[test]
+    fn what_was_stopped_waits_for_the_one_that_the_change_concerns() {
+        let (mut rollouts, now) = (Rollouts::default(), Instant::now());
+        let mut all = candidates("a b c");
+        all[2].declined = true;
+        all[0].rejoins = true;
+        all[1].rejoins = true;
+        assert_eq!(rollouts.plan(all, now), names("c"));
+        let verdicts = rollouts.judge(now, standing(true, &[]));
+        assert_eq!(verdicts[0].released, names("a b"));
+    }
+
+    #[test]
+    fn a_stop_holds_until_something_else_is_wanted_by_one_of_those_concerned() {
+        let before = versions(&[("a", "a2"), ("b", "b2"), ("c", "c2")]);
+        for (affected, changed, resumed) in [
+            ("a b c", "", ""),
+            ("d", "d", ""),
+            ("a", "a", "b c"),
+            ("c", "c", "b c"),
+        ] {
+            let mut rollouts = proxy_stopped();
+            let wanted = |name: &str, _: &str| {
+                let new = (name == changed).then(|| "new".to_owned());
+                new.or_else(|| before.get(name).cloned())
+            };
+            assert_eq!(rollouts.stopped("b"), names("proxy"));
+            assert_eq!(
+                rollouts.resume(&names(affected), wanted, |_| false),
+                names(resumed)
+            );
+            assert_eq!(rollouts.stopped("b").is_empty(), !resumed.is_empty());
+        }
+    }
+
+    #[test]
+    fn a_stop_ends_when_the_canary_runs_it_after_all_and_for_one_that_comes_anew() {
+        let none = |_: &str, _: &str| None;
+        let mut rollouts = proxy_stopped();
+        rollouts.forget("c");
+        assert_eq!(rollouts.stopped("c"), names(""));
+        assert_eq!(rollouts.resume(&names(""), none, |_| false), names(""));
+        let runs = |stop: &Stop| (&*stop.canary, &*stop.refused) == ("a", "a2");
+        assert_eq!(rollouts.resume(&names(""), none, runs), names("b"));
+    }
+}

@@ -15,8 +15,9 @@ use std::{
 
 use crate::registry::StreamId;
 
-/// How long the others wait for a canary's answer at most, beside the tick that looks at it.
-pub const PATIENCE: Duration = Duration::from_secs(2);
+/// How long the others wait for a canary's answer at most. The tick that looks at it adds up to a second; together they stay
+/// below the two seconds within which a withdrawn permission closes connections.
+pub const PATIENCE: Duration = Duration::from_millis(750);
 
 /// Trials under way, and documents that are stopped.
 #[derive(Debug, Default)]

@@ -1,13 +1,6 @@
 //! Accepts connections and hands each to what its listener is for: inbound, outbound or ingress.
 
-use std::{
-    cell::{Cell, RefCell},
-    io,
-    net::SocketAddr,
-    rc::Rc,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{cell::RefCell, io, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -179,23 +172,10 @@ fn connection(snapshot: &Snapshot, target: Option<&Target>, from: SocketAddr) ->
         None => (Direction::Inbound, None, unknown(), unknown()),
     };
     Connection {
-        direction,
-        source_address: from,
-        peer: RefCell::default(),
         inbound,
         source: RefCell::new(source),
         destination: RefCell::new(destination),
         mesh: RefCell::new(mesh),
-        destination_address: RefCell::default(),
-        policy: RefCell::default(),
-        started: Instant::now(),
-        sent: Cell::default(),
-        received: Cell::default(),
-        counted: Cell::default(),
-        active_at: Cell::default(),
-        idle: Cell::default(),
-        half_closed: Cell::default(),
-        close: Cell::default(),
-        waker: RefCell::default(),
+        ..Connection::new(direction, from)
     }
 }

@@ -240,6 +240,32 @@ pub struct Connection {
 }
 
 impl Connection {
+    /// A connection of which nothing is known yet but where it comes from and which way it goes.
+    #[must_use]
+    pub fn new(direction: Direction, source_address: SocketAddr) -> Self {
+        let unknown = || RefCell::new("".into());
+        Self {
+            direction,
+            source_address,
+            peer: RefCell::default(),
+            inbound: None,
+            source: unknown(),
+            destination: unknown(),
+            mesh: unknown(),
+            destination_address: RefCell::default(),
+            policy: RefCell::default(),
+            started: Instant::now(),
+            sent: Cell::default(),
+            received: Cell::default(),
+            counted: Cell::default(),
+            active_at: Cell::default(),
+            idle: Cell::default(),
+            half_closed: Cell::default(),
+            close: Cell::default(),
+            waker: RefCell::default(),
+        }
+    }
+
     /// Asks the relay to end.
     pub fn close(&self, reason: Reason) {
         if self.close.get().is_none() {

@@ -1,4 +1,4 @@
-use std::{cell::RefCell, collections::HashSet, future::Future, rc::Rc, sync::Arc, time::Instant};
+use std::{collections::HashSet, future::Future, rc::Rc, sync::Arc};
 
 use arc_swap::ArcSwap;
 use socket2::SockRef;
@@ -33,26 +33,8 @@ fn worker() -> Rc<Worker> {
 }
 
 fn connection() -> Rc<Connection> {
-    Rc::new(Connection {
-        direction: Direction::Inbound,
-        source_address: "127.0.0.1:1".parse().unwrap(),
-        peer: RefCell::default(),
-        inbound: None,
-        source: RefCell::new("".into()),
-        destination: RefCell::new("".into()),
-        mesh: RefCell::new("".into()),
-        destination_address: RefCell::default(),
-        policy: RefCell::default(),
-        started: Instant::now(),
-        sent: Cell::default(),
-        received: Cell::default(),
-        counted: Cell::default(),
-        active_at: Cell::default(),
-        idle: Cell::default(),
-        half_closed: Cell::default(),
-        close: Cell::default(),
-        waker: RefCell::default(),
-    })
+    let from = "127.0.0.1:1".parse().unwrap();
+    Rc::new(Connection::new(Direction::Inbound, from))
 }
 
 /// Runs a test beside relays.

@@ -11,6 +11,8 @@ pub const PERMISSION_SPIFFE: &str = "permission.spiffe";
 pub const PROBE_TCP: &str = "probe.tcp";
 /// Services reached over TCP, endpoints as deltas, own zone first.
 pub const SERVICE_TCP: &str = "service.tcp";
+/// Connections split over backends by weight.
+pub const ROUTE_TCP: &str = "route.tcp";
 /// Forwarding by server name.
 pub const INGRESS_SNI: &str = "ingress.sni";
 /// Trust anchors of several trust domains.

@@ -280,6 +280,7 @@ pub fn service(view: &MeshView, reference: &ServiceRef) -> Document {
         protocol: protocol.unwrap_or(Protocol::Tcp).into(),
         zones,
         timeouts: Some(timeouts()),
+        tcp_route: None,
     });
     let required = BTreeSet::from([features::SERVICE_TCP]);
     seal(reference.document_name(), required, body)
@@ -350,6 +351,8 @@ fn timeouts() -> Timeouts {
     Timeouts {
         connect_ms: CONNECT_TIMEOUT_MS,
         idle_ms: IDLE_TIMEOUT_MS,
+        connect_origin: String::new(),
+        idle_origin: String::new(),
     }
 }
 

@@ -62,6 +62,7 @@ impl Reporter {
                 key: Some(key.clone().into()),
                 json: json.clone(),
                 revision: 0,
+                modified_ms: 0,
             })
             .collect();
         let gone = known.keys().filter(|key| !self.wanted.contains_key(*key));

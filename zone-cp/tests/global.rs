@@ -100,6 +100,7 @@ async fn what_cannot_be_read_is_a_status_of_its_own_and_stops_nothing() {
         key: Some(ResourceKey::global(kind, mesh, "x")),
         json: json.as_bytes().to_vec(),
         revision: 6,
+        modified_ms: 0,
     };
     let good = allow("p", "{kind: Mesh}", WEB);
     let changes = Changes {

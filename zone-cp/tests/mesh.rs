@@ -171,6 +171,7 @@ impl World {
                     key: Some(key),
                     json: resource.to_json(),
                     revision: 0,
+                    modified_ms: 0,
                 }];
                 self.changes(Changes {
                     put,
@@ -496,6 +497,7 @@ fn in_a_big_mesh_a_change_reaches_those_it_concerns_and_nobody_else() {
         key: Some(one.key()),
         json: one.to_json(),
         revision: 0,
+        modified_ms: 0,
     }];
     world.changes(Changes {
         put,

@@ -64,6 +64,7 @@ fn service() -> wire::Service {
             identities: vec!["spiffe://pay.east.mesh.local/workload/store".into()],
         }],
         timeouts: None,
+        tcp_route: None,
     }
 }
 

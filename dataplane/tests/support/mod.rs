@@ -358,6 +358,8 @@ pub fn timeouts() -> wire::Timeouts {
     wire::Timeouts {
         connect_ms: 2000,
         idle_ms: 300_000,
+        connect_origin: String::new(),
+        idle_origin: String::new(),
     }
 }
 
@@ -440,6 +442,7 @@ pub fn service(name: &str) -> Document {
             identities: vec![identity(name)],
         }],
         timeouts: Some(timeouts()),
+        tcp_route: None,
     };
     seal(format!("service/{name}:80"), vec![], Body::Service(service))
 }

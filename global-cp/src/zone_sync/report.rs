@@ -359,6 +359,7 @@ mod tests {
                     key: Some(key(name)),
                     json: vec![],
                     revision: 0,
+                    modified_ms: 0,
                 })
                 .collect(),
             delete: delete.iter().map(key).collect(),

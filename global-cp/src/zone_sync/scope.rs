@@ -239,6 +239,7 @@ mod tests {
             key: Some(key.clone()),
             json: vec![b'x'; bytes],
             revision,
+            modified_ms: 0,
         }
     }
 

@@ -491,6 +491,7 @@ fn record(stored: Stored) -> ResourceRecord {
         key: Some(stored.key),
         json: stored.json,
         revision: stored.modified_revision,
+        modified_ms: stored.modified_ms,
     }
 }
 

@@ -414,8 +414,7 @@ async fn a_zone_may_report_only_what_is_its_own() {
             r#"{{"mesh":"{mesh}","name":"{name}","spec":{{"ports":[{{"appProtocol":"tcp","port":80}}]}},"type":"MeshService","zone":"{zone}"}}"#
         )
         .into_bytes(),
-        revision: 0,
-    }
+        revision: 0, modified_ms: 0, }
     };
     let ingress = Resource::new(
         Meta::new("", "in").in_zone("east"),
@@ -451,6 +450,7 @@ async fn a_zone_may_report_only_what_is_its_own() {
             key: Some(ResourceKey::in_zone("Secret", "pay", "east", "s")),
             json: b"{}".to_vec(),
             revision: 0,
+            modified_ms: 0,
         },
     ];
     let report = ZoneReport {
@@ -537,6 +537,7 @@ fn record(resource: &Resource) -> ResourceRecord {
         key: Some(resource.key()),
         json: resource.to_json(),
         revision: 0,
+        modified_ms: 0,
     }
 }
 
@@ -557,8 +558,7 @@ async fn the_others_hear_of_a_zones_services_and_of_its_end() {
     let web = ResourceRecord {
         key: Some(key.clone()),
         json: br#"{"mesh":"pay","name":"web","spec":{"ports":[{"appProtocol":"tcp","port":80}]},"type":"MeshService","zone":"east"}"#.to_vec(),
-        revision: 0,
-    };
+        revision: 0, modified_ms: 0, };
     east.report(ZoneReport {
         epoch: 1,
         sequence: 1,

@@ -465,3 +465,363 @@ pub struct OutboundView {
     /// SPIFFE IDs it accepts there.
     pub identities: Vec<String>,
 }
+
+/// What became of a resource, where that is worth saying.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Condition {
+    /// The resource.
+    pub key: Key,
+    /// `ResolvedRefs`, `Effective`, `Conflicted`, `Accepted`, `Enforced`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Whether it holds. For `Conflicted` true is the bad case, for the others false.
+    pub status: bool,
+    /// One word, such as `NoSuchService`, `SelectsNothing`, `Shadowed`, `RefusedByDataplane`.
+    pub reason: String,
+    /// In words.
+    pub message: String,
+    /// Path of the field it is about; "" for the whole resource.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub field: String,
+    /// The zone that says so; "" for global.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub zone: String,
+}
+
+/// What a batch would change in what is stored. Nothing is written.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Diff {
+    /// Revision it was compared with.
+    pub revision: u64,
+    /// One for each resource of the batch, in order.
+    pub items: Vec<DiffItem>,
+    /// As in [`Written`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
+}
+
+/// What a batch would change in one resource.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DiffItem {
+    /// The resource.
+    pub key: Key,
+    /// What would happen.
+    pub outcome: WriteOutcome,
+    /// As it reads back now, without revision and times; absent where it does not exist. Secret values are not shown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before: Option<Value>,
+    /// As it would read back; absent where it would be deleted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<Value>,
+    /// Paths of the fields that differ.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub fields: Vec<String>,
+}
+
+/// Asks to bring resources back to what they were at a revision, as one new change.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Rollback {
+    /// The revision; what was written after it is undone.
+    pub to: u64,
+    /// Only these resources. Empty: all of `mesh`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub keys: Vec<Key>,
+    /// All resources that administrators wrote in this mesh. Ignored where `keys` are given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mesh: Option<String>,
+}
+
+/// What a batch would change in what proxies do, from the zones' own compilers. Nothing is written.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Plan {
+    /// What would change in what is stored.
+    pub diff: Diff,
+    /// One for each zone concerned that answered.
+    pub zones: Vec<ZonePlan>,
+    /// Zones that did not answer: what would happen there is not known.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unanswered: Vec<Unanswered>,
+}
+
+/// A zone that did not answer a question.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Unanswered {
+    /// The zone.
+    pub zone: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// What would change in one zone.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ZonePlan {
+    /// The zone.
+    pub zone: String,
+    /// Dataplanes of the meshes concerned.
+    pub dataplanes: u32,
+    /// Those whose documents would change.
+    pub affected: u32,
+    /// At most 1,000 of them, by name.
+    pub changes: Vec<DataplanePlan>,
+    /// Conditions that the changes would bring about.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<Condition>,
+}
+
+/// What would change for one dataplane.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DataplanePlan {
+    /// The mesh.
+    pub mesh: String,
+    /// The dataplane.
+    pub name: String,
+    /// Effective settings that would change.
+    pub settings: Vec<SettingChange>,
+    /// Features it would need and does not have: it would refuse the change.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub missing_features: Vec<String>,
+}
+
+/// One effective setting, before and after.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SettingChange {
+    /// What it is a setting of: `inbound http`, `service store:80`, `identity`.
+    pub of: String,
+    /// Its name, such as `timeouts.idle` or `permissions`.
+    pub setting: String,
+    /// In words, with its origin; absent where it is new.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before: Option<String>,
+    /// In words, with its origin; absent where it goes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<String>,
+}
+
+/// Whether a call is allowed, where it goes, and which policies say so.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Explanation {
+    /// The mesh.
+    pub mesh: String,
+    /// Who calls, as asked.
+    pub from: String,
+    /// What is called, as asked.
+    pub to: String,
+    /// One for each calling dataplane and port.
+    pub calls: Vec<ExplainedCall>,
+    /// Zones that did not answer: what holds there is not known.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unanswered: Vec<Unanswered>,
+}
+
+/// One caller's way to one port.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ExplainedCall {
+    /// The caller's side.
+    pub caller: ExplainedCaller,
+    /// The called side, one for each inbound that the call may meet.
+    pub inbounds: Vec<ExplainedInbound>,
+    /// `allowed`: every inbound it can meet lets it in; `denied`: none does, or nothing is there to meet; `mixed`.
+    pub verdict: String,
+    /// Why, in one line.
+    pub reason: String,
+}
+
+/// The caller's side of a call.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ExplainedCaller {
+    /// Its zone.
+    pub zone: String,
+    /// The dataplane.
+    pub dataplane: String,
+    /// Its identity.
+    pub spiffe_id: String,
+    /// The called service and port.
+    pub service: String,
+    /// Its port.
+    pub port: u16,
+    /// The local address that leads there; absent where the dataplane declares no such outbound.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outbound: Option<String>,
+    /// The route that splits its calls, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub route: Option<String>,
+    /// Where its calls go.
+    pub backends: Vec<ExplainedBackend>,
+    /// Effective settings with their origins, one a line: `connectionTimeout 5s (built in)`.
+    pub settings: Vec<String>,
+}
+
+/// Where a share of calls goes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ExplainedBackend {
+    /// The service.
+    pub service: String,
+    /// Its port.
+    pub port: u16,
+    /// Share of the calls.
+    pub weight: u32,
+    /// Endpoints used now: those of the zone that is preferred. `host:port (zone[, through ingress])`.
+    pub endpoints: Vec<String>,
+    /// Zones those endpoints are in.
+    pub zones: Vec<String>,
+    /// Identities the caller accepts there.
+    pub identities: Vec<String>,
+    /// Why calls that go here fail before they reach anybody; absent where they do not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// The called side of a call.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ExplainedInbound {
+    /// Its zone.
+    pub zone: String,
+    /// The dataplane.
+    pub dataplane: String,
+    /// The inbound.
+    pub inbound: String,
+    /// The service it serves.
+    pub service: String,
+    /// The service's port.
+    pub port: u16,
+    /// Takes connections.
+    pub ready: bool,
+    /// Lets the caller in.
+    pub allowed: bool,
+    /// Lets the caller in, and records it as denied.
+    #[serde(default)]
+    pub shadow_denied: bool,
+    /// The policy responsible, `<policy>#<rule>`; absent where nothing matched, which denies.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<String>,
+    /// Why, in one line.
+    pub reason: String,
+    /// Effective settings with their origins, one a line.
+    pub settings: Vec<String>,
+}
+
+/// A policy as it takes effect.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PolicyInspection {
+    /// The resource as it reads back.
+    pub resource: Value,
+    /// What is to be said about it, from global and the zones.
+    pub conditions: Vec<Condition>,
+    /// One for each zone that answered.
+    pub zones: Vec<ZonePolicy>,
+    /// Zones that did not answer.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unanswered: Vec<Unanswered>,
+}
+
+/// Whom a policy concerns in one zone.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ZonePolicy {
+    /// The zone.
+    pub zone: String,
+    /// How many dataplanes it selects.
+    pub selected: u32,
+    /// At most 1,000 of them; with the inbound where it selects only some: `name` or `name/inbound`.
+    pub dataplanes: Vec<String>,
+    /// Services its `to` entries resolve to.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub destinations: Vec<String>,
+}
+
+/// A service as the zones know it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServiceInspection {
+    /// The mesh.
+    pub mesh: String,
+    /// The service.
+    pub name: String,
+    /// One for each zone that runs it.
+    pub zones: Vec<ZoneService>,
+    /// Policies that concern calls to it, as `<kind>/<name> to[0]`.
+    pub policies: Vec<String>,
+    /// Zones that did not answer.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unanswered: Vec<Unanswered>,
+}
+
+/// A service in the zone that runs it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ZoneService {
+    /// The zone.
+    pub zone: String,
+    /// Its identities.
+    pub identities: Vec<String>,
+    /// Its ports.
+    pub ports: Vec<ZoneServicePort>,
+    /// Policies that concern calls to it here, as `<kind>/<name> to[0]`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub policies: Vec<String>,
+}
+
+/// A port of a service in the zone that runs it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ZoneServicePort {
+    /// The port.
+    pub port: u16,
+    /// Its name, or its number.
+    pub name: String,
+    /// `tcp`, `tls`, `http`, `http2`, `grpc`.
+    pub app_protocol: String,
+    /// Dataplanes behind it, `name (host:port, ready|not ready)`.
+    pub endpoints: Vec<String>,
+}
+
+/// What deserves attention in the installation.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Check {
+    /// Worst first.
+    pub findings: Vec<Finding>,
+    /// Every certificate and anchor, the earliest end first; at most 1,000.
+    pub certificates: Vec<Expiry>,
+}
+
+/// One thing that deserves attention.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Finding {
+    /// `error` or `warning`.
+    pub severity: String,
+    /// What it is about, such as `zone west` or `dataplane payments/web-1`.
+    pub subject: String,
+    /// What is wrong.
+    pub message: String,
+    /// What to do.
+    pub remedy: String,
+}
+
+/// When a certificate ends.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Expiry {
+    /// Whose: `installation CA`, `global node 1`, `zone west`, `CA of payments in west`, `dataplane payments/web-1`.
+    pub subject: String,
+    /// RFC 3339.
+    pub not_after: String,
+    /// Seconds left by global's clock; negative where it is over.
+    pub seconds_left: i64,
+}

@@ -186,6 +186,8 @@ impl Mesh {
             pending_count: self.counts.pending,
             refused_count: self.counts.refused,
             silent_count: self.counts.silent,
+            conditions: Vec::new(),
+            condition_count: 0,
         }
     }
 

@@ -276,7 +276,7 @@ impl Zone {
                 mesh: inspect.mesh,
                 name: inspect.name,
             },
-            None => return self.answer_query(
+            _ => return self.answer_query(
                 query.id,
                 Err(Unknown(
                     "this zone control plane does not know the question: it is older than global"

@@ -540,6 +540,7 @@ pub fn record(resource: &Resource, revision: u64) -> ResourceRecord {
         key: Some(resource.key()),
         json: resource.to_json(),
         revision,
+        modified_ms: 0,
     }
 }
 

@@ -445,6 +445,7 @@ async fn a_zone_may_report_only_what_is_its_own() {
             )),
             json: b"{".to_vec(),
             revision: 0,
+            modified_ms: 0,
         },
         ResourceRecord {
             key: Some(ResourceKey::in_zone("Secret", "pay", "east", "s")),

@@ -106,6 +106,9 @@ kinds! {
     mesh_traffic_permission: MeshTrafficPermission,
     zone_ingress: ZoneIngress,
     secret: Secret,
+    user: User,
+    role: Role,
+    role_binding: RoleBinding,
     token: Token,
     token_issuer: TokenIssuer,
 }

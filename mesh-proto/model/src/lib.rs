@@ -12,6 +12,7 @@
 //! | [`mod@parse`] | YAML and JSON to resources, with every violation at its line and field |
 //! | [`check`] | how rules report what is wrong |
 //! | [`violation`] | one thing that is wrong, as people see it |
+//! | `word` | what to say of a word that is none of those that can stand there |
 //! | `path` | paths of fields in violations |
 //! | [`schema`] | JSON Schema of every kind, generated from the types |
 //! | `shape` | the same schema in the form that values are checked against |
@@ -44,6 +45,7 @@ mod shape;
 pub mod view;
 pub mod violation;
 pub mod warnings;
+mod word;
 
 pub use check::Checker;
 pub use duration::Duration;

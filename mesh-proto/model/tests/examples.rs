@@ -1,32 +1,104 @@
-//! Examples of every kind: texts that are read, and texts that are refused, each refusal at its line.
+//! Examples of every kind: texts that are read, and texts that are refused, each refusal at its place.
 //!
-//! In `invalid/`, a line ends in `#! path: message` for each violation that is reported there; nothing else is reported.
+//! - `examples/<Kind>/valid-*.yaml` are accepted.
+//! - `examples/<Kind>/invalid-*.yaml` are refused. Beside each, `invalid-*.expected` holds everything that is reported, as
+//!   `line:column: path: message`. `ISTHMUS_UPDATE_EXPECTED=1 cargo test -p mesh-model --test examples` writes these files.
+//! - In `invalid/`, a line ends in `#! path: message` for each violation that is reported there.
+//!
+//! Nothing else is reported.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
-use mesh_model::{Resource, Stamp, kinds, parse, to_yaml};
+use mesh_model::{Resource, Stamp, Violations, Writers, kinds, parse, to_yaml};
 
-fn examples(folder: &str) -> Vec<(String, String)> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests")
-        .join(folder);
-    let mut examples: Vec<_> = fs::read_dir(folder)
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .map(|path| {
-            let name = path.file_name().unwrap().to_string_lossy().into_owned();
-            (name, fs::read_to_string(path).unwrap())
-        })
-        .collect();
-    examples.sort();
-    examples
+fn tests() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests")
+}
+
+/// Path and text of every YAML file in or below `folder`.
+fn texts(folder: &Path) -> Vec<(PathBuf, String)> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(texts(&path));
+        } else if path.extension().is_some_and(|ext| ext == "yaml") {
+            let text = fs::read_to_string(&path).unwrap();
+            found.push((path, text));
+        }
+    }
+    found.sort();
+    found
+}
+
+fn begins_with(path: &Path, word: &str) -> bool {
+    path.file_name()
+        .is_some_and(|name| name.to_string_lossy().starts_with(word))
+}
+
+/// The part of the path below `tests/`.
+fn name(path: &Path) -> String {
+    path.strip_prefix(tests()).unwrap().display().to_string()
+}
+
+fn valid_texts() -> Vec<(PathBuf, String)> {
+    let mut texts_of_kinds = texts(&tests().join("examples"));
+    texts_of_kinds.retain(|(path, _)| begins_with(path, "valid-"));
+    texts_of_kinds.extend(texts(&tests().join("valid")));
+    texts_of_kinds
 }
 
 fn valid() -> Vec<Resource> {
-    examples("valid")
+    valid_texts()
         .into_iter()
-        .flat_map(|(name, text)| parse(&text, &name).unwrap_or_else(|e| panic!("{e}")))
+        .flat_map(|(path, text)| parse(&text, &name(&path)).unwrap_or_else(|e| panic!("{e}")))
         .collect()
+}
+
+fn violations(path: &Path, text: &str) -> Violations {
+    let name = name(path);
+    let found = parse(text, &name).err().unwrap_or(Violations(vec![]));
+    for violation in &found.0 {
+        assert_eq!(violation.source, name);
+        assert!(violation.line > 0 && violation.column > 0, "{violation}");
+    }
+    found
+}
+
+fn path_and_message(violation: &mesh_model::Violation) -> String {
+    match violation.path.as_str() {
+        "" => violation.message.clone(),
+        path => format!("{path}: {}", violation.message),
+    }
+}
+
+#[test]
+fn every_violation_is_reported_at_its_place_and_nothing_else() {
+    let update = std::env::var_os("ISTHMUS_UPDATE_EXPECTED").is_some();
+    let mut wrong = String::new();
+    for (path, text) in texts(&tests().join("examples")) {
+        if !begins_with(&path, "invalid-") {
+            continue;
+        }
+        let found: String = violations(&path, &text)
+            .0
+            .iter()
+            .map(|v| format!("{}:{}: {}\n", v.line, v.column, path_and_message(v)))
+            .collect();
+        assert!(!found.is_empty(), "{} is accepted", name(&path));
+        let golden = path.with_extension("expected");
+        if update {
+            fs::write(&golden, &found).unwrap();
+        }
+        let expected = fs::read_to_string(&golden).unwrap_or_default();
+        if found != expected {
+            wrong += &format!("{}\nexpected:\n{expected}found:\n{found}", name(&path));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong}");
 }
 
 /// `line: path: message` of every `#!`.
@@ -43,30 +115,19 @@ fn expected(text: &str) -> Vec<String> {
 #[test]
 fn every_violation_is_reported_at_its_line_and_nothing_else() {
     let mut wrong = String::new();
-    for (name, text) in examples("invalid") {
-        let found = match parse(&text, &name) {
-            Ok(_) => vec![],
-            Err(violations) => violations.0,
-        };
-        let mut found: Vec<String> = found
-            .into_iter()
-            .map(|v| {
-                assert_eq!(v.source, name);
-                assert!(v.column > 0, "{v}");
-                let path = if v.path.is_empty() {
-                    String::new()
-                } else {
-                    format!("{}: ", v.path)
-                };
-                format!("{}: {path}{}", v.line, v.message)
-            })
+    for (path, text) in texts(&tests().join("invalid")) {
+        let mut found: Vec<String> = violations(&path, &text)
+            .0
+            .iter()
+            .map(|v| format!("{}: {}", v.line, path_and_message(v)))
             .collect();
         let mut expected = expected(&text);
         found.sort();
         expected.sort();
         if found != expected {
             wrong += &format!(
-                "{name}\nmissing:\n{}not expected:\n{}",
+                "{}\nmissing:\n{}not expected:\n{}",
+                name(&path),
                 list(&expected, &found),
                 list(&found, &expected)
             );
@@ -83,15 +144,31 @@ fn list(these: &[String], without: &[String]) -> String {
 #[test]
 fn every_kind_that_is_written_has_valid_and_invalid_examples() {
     let valid = valid();
-    let invalid = examples("invalid");
+    let mut invalid = texts(&tests().join("invalid"));
+    invalid.extend(texts(&tests().join("examples")));
+    invalid.retain(|(path, _)| !begins_with(path, "valid-"));
     for kind in kinds() {
-        if kind.writers == mesh_model::Writers::System {
+        if kind.writers == Writers::System {
             continue;
         }
         assert!(valid.iter().any(|r| r.kind() == kind), "{}", kind.name);
-        let heading = format!("type: {}", kind.name);
+        let heading = format!("type: {}\n", kind.name);
         let mut texts = invalid.iter().map(|(_, text)| text);
         assert!(texts.any(|text| text.contains(&heading)), "{}", kind.name);
+    }
+}
+
+#[test]
+fn examples_lie_in_the_folder_of_their_kind() {
+    for (path, text) in texts(&tests().join("examples")) {
+        let folder = path.parent().and_then(Path::file_name).unwrap();
+        let heading = format!("type: {}\n", folder.to_string_lossy());
+        assert!(text.contains(&heading), "{}", name(&path));
+        assert!(
+            begins_with(&path, "valid-") || begins_with(&path, "invalid-"),
+            "{}",
+            name(&path)
+        );
     }
 }
 

@@ -6,11 +6,16 @@ use mesh_model::{Meta, Resource, Secret, Stamp, parse, parse_value, to_yaml};
 use proptest::{collection::vec, prelude::*, sample::Index};
 
 fn examples() -> Vec<String> {
-    let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
     let mut texts = Vec::new();
-    for folder in ["valid", "invalid"] {
-        for entry in fs::read_dir(tests.join(folder)).unwrap() {
-            texts.push(fs::read_to_string(entry.unwrap().path()).unwrap());
+    let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("tests")];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|ext| ext == "yaml") {
+                texts.push(fs::read_to_string(path).unwrap());
+            }
         }
     }
     texts.sort();

@@ -13,6 +13,7 @@ use crate::{
     path,
     resource::Meta,
     view::READ_ONLY,
+    word,
 };
 
 pub(super) struct Envelope {
@@ -94,7 +95,7 @@ fn take_kind(
         }
         None => {
             let known: Vec<&str> = kinds().iter().filter(writable).map(|k| k.name).collect();
-            let message = match (legacy::kind(&name), fit::nearest(&name, &known)) {
+            let message = match (legacy::kind(&name), word::nearest(&name, &known)) {
                 (Some(message), _) => message,
                 (None, Some(near)) => format!("{name:?} is not a type; did you mean {near}?"),
                 (None, None) => format!("{name:?} is not a type; there are: {}", known.join(", ")),

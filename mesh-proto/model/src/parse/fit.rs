@@ -12,6 +12,7 @@ use crate::{
     duration::Duration,
     path,
     shape::{ContentSchema, Field, Form, Shape},
+    word,
 };
 
 /// Checks one content.
@@ -152,7 +153,7 @@ impl Fit<'_> {
 /// `unknown field; did you mean "port"?`, or the fields there are.
 pub(super) fn unknown_field<'n>(name: &str, known: impl Iterator<Item = &'n String>) -> String {
     let known: Vec<&str> = known.map(String::as_str).collect();
-    match nearest(name, &known) {
+    match word::nearest(name, &known) {
         Some(near) => format!("unknown field; did you mean {near:?}?"),
         None if known.is_empty() => "unknown field; nothing can be written here".to_owned(),
         None => format!("unknown field; there are: {}", known.join(", ")),
@@ -161,25 +162,7 @@ pub(super) fn unknown_field<'n>(name: &str, known: impl Iterator<Item = &'n Stri
 
 fn not_a_word(text: &str, words: &[String]) -> String {
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    let choice = match words.as_slice() {
-        [only] => format!("must be {only}"),
-        several => format!("must be one of {}", several.join(", ")),
-    };
-    match nearest(text, &words) {
-        Some(near) if words.len() > 1 => format!("{choice}; did you mean {near}?"),
-        _ => format!("{choice}, not {text:?}"),
-    }
-}
-
-/// The most similar of `words`, where one is similar enough to be meant.
-pub(super) fn nearest<'w>(text: &str, words: &[&'w str]) -> Option<&'w str> {
-    let similarity = |word: &str| strsim::jaro_winkler(&text.to_lowercase(), &word.to_lowercase());
-    words
-        .iter()
-        .map(|word| (similarity(word), *word))
-        .filter(|(similarity, _)| *similarity > 0.8)
-        .max_by(|a, b| a.0.total_cmp(&b.0))
-        .map(|(_, word)| word)
+    word::not_one_of(text, &words)
 }
 
 fn range(lowest: i128, highest: i128) -> String {

@@ -39,7 +39,7 @@ use crate::{
 };
 
 /// Time between two heartbeats of a zone's stream.
-const HEARTBEAT: Duration = Duration::from_secs(5);
+const HEARTBEAT: Duration = Duration::from_secs(3);
 /// How long requests under way may take after the process was asked to stop.
 const DRAIN: Duration = Duration::from_secs(10);
 /// Time between two looks at the age of the node's certificate.

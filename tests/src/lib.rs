@@ -12,6 +12,7 @@
 //! | [`sidecar`] | a sidecar beside a workload |
 //! | [`app`] | workloads: the demo's application, and an echo |
 //! | [`client`] | real clients: curl, openssl, and a conversation over TCP |
+//! | [`link`] | a link between two processes that can be broken in one direction, or fall silent |
 //! | [`fake_dataplane`] | a client of a zone that acknowledges or refuses as it is told |
 //! | [`fake_zone`] | a zone that says to one real dataplane what it is told to say |
 //! | [`demo`] | the installation of the demo, and all it claims |
@@ -27,6 +28,7 @@ pub mod demo;
 pub mod fake_dataplane;
 pub mod fake_zone;
 pub mod global;
+pub mod link;
 pub mod ports;
 pub mod process;
 pub mod resources;

@@ -1,6 +1,6 @@
 //! Who is refused at a strict port.
 
-use mesh_runtime::pki::Ca;
+use mesh_runtime::{files, pki::Ca};
 use mesh_tests::{
     client::{curl, openssl_client, who_answers},
     fake_dataplane::{FakeDataplane, IssuedIdentity},
@@ -8,6 +8,7 @@ use mesh_tests::{
     resources,
     wait::{SOON, eventually},
     world::{World, scene},
+    zone::Zone,
 };
 use time::{Duration, OffsetDateTime};
 
@@ -137,6 +138,40 @@ fn a_ca_vouches_for_its_own_trust_domain_only() {
             !admitted,
             "an identity of west made elsewhere is admitted:\n{text}"
         );
+        Ok(())
+    });
+}
+
+/// Whoever has stolen a zone has its CA key of the mesh. That makes identities of that zone, and of no other.
+#[test]
+fn the_ca_of_a_stolen_zone_makes_nobody_of_another_zone() {
+    scene(|world| {
+        let one = OneZone::start(world)?;
+        let pair = Pair::start(&one)?;
+        let east = Zone::start(world, &one.global, "east")?;
+        let file = east.data.join("ca/payments/authorities");
+        let stolen: serde_json::Value = eventually(SOON, "east has its CA", || {
+            Ok(serde_json::from_slice(&files::read_checksummed(&file)?)?)
+        })?;
+        let text = |field: &str| stolen["authorities"][0][field].as_str().unwrap_or_default();
+        let ca = Ca::from_pem(text("certificate"), text("key"))?;
+        let own = resources::spiffe_id("payments", "east", "web");
+        one.api.apply(&resources::permission(
+            "payments",
+            "web-of-the-east",
+            Some("store"),
+            &[("Exact", &own)],
+        ))?;
+        let honest = forge(world, &ca, "honest", &own)?;
+        eventually(SOON, "web of the east is admitted", || {
+            let (admitted, text) = admits(&pair, &honest)?;
+            anyhow::ensure!(admitted, "{text}");
+            Ok(())
+        })?;
+        // This one may call, where its own zone says who it is.
+        let web = resources::spiffe_id("payments", "west", "web");
+        let (admitted, text) = admits(&pair, &forge(world, &ca, "forged", &web)?)?;
+        anyhow::ensure!(!admitted, "east made an identity of west:\n{text}");
         Ok(())
     });
 }

@@ -9,6 +9,7 @@
 //! | [`tokens`] | who may register, join and call the API |
 //! | [`rollout`] | refusals are named, and a change touches only whom it concerns |
 //! | [`zones`] | joining, silence, removal, life without global |
+//! | [`links`] | the stream between global and a zone, broken in every way |
 //! | [`durability`] | what was answered is on disk |
 //! | [`cluster`] | several global nodes |
 //! | [`processes`] | what every process does the same way; IPv6 |
@@ -22,6 +23,7 @@ mod demo;
 mod durability;
 mod identity;
 mod installation;
+mod links;
 mod processes;
 mod rollout;
 mod tokens;

@@ -6,6 +6,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use crate::{
     check::Checker,
     kinds::{Spec, kinds},
+    policy::{Policy, PolicyShape},
     resource::{Meta, Resource},
 };
 
@@ -19,6 +20,14 @@ pub trait Kind:
     /// Reports what is wrong and can be known from this resource alone. Shape and ranges were checked before, against
     /// the schema; what is left are rules over several fields and the syntax of texts.
     fn validate(&self, meta: &Meta, out: &mut Checker);
+
+    /// For kinds of policies: what they may say.
+    const POLICY: Option<PolicyShape> = None;
+
+    /// For kinds of policies: the policy, without its kind.
+    fn policy(&self) -> Option<&dyn Policy> {
+        None
+    }
 
     /// The content of `resource`, where it is of this kind.
     #[must_use]

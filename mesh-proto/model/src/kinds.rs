@@ -7,6 +7,7 @@ use serde_json::Value;
 use crate::{
     check::Checker,
     kind::{Descriptor, Kind, Registered},
+    policy::{Policy, PolicyShape},
     resource::Meta,
     shape::ContentSchema,
 };
@@ -52,9 +53,24 @@ macro_rules! kinds {
                     $(Self::$kind(spec) => spec.validate(meta, out),)*
                 }
             }
+
+            pub(crate) fn policy(&self) -> Option<&dyn Policy> {
+                match self {
+                    $(Self::$kind(spec) => spec.policy(),)*
+                }
+            }
         }
 
         impl Descriptor {
+            /// What policies of this kind may say; `None`: it is no kind of policy.
+            #[must_use]
+            pub fn policy(&self) -> Option<&'static PolicyShape> {
+                $(if self.name == $kind::DESCRIPTOR.name {
+                    return const { $kind::POLICY.as_ref() };
+                })*
+                unreachable!("{} is not in the list of kinds", self.name)
+            }
+
             /// Reads the content of a resource of this kind.
             pub(crate) fn read(
                 &self,
@@ -104,6 +120,8 @@ kinds! {
     mesh_identity: MeshIdentity,
     mesh_trust: MeshTrust,
     mesh_traffic_permission: MeshTrafficPermission,
+    mesh_timeout: MeshTimeout,
+    mesh_tcp_route: MeshTCPRoute,
     zone_ingress: ZoneIngress,
     secret: Secret,
     user: User,

@@ -10,6 +10,8 @@ pub const WORKLOAD: &str = "isthmus.io/workload";
 pub const ZONE: &str = "isthmus.io/zone";
 /// Who owns a resource: `global`, or the zone's name. Shown, never written.
 pub const ORIGIN: &str = "isthmus.io/origin";
+/// The name of a resource as its author gave it, in references to it; where it is not given, the name.
+pub const DISPLAY_NAME: &str = "isthmus.io/display-name";
 /// Who made a resource, where no person did.
 pub const MANAGED_BY: &str = "isthmus.io/managed-by";
 

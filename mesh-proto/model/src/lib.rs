@@ -19,6 +19,7 @@
 //! | [`duration`] | durations as people write them: `1m30s` |
 //! | [`labels`] | label syntax, selectors, and the aliases of label prefixes |
 //! | [`selection`] | which policies concern which proxy and inbound |
+//! | [`policy`] | what all policies have in common, and from many of them one effective configuration |
 //! | [`permission`] | `MeshTrafficPermission`s to the one effective permission of an inbound |
 //! | [`identity`] | SPIFFE IDs of dataplanes from `MeshIdentity`s |
 //! | [`services`] | `MeshService`s generated from dataplanes, and who belongs to a service |
@@ -37,6 +38,7 @@ pub mod labels;
 pub mod parse;
 mod path;
 pub mod permission;
+pub mod policy;
 pub mod resource;
 pub mod schema;
 pub mod selection;
@@ -52,6 +54,7 @@ pub use duration::Duration;
 pub use kind::{Descriptor, Kind, Scope, Writers, find_kind};
 pub use kinds::*;
 pub use parse::{parse, parse_in, parse_value};
+pub use policy::{Policy, PolicyShape};
 pub use resource::{Meta, Resource};
 pub use schema::json_schema;
 pub use view::{Stamp, to_yaml};

@@ -3,11 +3,8 @@
 use mesh_proto::proxy::{IdentityMatch, Permissions, identity_match::SpiffeId};
 
 use crate::{
-    kinds::{
-        MeshTrafficPermission,
-        dataplane::Inbound,
-        mesh_traffic_permission::{Match, MatchForm},
-    },
+    kinds::{MeshTrafficPermission, dataplane::Inbound},
+    policy::{Match, MatchForm},
     resource::Resource,
     selection,
 };

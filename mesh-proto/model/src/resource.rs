@@ -8,7 +8,9 @@ use serde_json::{Map, Value};
 use crate::{
     kind::{Descriptor, Kind},
     kinds::Spec,
-    parse, view,
+    parse,
+    policy::Policy,
+    view,
     violation::Violations,
 };
 
@@ -89,6 +91,12 @@ impl Resource {
     #[must_use]
     pub fn get<K: Kind>(&self) -> Option<&K> {
         K::of(self)
+    }
+
+    /// The policy, where it is one.
+    #[must_use]
+    pub fn policy(&self) -> Option<&dyn Policy> {
+        self.spec.policy()
     }
 
     /// The canonical form: compact JSON with sorted keys, without revision and times. Equal resources give equal bytes.

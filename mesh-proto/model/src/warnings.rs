@@ -3,8 +3,8 @@
 use crate::{
     kinds::{
         Dataplane, MeshIdentity, MeshService, MeshTrafficPermission,
-        mesh_traffic_permission::{EVERYONE, MatchForm, SpiffeIdMatch},
     },
+    policy::{EVERYONE, MatchForm, SpiffeIdMatch},
     resource::Resource,
 };
 

@@ -1,15 +1,17 @@
 //! `MeshTrafficPermission`: who may call.
 
-use mesh_proto::spiffe::SpiffeId;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
     check::Checker,
     kind::{Descriptor, Kind, NameRule, Scope, Writers},
+    policy::{self, ListMerge, Policy, PolicyShape, RulePart},
     resource::Meta,
     selection::TargetRef,
 };
+
+pub use crate::policy::{Match, MatchForm, SpiffeIdMatch};
 
 /// Who may call the inbounds of the proxies it selects.
 ///
@@ -49,57 +51,6 @@ pub struct PermissionLists {
     pub allow_with_shadow_deny: Vec<Match>,
 }
 
-/// Callers.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Match {
-    /// By SPIFFE ID. Everyone is `{type: Prefix, value: "spiffe://"}`.
-    #[serde(rename = "spiffeID")]
-    pub spiffe_id: SpiffeIdMatch,
-}
-
-/// SPIFFE IDs.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct SpiffeIdMatch {
-    /// How `value` is compared.
-    #[serde(rename = "type")]
-    pub form: MatchForm,
-    /// The ID, or what it begins with.
-    pub value: String,
-}
-
-/// How a SPIFFE ID is compared.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
-)]
-pub enum MatchForm {
-    /// Equal.
-    Exact,
-    /// Begins with.
-    Prefix,
-}
-
-impl SpiffeIdMatch {
-    /// True where it matches every identity.
-    #[must_use]
-    pub fn is_everyone(&self) -> bool {
-        self.form == MatchForm::Prefix && EVERYONE.starts_with(&self.value)
-    }
-
-    /// True where it matches `id`.
-    #[must_use]
-    pub fn matches(&self, id: &str) -> bool {
-        match self.form {
-            MatchForm::Exact => id == self.value,
-            MatchForm::Prefix => id.starts_with(&self.value),
-        }
-    }
-}
-
-/// What every SPIFFE ID begins with.
-pub(crate) const EVERYONE: &str = "spiffe://";
-
 impl Kind for MeshTrafficPermission {
     const DESCRIPTOR: Descriptor = Descriptor {
         name: "MeshTrafficPermission",
@@ -111,10 +62,24 @@ impl Kind for MeshTrafficPermission {
         name_rule: NameRule::Subdomain,
     };
 
+    // Lists of all permissions count together.
+    const POLICY: Option<PolicyShape> = Some(PolicyShape {
+        to: &[],
+        rules: true,
+        proxy: false,
+        lists: &[
+            ("allow", ListMerge::Append),
+            ("deny", ListMerge::Append),
+            ("allowWithShadowDeny", ListMerge::Append),
+        ],
+    });
+
+    fn policy(&self) -> Option<&dyn Policy> {
+        Some(self)
+    }
+
     fn validate(&self, _: &Meta, out: &mut Checker) {
-        if let Some(target) = &self.target_ref {
-            target.check("targetRef", out);
-        }
+        policy::check(self, out);
         for (index, rule) in self.rules.iter().enumerate() {
             for (field, list) in rule.default.lists() {
                 for (at, entry) in list.iter().enumerate() {
@@ -128,6 +93,22 @@ impl Kind for MeshTrafficPermission {
     }
 }
 
+impl Policy for MeshTrafficPermission {
+    fn target_ref(&self) -> Option<&TargetRef> {
+        self.target_ref.as_ref()
+    }
+
+    fn rules(&self) -> Vec<RulePart<'_>> {
+        let rules = self.rules.iter();
+        rules
+            .map(|rule| RulePart {
+                matches: &[],
+                default: policy::value(&rule.default),
+            })
+            .collect()
+    }
+}
+
 impl PermissionLists {
     /// The lists with their fields' names, in the order they are looked at.
     #[must_use]
@@ -137,19 +118,5 @@ impl PermissionLists {
             ("allowWithShadowDeny", &self.allow_with_shadow_deny),
             ("allow", &self.allow),
         ]
-    }
-}
-
-impl SpiffeIdMatch {
-    /// Why it could never match anybody.
-    fn error(&self) -> Option<String> {
-        match self.form {
-            MatchForm::Exact => self.value.parse::<SpiffeId>().err().map(|e| e.to_string()),
-            // A prefix is good where an ID can begin with it.
-            MatchForm::Prefix => format!("{}x", self.value)
-                .parse::<SpiffeId>()
-                .err()
-                .map(|e| format!("no SPIFFE ID begins so: {e}")),
-        }
     }
 }

@@ -163,59 +163,107 @@ const FIELDS: &[(&str, &str, &str)] = &[
         SNI,
     ),
     (
-        "MeshTrafficPermission",
+        POLICIES,
         "spec.targetRef.tags",
         "tags are not used; write `kind: Dataplane` with `labels`",
     ),
     (
-        "MeshTrafficPermission",
+        POLICIES,
         "spec.targetRef.name",
         "write `kind: Dataplane` with `labels`, such as `labels: {isthmus.io/service: …}`",
     ),
     (
-        "MeshTrafficPermission",
+        POLICIES,
         "spec.targetRef.namespace",
         "write `kind: Dataplane` with `labels`",
     ),
     (
-        "MeshTrafficPermission",
+        POLICIES,
         "spec.targetRef.mesh",
         "leave it out; a policy is about its own mesh",
     ),
     (
-        "MeshTrafficPermission",
+        POLICIES,
+        "spec.from",
+        "write `rules`: who is meant stands in its `matches` by spiffeID, and the configuration in `default` as before",
+    ),
+    (POLICIES, "spec.rules[].matches[].sni", SNI),
+    (
+        POLICIES,
+        "spec.to[].targetRef.tags",
+        "tags are not used; write `labels`, such as `labels: {isthmus.io/display-name: …}`",
+    ),
+    (
+        POLICIES,
+        "spec.to[].targetRef.namespace",
+        "write `labels: {k8s.isthmus.io/namespace: …}`",
+    ),
+    (
+        POLICIES,
+        "spec.to[].targetRef.mesh",
+        "leave it out; a policy is about its own mesh",
+    ),
+    (POLICIES, "spec.to[].targetRef.proxyTypes", "leave it out"),
+    (
+        POLICIES,
+        "spec.to[].rules[].default.backendRefs[].tags",
+        "tags are not used; write a MeshService for the subset and its `labels` here",
+    ),
+    (
+        POLICIES,
         "spec.targetRef.proxyTypes",
         "leave it out; write `kind: Dataplane` with `labels` to select some proxies only",
     ),
 ];
+
+/// Stands for every kind of policy.
+const POLICIES: &str = "policies";
 
 const SNI: &str = "matching by server name is not supported by this version; match by spiffeID";
 
 /// Instead of a word.
 const WORDS: &[(&str, &str, &str, &str)] = &[
     (
-        "MeshTrafficPermission",
+        POLICIES,
         "spec.targetRef.kind",
         "MeshSubset",
         "write `kind: Dataplane` with `labels` instead of MeshSubset with tags",
     ),
     (
-        "MeshTrafficPermission",
+        POLICIES,
         "spec.targetRef.kind",
         "MeshService",
         "write `kind: Dataplane` with `labels: {isthmus.io/service: …}` instead of MeshService",
     ),
     (
-        "MeshTrafficPermission",
+        POLICIES,
         "spec.targetRef.kind",
         "MeshServiceSubset",
         "write `kind: Dataplane` with `labels` instead of MeshServiceSubset with tags",
     ),
     (
-        "MeshTrafficPermission",
+        POLICIES,
         "spec.targetRef.kind",
         "MeshGateway",
         "gateways are not supported by this version",
+    ),
+    (
+        POLICIES,
+        "spec.to[].targetRef.kind",
+        "MeshSubset",
+        "write `kind: MeshService` with `labels` instead of MeshSubset with tags",
+    ),
+    (
+        POLICIES,
+        "spec.to[].targetRef.kind",
+        "MeshServiceSubset",
+        "write `kind: MeshService` with `labels` instead of MeshServiceSubset with tags",
+    ),
+    (
+        POLICIES,
+        "spec.to[].rules[].default.backendRefs[].kind",
+        "MeshServiceSubset",
+        "write a MeshService for the subset, and its `labels` here",
     ),
     (
         "MeshIdentity",
@@ -250,6 +298,7 @@ const MISSING: &[(&str, &str, &str)] = &[
         "networking.outbound[].backendRef.name",
         "a service is referred to by its name, not by the label display-name",
     ),
+    (POLICIES, "spec.rules[].matches[].spiffeID", EVERYONE),
     (
         "MeshTrafficPermission",
         "spec.rules[].default.allow[].spiffeID",
@@ -302,9 +351,7 @@ const LATER: &[&str] = &[
     "MeshPassthrough",
     "MeshRateLimit",
     "MeshRetry",
-    "MeshTCPRoute",
     "MeshTLS",
-    "MeshTimeout",
     "MeshTrace",
     "ZoneEgress",
 ];
@@ -319,7 +366,7 @@ pub(super) fn word(kind: &str, path: &str, word: &str) -> Option<&'static str> {
     let path = pattern(path);
     WORDS
         .iter()
-        .find(|(k, p, w, _)| *k == kind && *p == path && *w == word)
+        .find(|(k, p, w, _)| is(k, kind) && *p == path && *w == word)
         .map(|(_, _, _, message)| *message)
 }
 
@@ -347,8 +394,14 @@ fn look_up(table: &[(&str, &str, &'static str)], kind: &str, path: &str) -> Opti
     let path = pattern(path);
     table
         .iter()
-        .find(|(k, p, _)| *k == kind && *p == path)
+        .find(|(k, p, _)| is(k, kind) && *p == path)
         .map(|(_, _, message)| *message)
+}
+
+/// True where an entry about `about` is about `kind`. What is said of a kind stands before what is said of all policies.
+fn is(about: &str, kind: &str) -> bool {
+    let is_policy = || find_kind(kind).is_some_and(|kind| kind.policy().is_some());
+    about == kind || (about == POLICIES && is_policy())
 }
 
 /// The path without its indexes.

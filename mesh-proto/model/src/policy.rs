@@ -1,0 +1,247 @@
+//! Policies: what every kind of them has in common, and from many of them one effective configuration.
+//!
+//! A policy says which proxies carry it (`targetRef`, see [`crate::selection`]) and then what: for their outgoing traffic
+//! (`to`), for their incoming traffic (`rules`), or for the proxy as a whole (`default`). The types here are the shapes that
+//! all kinds share; [`Policy`] gives the entries of any policy without knowing its kind, so that everything else is written
+//! once:
+//!
+//! | module | what it does |
+//! | --- | --- |
+//! | [`target`] | what `to` entries and backends refer to |
+//!
+//! A kind of policy is a kind (see [`crate::kind`]) with two more items, [`Kind::POLICY`](crate::Kind::POLICY) and
+//! [`Kind::policy`](crate::Kind::policy), and an implementation of [`Policy`].
+//!
+//! In a configuration each field is an `Option`, lists too: what is absent is left as weaker policies have it, and an empty
+//! list replaces theirs.
+
+pub mod target;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+pub use self::target::{BackendKind, BackendRef, ToKind, ToTarget};
+use crate::{check::Checker, kind::Kind, selection::TargetRef};
+
+/// An entry of `to`: outgoing traffic.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(bound(deserialize = "C: Default + Deserialize<'de>"))]
+#[schemars(bound = "C: Default + Serialize + JsonSchema")]
+pub struct To<C> {
+    /// Traffic to what.
+    pub target_ref: ToTarget,
+    /// Its configuration.
+    #[serde(default)]
+    pub default: C,
+}
+
+/// An entry of `rules`: incoming traffic.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(bound(deserialize = "C: Default + Deserialize<'de>"))]
+#[schemars(bound = "C: Default + Serialize + JsonSchema")]
+pub struct Rule<C> {
+    /// Traffic from whom: any of these. Absent or empty: from everyone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub matches: Vec<Match>,
+    /// Its configuration.
+    #[serde(default)]
+    pub default: C,
+}
+
+/// Callers.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Match {
+    /// By SPIFFE ID. Everyone is `{type: Prefix, value: "spiffe://"}`.
+    #[serde(rename = "spiffeID")]
+    pub spiffe_id: SpiffeIdMatch,
+}
+
+/// SPIFFE IDs.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SpiffeIdMatch {
+    /// How `value` is compared.
+    #[serde(rename = "type")]
+    pub form: MatchForm,
+    /// The ID, or what it begins with.
+    pub value: String,
+}
+
+/// How a SPIFFE ID is compared.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
+pub enum MatchForm {
+    /// Equal.
+    Exact,
+    /// Begins with.
+    Prefix,
+}
+
+/// What every SPIFFE ID begins with.
+pub(crate) const EVERYONE: &str = "spiffe://";
+
+impl SpiffeIdMatch {
+    /// True where it matches every identity.
+    #[must_use]
+    pub fn is_everyone(&self) -> bool {
+        self.form == MatchForm::Prefix && EVERYONE.starts_with(&self.value)
+    }
+
+    /// True where it matches `id`.
+    #[must_use]
+    pub fn matches(&self, id: &str) -> bool {
+        match self.form {
+            MatchForm::Exact => id == self.value,
+            MatchForm::Prefix => id.starts_with(&self.value),
+        }
+    }
+
+    /// Why it could never match anybody.
+    pub(crate) fn error(&self) -> Option<String> {
+        use mesh_proto::spiffe::SpiffeId;
+        match self.form {
+            MatchForm::Exact => self.value.parse::<SpiffeId>().err().map(|e| e.to_string()),
+            // A prefix is good where an ID can begin with it.
+            MatchForm::Prefix => format!("{}x", self.value)
+                .parse::<SpiffeId>()
+                .err()
+                .map(|e| format!("no SPIFFE ID begins so: {e}")),
+        }
+    }
+}
+
+/// What a kind of policy may say, and how its configurations are merged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PolicyShape {
+    /// What its `to` entries may refer to; none: it has no `to`.
+    pub to: &'static [ToKind],
+    /// It has `rules`.
+    pub rules: bool,
+    /// It has a `default` for the proxy as a whole.
+    pub proxy: bool,
+    /// Lists of its configuration that do not simply replace a weaker policy's, by their paths inside `default`, such as
+    /// `sidecar.profiles.exclude`.
+    pub lists: &'static [(&'static str, ListMerge)],
+}
+
+/// How a list is merged with a weaker policy's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ListMerge {
+    /// Items with an equal value of this field are one item, whose other fields are merged. New items follow.
+    Keyed(&'static str),
+    /// Behind the weaker policy's items.
+    Append,
+}
+
+/// A policy of a kind known only at run time.
+pub trait Policy {
+    /// Which proxies carry it. Absent: all of the mesh.
+    fn target_ref(&self) -> Option<&TargetRef>;
+
+    /// What it says of outgoing traffic.
+    fn to(&self) -> Vec<ToPart<'_>> {
+        Vec::new()
+    }
+
+    /// What it says of incoming traffic.
+    fn rules(&self) -> Vec<RulePart<'_>> {
+        Vec::new()
+    }
+
+    /// What it says of the proxy as a whole.
+    fn proxy(&self) -> Option<Value> {
+        None
+    }
+}
+
+/// What one entry of `to` says.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ToPart<'a> {
+    /// Traffic to what.
+    pub target: &'a ToTarget,
+    /// Its configuration: an object without null.
+    pub default: Value,
+}
+
+/// What one entry of `rules` says.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RulePart<'a> {
+    /// Traffic from whom: any of these; none: from everyone.
+    pub matches: &'a [Match],
+    /// Its configuration: an object without null.
+    pub default: Value,
+}
+
+/// A configuration as a value, for [`Policy`].
+#[must_use]
+pub fn value<C: Serialize>(configuration: &C) -> Value {
+    // Configurations are structs of texts, numbers, lists and maps with text keys, which always have a JSON form.
+    serde_json::to_value(configuration).unwrap_or_default()
+}
+
+/// The entries of `to`, for [`Policy`].
+#[must_use]
+pub fn to_parts<C: Serialize>(to: &[To<C>]) -> Vec<ToPart<'_>> {
+    to.iter()
+        .map(|entry| ToPart {
+            target: &entry.target_ref,
+            default: value(&entry.default),
+        })
+        .collect()
+}
+
+/// The entries of `rules`, for [`Policy`].
+#[must_use]
+pub fn rule_parts<C: Serialize>(rules: &[Rule<C>]) -> Vec<RulePart<'_>> {
+    rules
+        .iter()
+        .map(|rule| RulePart {
+            matches: &rule.matches,
+            default: value(&rule.default),
+        })
+        .collect()
+}
+
+/// Reports what is wrong with the parts that all policies share: `targetRef`, the targets of `to`, the matches of `rules`.
+/// What stands in `default` is left to the kind.
+pub fn check<K: Kind + Policy>(policy: &K, out: &mut Checker) {
+    let allowed = K::POLICY.map_or(ToKind::ALL, |shape| shape.to);
+    if let Some(target) = policy.target_ref() {
+        target.check("targetRef", out);
+    }
+    for (index, entry) in policy.to().iter().enumerate() {
+        entry
+            .target
+            .check(&format!("to[{index}].targetRef"), allowed, out);
+    }
+    for (index, rule) in policy.rules().iter().enumerate() {
+        for (at, entry) in rule.matches.iter().enumerate() {
+            if let Some(message) = entry.spiffe_id.error() {
+                out.add(format!("rules[{index}].matches[{at}].spiffeID.value"), message);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::kinds::kinds;
+
+    #[test]
+    fn every_kind_that_has_a_target_is_registered_as_a_policy() {
+        for kind in kinds() {
+            let has_target = kind.content_schema().fields().any(|f| f == "targetRef");
+            assert_eq!(kind.policy().is_some(), has_target, "{}", kind.name);
+            let Some(shape) = kind.policy() else { continue };
+            let has = |field: &str| kind.content_schema().fields().any(|f| f == field);
+            assert_eq!(has("to"), !shape.to.is_empty(), "{}", kind.name);
+            assert_eq!(has("rules"), shape.rules, "{}", kind.name);
+            assert_eq!(has("default"), shape.proxy, "{}", kind.name);
+        }
+    }
+}

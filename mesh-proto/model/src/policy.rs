@@ -52,7 +52,9 @@ pub struct Rule<C> {
 }
 
 /// Callers.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Match {
     /// By SPIFFE ID. Everyone is `{type: Prefix, value: "spiffe://"}`.
@@ -61,7 +63,9 @@ pub struct Match {
 }
 
 /// SPIFFE IDs.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct SpiffeIdMatch {
     /// How `value` is compared.
@@ -222,7 +226,10 @@ pub fn check<K: Kind + Policy>(policy: &K, out: &mut Checker) {
     for (index, rule) in policy.rules().iter().enumerate() {
         for (at, entry) in rule.matches.iter().enumerate() {
             if let Some(message) = entry.spiffe_id.error() {
-                out.add(format!("rules[{index}].matches[{at}].spiffeID.value"), message);
+                out.add(
+                    format!("rules[{index}].matches[{at}].spiffeID.value"),
+                    message,
+                );
             }
         }
     }

@@ -1,9 +1,7 @@
 //! What is accepted but may not do what its author expects, in words.
 
 use crate::{
-    kinds::{
-        Dataplane, MeshIdentity, MeshService, MeshTrafficPermission,
-    },
+    kinds::{Dataplane, MeshIdentity, MeshService, MeshTrafficPermission},
     policy::{EVERYONE, MatchForm, SpiffeIdMatch},
     resource::Resource,
 };

@@ -6,7 +6,9 @@ use serde::{Deserialize, Serialize};
 use crate::{check::Checker, labels::Labels, path};
 
 /// Destinations of outgoing traffic.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ToTarget {
     /// What is referred to.
@@ -105,7 +107,8 @@ impl ToTarget {
                     ("sectionName", self.section_name.is_some()),
                 ] {
                     if is_given {
-                        let message = "kind Mesh is every destination; write `kind: MeshService` to choose";
+                        let message =
+                            "kind Mesh is every destination; write `kind: MeshService` to choose";
                         out.add(format!("{at}.{field}"), message);
                     }
                 }
@@ -126,7 +129,9 @@ impl ToTarget {
 }
 
 /// A destination that a route sends traffic to.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct BackendRef {
     /// What is referred to.
@@ -210,13 +215,7 @@ impl BackendRef {
 }
 
 /// A reference names what it means, or says which labels it has.
-fn check_reference(
-    at: &str,
-    kind: &str,
-    name: Option<&str>,
-    labels: &Labels,
-    out: &mut Checker,
-) {
+fn check_reference(at: &str, kind: &str, name: Option<&str>, labels: &Labels, out: &mut Checker) {
     if let Some(name) = name {
         if !mesh_proto::names::is_subdomain(name) {
             let message = format!("{name:?} is not the name of a {kind}");
@@ -227,7 +226,9 @@ fn check_reference(
             out.add(at, "is what `name` says, too; leave one of them out");
         }
     } else if labels.is_empty() {
-        let message = format!("say which {kind}: give its labels, such as `labels: {{isthmus.io/display-name: …}}`, or its name");
+        let message = format!(
+            "say which {kind}: give its labels, such as `labels: {{isthmus.io/display-name: …}}`, or its name"
+        );
         out.add(at, message);
     }
     out.selector(&format!("{at}.labels"), labels);

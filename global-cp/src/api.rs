@@ -11,6 +11,7 @@
 //! | [`limits`] | how much is done at once |
 //! | [`resources`] | get, list, put, delete, history |
 //! | [`batch`] | several changes as one |
+//! | [`diff`] | what a batch would change |
 //! | [`watch`] | changes as they happen |
 //! | [`token`] | making, listing and revoking tokens |
 //! | [`status`] | cluster, zones, roll-outs, audit, schemas |
@@ -32,6 +33,7 @@ use crate::{app::App, metrics::RequestLabels};
 pub mod batch;
 pub mod caller;
 pub mod dataplanes;
+pub mod diff;
 pub mod limits;
 pub mod nodes;
 pub mod problem;
@@ -66,6 +68,7 @@ pub fn router(app: App) -> Router {
         .route("/v1/rollout/{revision}", get(status::rollout))
         .route("/v1/watch", get(watch::watch))
         .route("/v1/batch", post(batch::batch))
+        .route("/v1/diff", post(diff::diff))
         .route("/v1/tokens", get(token::list).post(token::create))
         .route("/v1/tokens/{id}", axum::routing::delete(token::revoke))
         .route("/v1/nodes/{id}", axum::routing::delete(nodes::remove))

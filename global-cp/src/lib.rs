@@ -12,6 +12,7 @@
 //! | [`authorize`] | who may do what: one pure function |
 //! | [`changes`] | what a request to change resources amounts to: one entry's operations |
 //! | [`writes`] | writing them |
+//! | [`foretell`] | what a write would do, without doing it |
 //! | [`facts`] | facts of the installation that are no resources |
 //! | [`sealing`] | sealed values |
 //! | [`ca`] | the installation CA |
@@ -35,6 +36,7 @@ pub mod clock;
 pub mod cluster;
 pub mod control;
 pub mod facts;
+pub mod foretell;
 pub mod issue;
 pub mod join;
 pub mod metrics;

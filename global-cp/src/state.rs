@@ -15,7 +15,9 @@
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use bytes::Bytes;
 use mesh_proto::zone::ResourceKey;
+use prost::Message as _;
 
 pub mod apply;
 pub mod image;
@@ -39,6 +41,26 @@ pub struct Stored {
     pub created_ms: u64,
     /// Unix time in milliseconds of `modified_revision`.
     pub modified_ms: u64,
+}
+
+impl Stored {
+    /// Reads the record of a resource; `None` where it is not readable.
+    #[must_use]
+    pub fn read(key: ResourceKey, record: &Bytes) -> Option<Self> {
+        let record = records::Resource::decode(record.clone()).ok()?;
+        Some(Self::from_record(key, record))
+    }
+
+    fn from_record(key: ResourceKey, record: records::Resource) -> Self {
+        Self {
+            key,
+            json: record.json.to_vec(),
+            created_revision: record.created_revision,
+            modified_revision: record.modified_revision,
+            created_ms: record.created_ms,
+            modified_ms: record.modified_ms,
+        }
+    }
 }
 
 /// One change of one resource.

@@ -208,6 +208,12 @@ impl TestNode {
             .await
     }
 
+    pub(crate) async fn post(&self, path: &str, body: Value) -> Answer {
+        let headers = [("content-type", "application/json")];
+        self.send(&self.admin, Method::POST, path, &headers, body.to_string())
+            .await
+    }
+
     /// Applies YAML documents as one batch.
     pub(crate) async fn apply(&self, yaml: &str) -> Answer {
         self.send(

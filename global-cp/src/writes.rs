@@ -11,9 +11,9 @@ use crate::{
     api::problem::Problem,
     app::App,
     authorize::Actor,
-    changes::{self, Asked, Plan, PlanError},
+    changes::{self, Asked, PlanError},
     cluster::WriteError,
-    facts,
+    facts, foretell,
     state::{image::Image, keys, records},
 };
 use axum::http::StatusCode;
@@ -53,7 +53,7 @@ pub async fn write(app: &App, actor: &Actor, request: Request) -> Result<Written
         }
         let plan = changes::plan(&image, &app.sealing, &asked)?;
         if dry_run {
-            return foretell(&image, plan);
+            return Ok(foretell::of_plan(&image, plan)?.written());
         }
         let keys = plan.asked.clone();
         let warnings = plan.warnings.clone();
@@ -186,8 +186,17 @@ fn has_precondition(asked: &Asked, index: usize) -> bool {
 }
 
 fn written(keys: &[ResourceKey], result: &EntryResult, warnings: Vec<String>) -> Written {
-    let results = keys
-        .iter()
+    Written {
+        revision: result.revision,
+        dry_run: false,
+        results: results(keys, result),
+        warnings,
+    }
+}
+
+/// What became of the first operations of an entry, which are for `keys`.
+pub(crate) fn results(keys: &[ResourceKey], result: &EntryResult) -> Vec<WriteResult> {
+    keys.iter()
         .zip(&result.operations)
         .map(|(key, operation)| WriteResult {
             key: key.clone().into(),
@@ -199,36 +208,7 @@ fn written(keys: &[ResourceKey], result: &EntryResult, warnings: Vec<String>) ->
                 Outcome::Unchanged | Outcome::Unspecified => WriteOutcome::Unchanged,
             },
         })
-        .collect();
-    Written {
-        revision: result.revision,
-        dry_run: false,
-        results,
-        warnings,
-    }
-}
-
-/// What a plan would do, by the very rules that would do it.
-fn foretell(image: &Image, plan: Plan) -> Result<Written, Problem> {
-    let wanted = plan.asked.len();
-    let entry = Entry {
-        version: crate::state::apply::ENTRY_VERSION,
-        operations: plan.operations,
-        ..Entry::default()
-    };
-    let applied = crate::state::apply::apply(image, &entry, &crate::state::apply::LIMITS)
-        .map_err(|error| Problem::internal(&error))?;
-    if let Some(refusal) = applied.result.refusal {
-        return Err(Problem::new(
-            StatusCode::PRECONDITION_FAILED,
-            "conflict",
-            refusal.reason,
-        ));
-    }
-    let mut written = written(&plan.asked[..wanted], &applied.result, plan.warnings);
-    written.revision = image.revision();
-    written.dry_run = true;
-    Ok(written)
+        .collect()
 }
 
 /// Words for the audit: what was put and deleted, shortened.

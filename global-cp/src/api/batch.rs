@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use axum::{Json, extract::State, http::HeaderMap};
 use mesh_model::{
     Resource, Violation,
-    api::{Batch, Written},
+    api::{Batch, Precondition, Written},
     find_kind,
 };
 use mesh_proto::zone::ResourceKey;
@@ -31,23 +31,9 @@ pub async fn batch(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Written>, Problem> {
-    body.check_media_type()?;
-    let asked = if body.media_type == "application/json" {
-        from_json(&body)?
-    } else {
-        from_documents(&body)?
-    };
-    let mut denied = BTreeSet::new();
-    for (action, key) in actions(&asked) {
-        // The same refusal once, however many resources it concerns.
-        if denied.insert((
-            action_word(action),
-            key.kind.clone(),
-            mesh_of(&key).to_owned(),
-        )) {
-            caller.may(&app, action, mesh_of(&key), &key.kind)?;
-        }
-    }
+    query::no_precondition(&headers)?;
+    let asked = read(&body)?;
+    authorize_all(&app, &caller, &asked)?;
     let words = summary(&asked);
     let request = writes::Request {
         asked,
@@ -56,6 +42,35 @@ pub async fn batch(
         summary: words,
     };
     Ok(Json(writes::write(&app, &caller.actor, request).await?))
+}
+
+/// What the body asks for: `application/json` is a [`Batch`], anything else YAML documents to put.
+///
+/// # Errors
+/// Where it can not be understood, with every violation.
+pub fn read(body: &Body) -> Result<Asked, Problem> {
+    body.check_media_type()?;
+    if body.media_type == "application/json" {
+        from_json(body)
+    } else {
+        from_documents(body)
+    }
+}
+
+/// Says whether the caller may do all that is asked for.
+///
+/// # Errors
+/// Where it may not do some of it.
+pub fn authorize_all(app: &App, caller: &Caller, asked: &Asked) -> Result<(), Problem> {
+    let mut looked_at = BTreeSet::new();
+    for (action, key) in actions(asked) {
+        // The same question once, however many resources it concerns.
+        let mesh = mesh_of(&key).to_owned();
+        if looked_at.insert((action_word(action), key.kind.clone(), mesh)) {
+            caller.may(app, action, mesh_of(&key), &key.kind)?;
+        }
+    }
+    Ok(())
 }
 
 fn action_word(action: Action) -> &'static str {
@@ -78,7 +93,8 @@ fn actions(asked: &Asked) -> Vec<(Action, ResourceKey)> {
     put.chain(delete).collect()
 }
 
-fn summary(asked: &Asked) -> String {
+/// What is asked for, in words, shortened.
+pub(super) fn summary(asked: &Asked) -> String {
     const SHOWN: usize = 5;
     let actions = actions(asked);
     let mut words: Vec<String> = actions
@@ -141,6 +157,17 @@ fn from_json(body: &Body) -> Result<Asked, Problem> {
             revision: None,
         });
     }
+    for (index, precondition) in batch.preconditions.into_iter().enumerate() {
+        if !require(&mut asked, precondition) {
+            violations.push(Violation {
+                source: body.source.clone(),
+                line: 0,
+                column: 0,
+                path: format!("preconditions[{index}].key"),
+                message: "names no resource that the batch puts or deletes".to_owned(),
+            });
+        }
+    }
     if !violations.is_empty() {
         return Err(Problem::invalid(violations));
     }
@@ -148,6 +175,24 @@ fn from_json(body: &Body) -> Result<Asked, Problem> {
         return Err(Problem::bad_request("the batch puts and deletes nothing"));
     }
     Ok(asked)
+}
+
+/// Sets the revision that a resource of the batch must have; false where it holds no such resource.
+fn require(asked: &mut Asked, precondition: Precondition) -> bool {
+    let mut key = ResourceKey::from(precondition.key);
+    if let Some(kind) = find_kind(&key.kind) {
+        kind.name.clone_into(&mut key.kind);
+    }
+    let put = asked.put.iter_mut().filter(|put| put.resource.key() == key);
+    let put = put.map(|put| &mut put.revision);
+    let delete = asked.delete.iter_mut().filter(|delete| delete.key == key);
+    let delete = delete.map(|delete| &mut delete.revision);
+    let mut found = false;
+    for revision in put.chain(delete) {
+        *revision = Some(precondition.revision);
+        found = true;
+    }
+    found
 }
 
 fn put(resource: Resource) -> AskedPut {

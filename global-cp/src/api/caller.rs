@@ -193,6 +193,23 @@ impl<T: DeserializeOwned, S: Sync> FromRequestParts<S> for Params<T> {
     }
 }
 
+/// A query without parameters: one that is not understood is refused, not ignored.
+#[derive(Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Nothing {}
+
+/// That there are no parameters.
+pub struct NoParams;
+
+impl<S: Sync> FromRequestParts<S> for NoParams {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let Params(Nothing {}) = Params::from_request_parts(parts, state).await?;
+        Ok(Self)
+    }
+}
+
 /// Parts of the path.
 pub struct Segments<T>(pub T);
 

@@ -167,6 +167,22 @@ pub fn precondition(headers: &HeaderMap) -> Result<Option<u64>, Problem> {
     }
 }
 
+/// Refuses preconditions in headers where they could not say of which resource they are.
+///
+/// # Errors
+/// Where there is one.
+pub fn no_precondition(headers: &HeaderMap) -> Result<(), Problem> {
+    let given = [header::IF_MATCH, header::IF_NONE_MATCH]
+        .into_iter()
+        .find(|name| headers.contains_key(name));
+    given.map_or(Ok(()), |name| {
+        Err(Problem::bad_request(format!(
+            "{name}: a change of several resources has no single revision"
+        ))
+        .detail("a JSON batch takes `preconditions`, one for each resource"))
+    })
+}
+
 /// The client's id of a write, by which a repeated one is recognised; "" where it gave none.
 ///
 /// # Errors

@@ -262,6 +262,152 @@ async fn preconditions_hold_or_the_write_is_refused() {
 }
 
 #[tokio::test]
+async fn each_resource_of_a_batch_may_have_its_precondition() {
+    let node = node().await;
+    let batch = |revision: u64, name: &str| {
+        let batch = json!({
+            "put": [{"type": "MeshTrafficPermission", "mesh": "pay", "name": "new", "spec": {"rules": []}}],
+            "delete": [{"type": "MeshTrafficPermission", "mesh": "pay", "name": "everyone"}],
+            "preconditions": [
+                {"key": {"type": "mtp", "mesh": "pay", "name": "new"}, "revision": 0},
+                {"key": {"type": "MeshTrafficPermission", "mesh": "pay", "name": name}, "revision": revision},
+            ],
+        });
+        node.post("/v1/batch", batch)
+    };
+    let before = node.revision();
+    batch(before + 7, "everyone").await.problem(412);
+    let problem = batch(before, "nobody").await.problem(422);
+    assert_eq!(problem["violations"][0]["path"], "preconditions[1].key");
+    assert_eq!(node.revision(), before);
+    let everyone = node
+        .get("/v1/meshes/pay/meshtrafficpermissions/everyone")
+        .await
+        .ok();
+    let revision = everyone["revision"].as_u64().unwrap();
+    batch(revision, "everyone").await.ok();
+    // Now the first half exists already.
+    batch(revision, "everyone").await.problem(412);
+    // A header can not say of which resource it speaks.
+    let answer = node.send(
+        &node.admin,
+        Method::POST,
+        "/v1/batch",
+        &[("if-match", "\"1\"")],
+        permission("pay", "x"),
+    );
+    answer.await.problem(400);
+}
+
+// === diff ===
+
+#[tokio::test]
+async fn a_diff_shows_fields_and_writes_nothing() {
+    let node = node().await;
+    let before = node.revision();
+    let yaml = format!(
+        "{}---\n{}---\n{}",
+        TWO_MESHES
+            .split("---\n")
+            .nth(2)
+            .unwrap()
+            .replace("checkout", "shop"),
+        permission("pay", "new"),
+        "type: Mesh\nname: ana\n",
+    );
+    let diff = node
+        .send(
+            &node.admin,
+            Method::POST,
+            "/v1/diff",
+            &[("content-type", "application/yaml")],
+            yaml,
+        )
+        .await
+        .ok();
+    let items = diff["items"].as_array().unwrap();
+    assert_eq!(items.len(), 3, "{diff}");
+    assert_eq!(items[0]["outcome"], "updated");
+    assert_eq!(items[0]["fields"], json!(["labels.team"]));
+    assert_eq!(items[0]["before"]["labels"]["team"], "checkout");
+    assert_eq!(items[0]["after"]["labels"]["team"], "shop");
+    assert!(items[0]["after"]["revision"].is_null());
+    assert_eq!(items[1]["outcome"], "created");
+    assert!(items[1]["before"].is_null());
+    assert_eq!(items[2]["outcome"], "unchanged");
+    assert_eq!(
+        (node.revision(), diff["revision"].as_u64()),
+        (before, Some(before))
+    );
+}
+
+#[tokio::test]
+async fn a_diff_shows_what_a_deletion_takes_along() {
+    let node = node().await;
+    let diff = node
+        .post(
+            "/v1/diff",
+            json!({"delete": [{"type": "Mesh", "name": "pay"}]}),
+        )
+        .await
+        .ok();
+    let names: Vec<&str> = diff["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|item| {
+            assert_eq!(item["outcome"], "deleted", "{item}");
+            item["key"]["name"].as_str().unwrap()
+        })
+        .collect();
+    assert_eq!(names, ["pay", "default", "everyone"]);
+    assert!(!diff.to_string().contains("TokenIssuer"), "{diff}");
+    node.get("/v1/meshes/pay").await.ok();
+}
+
+#[tokio::test]
+async fn a_diff_never_shows_the_value_of_a_secret() {
+    let node = node().await;
+    let secret = |value: &str| json!({"put": [{"type": "Secret", "mesh": "pay", "name": "key", "data": value}]});
+    node.post("/v1/batch", secret("Zmlyc3Q=")).await.ok();
+    let same = node.post("/v1/diff", secret("Zmlyc3Q=")).await.ok();
+    assert_eq!(same["items"][0]["outcome"], "unchanged");
+    let other = node.post("/v1/diff", secret("c2Vjb25k")).await.ok();
+    assert_eq!(other["items"][0]["outcome"], "updated");
+    assert_eq!(other["items"][0]["fields"], json!(["data"]));
+    for text in [same.to_string(), other.to_string()] {
+        assert!(
+            !text.contains("Zmlyc3Q=") && !text.contains("c2Vjb25k"),
+            "{text}"
+        );
+        assert!(!text.contains("\"data\":"), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn a_diff_is_for_those_who_may_write() {
+    let node = node().await;
+    let batch =
+        json!({"delete": [{"type": "MeshTrafficPermission", "mesh": "pay", "name": "everyone"}]});
+    for (role, meshes, status) in [
+        ("mesh-admin", "pay", 200),
+        ("mesh-admin", "ana", 403),
+        ("viewer", "pay", 403),
+    ] {
+        let token = node.person(role, &[meshes]).await;
+        let headers = [("content-type", "application/json")];
+        let answer = node.send(
+            &token,
+            Method::POST,
+            "/v1/diff",
+            &headers,
+            batch.to_string(),
+        );
+        assert_eq!(answer.await.status, status, "{role} of {meshes}");
+    }
+}
+
+#[tokio::test]
 async fn a_repeated_request_happens_once() {
     let node = TestNode::start().await;
     let put = || {

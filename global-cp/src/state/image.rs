@@ -145,7 +145,7 @@ impl Image {
     /// One resource.
     #[must_use]
     pub fn get(&self, key: &ResourceKey) -> Option<Stored> {
-        stored(key.clone(), self.record(&keys::resource(key))?)
+        Stored::read(key.clone(), self.record(&keys::resource(key))?)
     }
 
     /// See [`super::State::list`].
@@ -172,7 +172,7 @@ impl Image {
             return Vec::new();
         }
         self.range(&prefix, from)
-            .filter_map(|(name, value)| stored(keys::parse_resource(name)?, value))
+            .filter_map(|(name, value)| Stored::read(keys::parse_resource(name)?, value))
             .take(limit)
             .collect()
     }
@@ -245,7 +245,9 @@ impl Image {
                 revision,
                 time_ms: record.time_ms,
                 actor: record.actor,
-                stored: record.after.map(|after| from_record(key.clone(), after)),
+                stored: record
+                    .after
+                    .map(|after| Stored::from_record(key.clone(), after)),
             });
         }
         (records, truncated)
@@ -282,30 +284,15 @@ impl Image {
     }
 }
 
-fn stored(key: ResourceKey, value: &Bytes) -> Option<Stored> {
-    records::Resource::decode(value.clone())
-        .ok()
-        .map(|record| from_record(key, record))
-}
-
-fn from_record(key: ResourceKey, record: records::Resource) -> Stored {
-    Stored {
-        key,
-        json: record.json.to_vec(),
-        created_revision: record.created_revision,
-        modified_revision: record.modified_revision,
-        created_ms: record.created_ms,
-        modified_ms: record.modified_ms,
-    }
-}
-
 fn change(name: &[u8], value: &Bytes) -> Option<Change> {
     let (revision, _) = keys::parse_change(name)?;
     let record = records::Change::decode(value.clone()).ok()?;
     let key = record.key?;
     Some(Change {
         revision,
-        stored: record.after.map(|after| from_record(key.clone(), after)),
+        stored: record
+            .after
+            .map(|after| Stored::from_record(key.clone(), after)),
         key,
     })
 }

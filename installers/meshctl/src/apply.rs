@@ -88,7 +88,7 @@ fn batch(resources: &[Sourced]) -> Result<Batch, Failure> {
         .map_err(|error| Failure::failed(format!("a resource does not become JSON: {error}")))?;
     Ok(Batch {
         put,
-        delete: Vec::new(),
+        ..Batch::default()
     })
 }
 

@@ -61,8 +61,8 @@ impl Delete {
         };
         let client = Client::new(connection)?;
         let batch = Batch {
-            put: Vec::new(),
             delete,
+            ..Batch::default()
         };
         let written = apply::write(&client, &batch, self.dry_run).await?;
         output::print(&apply::show(&written, self.output)?)?;

@@ -196,8 +196,8 @@ async fn remove(connection: &Connection, name: &str) -> Result<(), Failure> {
     checked_name(name)?;
     let client = Client::new(connection)?;
     let batch = Batch {
-        put: Vec::new(),
         delete: vec![ResourceKey::global("Zone", "", name).into()],
+        ..Batch::default()
     };
     let written = apply::write(&client, &batch, false).await?;
     if written

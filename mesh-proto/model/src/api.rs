@@ -49,6 +49,19 @@ pub struct Batch {
     /// Resources to delete.
     #[serde(default)]
     pub delete: Vec<Key>,
+    /// What must hold for anything of it to happen. Names only resources that the batch puts or deletes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub preconditions: Vec<Precondition>,
+}
+
+/// The revision that a resource must have now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Precondition {
+    /// The resource.
+    pub key: Key,
+    /// The revision of its last change; 0: it must not exist.
+    pub revision: u64,
 }
 
 /// Names a resource.
@@ -495,7 +508,8 @@ pub struct Condition {
 pub struct Diff {
     /// Revision it was compared with.
     pub revision: u64,
-    /// One for each resource of the batch, in order.
+    /// One for each resource of the batch, in order; then what follows from them, such as what a deleted mesh takes
+    /// along, at most 1,000.
     pub items: Vec<DiffItem>,
     /// As in [`Written`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

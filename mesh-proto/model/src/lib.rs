@@ -16,6 +16,7 @@
 //! | `path` | paths of fields in violations |
 //! | [`schema`] | JSON Schema of every kind, generated from the types |
 //! | `shape` | the same schema in the form that values are checked against |
+//! | [`mod@difference`] | which fields of two values differ |
 //! | [`duration`] | durations as people write them: `1m30s` |
 //! | [`labels`] | label syntax, selectors, and the aliases of label prefixes |
 //! | [`selection`] | which policies concern which proxy and inbound |
@@ -30,6 +31,7 @@
 
 pub mod api;
 pub mod check;
+pub mod difference;
 pub mod duration;
 pub mod identity;
 pub mod kind;
@@ -50,6 +52,7 @@ pub mod warnings;
 mod word;
 
 pub use check::Checker;
+pub use difference::difference;
 pub use duration::Duration;
 pub use kind::{Descriptor, Kind, Scope, Writers, find_kind};
 pub use kinds::*;

@@ -16,7 +16,11 @@
 //! | [`token`] | making, listing and revoking tokens |
 //! | [`status`] | cluster, zones, roll-outs, audit, schemas |
 //! | [`nodes`] | removing a node |
+//! | [`observed`] | what is observed of a resource beside what is stored: conditions, age |
+//! | [`zones`] | asking zones what only they know |
 //! | [`dataplanes`] | dataplanes, asked of their zones |
+//! | [`explain`] | whether a call is allowed, and where it goes |
+//! | [`inspect`] | a policy as it takes effect, a service as zones know it |
 //! | [`serve`] | the server: TLS, connections, draining |
 
 use axum::{
@@ -34,8 +38,11 @@ pub mod batch;
 pub mod caller;
 pub mod dataplanes;
 pub mod diff;
+pub mod explain;
+pub mod inspect;
 pub mod limits;
 pub mod nodes;
+pub mod observed;
 pub mod problem;
 pub mod query;
 pub mod resources;
@@ -43,9 +50,12 @@ pub mod serve;
 pub mod status;
 pub mod token;
 pub mod watch;
+pub mod zones;
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod zone_tests;
 
 use problem::Problem;
 
@@ -80,6 +90,12 @@ pub fn router(app: App) -> Router {
         .route(
             "/v1/meshes/{mesh}/dataplanes/{name}",
             get(dataplanes::inspect),
+        )
+        .route("/v1/meshes/{mesh}/explain", get(explain::explain))
+        .route("/v1/meshes/{mesh}/services/{name}", get(inspect::service))
+        .route(
+            "/v1/meshes/{mesh}/{type}/{name}/inspect",
+            get(inspect::policy),
         )
         .route("/v1/meshes/{mesh}/{type}", get(resources::list_in_mesh))
         .route("/v1/meshes/{mesh}/{type}/{name}", in_mesh)

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    api::limits::Limits,
+    api::{limits::Limits, observed::Lookout},
     audit::{Attempt, AttemptLog},
     authorize::{Action, Actor, Denied, authorize},
     clock,
@@ -30,6 +30,8 @@ pub struct Shared {
     pub attempts: AttemptLog,
     /// Zones connected to this node.
     pub streams: Streams,
+    /// What all zones said last.
+    pub lookout: Lookout,
     /// Counters.
     pub metrics: Metrics,
     /// How much is done at once.

@@ -764,6 +764,11 @@ impl Cluster {
 
     /// The zones connected to all nodes.
     pub async fn zone_statuses(&self) -> ZoneStatuses {
+        self.zone_statuses_within(ZONE_ANSWER).await
+    }
+
+    /// The zones connected to the nodes that answer in time.
+    pub async fn zone_statuses_within(&self, patience: Duration) -> ZoneStatuses {
         let id = self.node_id();
         let here = self.0.zones.statuses();
         let mut statuses = ZoneStatuses {
@@ -781,7 +786,7 @@ impl Cluster {
                     let mut client = self.0.speaker.client(id).await.ok()?;
                     client.zone_statuses(request).await.ok()
                 };
-                (id, timeout(ZONE_ANSWER, question).await.ok().flatten())
+                (id, timeout(patience, question).await.ok().flatten())
             })
             .collect();
         while let Some((id, answer)) = questions.next().await {

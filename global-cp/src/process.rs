@@ -122,6 +122,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         sealing: prepared.sealing,
         attempts: AttemptLog::open(&data_dir).context("audit.log")?,
         streams,
+        lookout: api::observed::Lookout::default(),
         metrics,
         limits: api::limits::Limits::default(),
         advertise_host: config.advertise_host.clone(),

@@ -9,11 +9,11 @@ use axum::{
     http::{HeaderMap, Method, Request, StatusCode, header},
 };
 use http_body_util::BodyExt as _;
-use mesh_proto::zone::NodeAddresses;
+use mesh_proto::zone::{NodeAddresses, QueryAnswer, query::What, to_zone::Message};
 use mesh_runtime::tls::{LocalIdentity, TrustDomains};
 use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::mpsc};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
@@ -21,11 +21,16 @@ use crate::{
     api,
     app::{App, Shared},
     audit::AttemptLog,
+    authorize::Actor,
     cluster::{self, Cluster},
+    facts,
     metrics::Metrics,
     settings::Settings,
-    start,
-    zone_sync::streams::Streams,
+    start, writes,
+    zone_sync::{
+        report::Position,
+        streams::{Stream, Streams},
+    },
 };
 
 /// A node.
@@ -124,6 +129,7 @@ impl TestNode {
             sealing: prepared.sealing,
             attempts: AttemptLog::open(dir.path()).unwrap(),
             streams,
+            lookout: api::observed::Lookout::default(),
             metrics: Metrics::new(&registry),
             limits: api::limits::Limits::default(),
             advertise_host: "localhost".into(),
@@ -249,6 +255,51 @@ impl TestNode {
         self.token(json!({"use": "api", "role": role, "meshes": meshes}))
             .await
             .0
+    }
+
+    /// Plays a zone that is joined and connected, and gives these answers to questions. It is connected until the
+    /// stream is taken out of `app.streams`.
+    pub(crate) async fn play_zone(
+        &self,
+        name: &str,
+        answer: impl Fn(What) -> Result<Value, String> + Send + 'static,
+    ) -> Arc<Stream> {
+        let reported = Position {
+            epoch: 1,
+            sequence: 1,
+        };
+        let fact = facts::set(&facts::zone_report_name(name), reported.encode(), None);
+        writes::write_operations(&self.app, &Actor::system(), vec![fact], String::new())
+            .await
+            .unwrap();
+        let (outgoing, mut questions) = mpsc::channel(64);
+        let stream = Arc::new(Stream::new(
+            name.to_owned(),
+            "i".to_owned(),
+            "s".to_owned(),
+            "0.1.0".to_owned(),
+            outgoing,
+        ));
+        self.app.streams.add(&stream);
+        let answering = Arc::downgrade(&stream);
+        tokio::spawn(async move {
+            while let Some(Ok(message)) = questions.recv().await {
+                let (Some(Message::Query(query)), Some(stream)) =
+                    (message.message, answering.upgrade())
+                else {
+                    continue;
+                };
+                let said = answer(query.what.expect("a question asks something"));
+                stream.answer(QueryAnswer {
+                    id: query.id,
+                    json: said
+                        .as_ref()
+                        .map_or(vec![], |json| json.to_string().into_bytes()),
+                    error: said.err().unwrap_or_default(),
+                });
+            }
+        });
+        stream
     }
 
     pub(crate) fn revision(&self) -> u64 {

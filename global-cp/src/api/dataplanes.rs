@@ -1,20 +1,16 @@
 //! Dataplanes, as their zones see them now. Nothing of them is kept here; the zones are asked.
 
 use axum::{Json, extract::State};
-use futures::{StreamExt as _, stream};
-use mesh_model::api::DataplaneView;
-use mesh_proto::zone::{InspectDataplane, ListDataplanes, Query, query::What};
+use mesh_model::api::{DataplaneView, Unanswered};
+use mesh_proto::zone::{InspectDataplane, ListDataplanes, query::What};
 use serde::{Deserialize, Serialize};
 
 use super::{
     caller::{Caller, Params, Segments},
     problem::Problem,
-    status::{known_zones, mesh_exists},
+    zones::{self, NoAnswer},
 };
-use crate::{app::App, authorize::Action, zone_sync::rollout::KnownZone};
-
-/// Zones asked at once.
-const ASKED_AT_ONCE: usize = 32;
+use crate::{app::App, authorize::Action};
 
 /// Parameters.
 #[derive(Debug, Default, Deserialize)]
@@ -38,16 +34,6 @@ pub struct Dataplanes {
     revision: u64,
 }
 
-/// A zone that did not answer.
-#[derive(Debug, Clone, Serialize)]
-pub struct Unanswered {
-    zone: String,
-    reason: String,
-    /// Nobody was there to ask; otherwise the zone has said that it does not know.
-    #[serde(skip)]
-    absent: bool,
-}
-
 /// `GET /v1/meshes/{mesh}/dataplanes`
 pub async fn list(
     State(app): State<App>,
@@ -61,7 +47,7 @@ pub async fn list(
     items.sort_by(|a, b| (&a.zone, &a.name).cmp(&(&b.zone, &b.name)));
     Ok(Json(Dataplanes {
         items,
-        unanswered,
+        unanswered: unanswered.into_iter().map(Into::into).collect(),
         revision: app.state().revision(),
     }))
 }
@@ -108,89 +94,47 @@ pub async fn inspect(
     }
 }
 
+/// Asks the zones of `mesh`. What one answers of another mesh is dropped, whatever it says.
 async fn ask(
     app: &App,
     mesh: &str,
     only: Option<&str>,
     what: What,
-) -> Result<(Vec<DataplaneView>, Vec<Unanswered>), Problem> {
-    let image = app.image();
-    if !mesh_exists(&image, mesh) {
-        return Err(Problem::not_found(format!("there is no mesh {mesh:?}")));
+) -> Result<(Vec<DataplaneView>, Vec<NoAnswer>), Problem> {
+    let mut zones = zones::zones_of(&app.image(), mesh, only)?;
+    if only.is_some() {
+        // Whoever asks for one zone is told that it has never been heard of.
+        zones.iter_mut().for_each(|zone| zone.joined = true);
     }
-    let zones: Vec<KnownZone> = known_zones(&image)
+    let answers = zones::ask::<Views>(app, &zones, &what).await;
+    let found = answers
+        .answered
         .into_iter()
-        .filter(|zone| zone.enabled && zone.meshes.contains(mesh))
-        .filter(|zone| only.is_none_or(|only| zone.name == only))
-        .collect();
-    if let Some(only) = only
-        && zones.is_empty()
-    {
-        return Err(Problem::not_found(format!(
-            "mesh {mesh} is not placed in an enabled zone {only:?}"
-        )));
-    }
-    let answers: Vec<_> = stream::iter(zones)
-        .map(|zone| {
-            let asking = ask_zone(app, mesh, zone.name, what.clone());
-            async move { (zone.joined, asking.await) }
+        .flat_map(|(zone, views)| {
+            let named = move |view| DataplaneView {
+                zone: zone.clone(),
+                ..view
+            };
+            views.into_vec().into_iter().map(named)
         })
-        .buffer_unordered(ASKED_AT_ONCE)
-        .collect()
-        .await;
-    let mut found = Vec::new();
-    let mut unanswered = Vec::new();
-    for (joined, answer) in answers {
-        match answer {
-            Ok(views) => found.extend(views),
-            // Only declared, and never heard of: it has no dataplanes that could be missing.
-            Err(zone) if zone.absent && !joined && only.is_none() => {}
-            Err(zone) => unanswered.push(zone),
-        }
-    }
-    unanswered.sort_by(|a, b| a.zone.cmp(&b.zone));
-    Ok((found, unanswered))
+        .filter(|view| view.mesh == mesh)
+        .collect();
+    Ok((found, answers.unanswered))
 }
 
-/// Asks one zone. What it answers of another mesh is dropped, whatever it says.
-async fn ask_zone(
-    app: &App,
-    mesh: &str,
-    zone: String,
-    what: What,
-) -> Result<Vec<DataplaneView>, Unanswered> {
-    let is_inspection = matches!(what, What::InspectDataplane(_));
-    let unanswered = |reason: String, absent| Unanswered {
-        zone: zone.clone(),
-        reason,
-        absent,
-    };
-    let query = Query {
-        id: 0,
-        what: Some(what),
-    };
-    let answer = app
-        .cluster
-        .query_zone(&zone, query)
-        .await
-        .map_err(|error| unanswered(error.to_string(), true))?;
-    if !answer.error.is_empty() {
-        return Err(unanswered(answer.error, false));
+/// What a zone answers: a list, or one dataplane or null to an inspection.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Views {
+    Many(Vec<DataplaneView>),
+    One(Option<Box<DataplaneView>>),
+}
+
+impl Views {
+    fn into_vec(self) -> Vec<DataplaneView> {
+        match self {
+            Self::Many(views) => views,
+            Self::One(view) => view.into_iter().map(|view| *view).collect(),
+        }
     }
-    let views = if is_inspection {
-        serde_json::from_slice(&answer.json)
-            .map(|view: Option<DataplaneView>| view.into_iter().collect())
-    } else {
-        serde_json::from_slice::<Vec<DataplaneView>>(&answer.json)
-    };
-    let views = views
-        .map_err(|error| unanswered(format!("its answer is not understood: {error}"), false))?;
-    Ok(views
-        .into_iter()
-        .filter(|view| view.mesh == mesh)
-        .map(|view| DataplaneView {
-            zone: zone.clone(),
-            ..view
-        })
-        .collect())
 }

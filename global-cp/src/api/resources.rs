@@ -18,6 +18,7 @@ use serde_json::Value;
 
 use super::{
     caller::{Body, Caller, Params, Segments},
+    observed::Observed,
     problem::Problem,
     query::{self, ListQuery, Selector},
 };
@@ -41,7 +42,7 @@ const SCAN_STEP: usize = 500;
 pub struct ReadQuery {
     /// The zone that owns it.
     #[serde(default)]
-    zone: String,
+    pub zone: String,
     // Read where the caller is established.
     #[serde(rename = "consistency")]
     _consistency: Option<String>,
@@ -62,14 +63,18 @@ pub struct WriteQuery {
 }
 
 /// A resource, as a path names it.
-struct Target {
+pub struct Target {
     kind: &'static Descriptor,
     mesh: String,
     name: String,
 }
 
 impl Target {
-    fn in_mesh(mesh: String, word: &str, name: String) -> Result<Self, Problem> {
+    /// One in a mesh.
+    ///
+    /// # Errors
+    /// Where `word` is no kind, or one outside any mesh.
+    pub fn in_mesh(mesh: String, word: &str, name: String) -> Result<Self, Problem> {
         let kind = kind(word)?;
         if kind.scope == Scope::Global {
             return Err(
@@ -95,7 +100,9 @@ impl Target {
         })
     }
 
-    fn key(&self, zone: &str) -> ResourceKey {
+    /// Its key, where `zone` owns it ("" : administrators wrote it).
+    #[must_use]
+    pub fn key(&self, zone: &str) -> ResourceKey {
         ResourceKey::in_zone(self.kind.name, &self.mesh, zone, &self.name)
     }
 }
@@ -122,7 +129,7 @@ pub async fn get_in_mesh(
     Segments((mesh, word, name)): Segments<(String, String, String)>,
     Params(params): Params<ReadQuery>,
 ) -> Result<Response, Problem> {
-    get(&app, &caller, &Target::in_mesh(mesh, &word, name)?, &params)
+    get(&app, &caller, &Target::in_mesh(mesh, &word, name)?, &params).await
 }
 
 /// `GET /v1/{type}/{name}`
@@ -132,7 +139,7 @@ pub async fn get_global(
     Segments((word, name)): Segments<(String, String)>,
     Params(params): Params<ReadQuery>,
 ) -> Result<Response, Problem> {
-    get(&app, &caller, &Target::global(&word, name)?, &params)
+    get(&app, &caller, &Target::global(&word, name)?, &params).await
 }
 
 /// `GET /v1/meshes/{mesh}`
@@ -142,10 +149,10 @@ pub async fn get_mesh(
     Segments(name): Segments<String>,
     Params(params): Params<ReadQuery>,
 ) -> Result<Response, Problem> {
-    get(&app, &caller, &Target::global("meshes", name)?, &params)
+    get(&app, &caller, &Target::global("meshes", name)?, &params).await
 }
 
-fn get(
+async fn get(
     app: &App,
     caller: &Caller,
     target: &Target,
@@ -162,6 +169,9 @@ fn get(
     let image = app.image();
     let stored = find(&image, &key)?;
     let mut resource = view(&stored);
+    Observed::now(app, &image)
+        .await
+        .add_status(&mut resource, &stored);
     if is_secret {
         let value = open_secret(app, &stored)?;
         if let Value::Object(fields) = &mut resource {
@@ -179,7 +189,11 @@ fn get(
     Ok(response)
 }
 
-fn find(image: &Image, key: &ResourceKey) -> Result<Stored, Problem> {
+/// The resource.
+///
+/// # Errors
+/// Where there is none, saying where one of that name is.
+pub fn find(image: &Image, key: &ResourceKey) -> Result<Stored, Problem> {
     if key.kind == "Token" {
         return Err(Problem::not_found("tokens are listed at /v1/tokens"));
     }
@@ -277,7 +291,7 @@ pub async fn list_in_mesh(
     if image.get(&ResourceKey::global("Mesh", "", &mesh)).is_none() {
         return Err(Problem::not_found(format!("there is no mesh {mesh:?}")));
     }
-    page(&image, &caller, kind, Some(&mesh), &params)
+    page(&app, &image, &caller, (kind, Some(&mesh)), &params).await
 }
 
 /// `GET /v1/{type}`: for kinds in a mesh, those of all meshes that the caller sees.
@@ -299,7 +313,7 @@ pub async fn list_global(
     if !of_meshes {
         caller.may(&app, Action::Read, "", kind.name)?;
     }
-    page(&app.image(), &caller, kind, None, &params)
+    page(&app, &app.image(), &caller, (kind, None), &params).await
 }
 
 /// `GET /v1/meshes`
@@ -317,11 +331,11 @@ pub async fn list_meshes(
     .await
 }
 
-fn page(
+async fn page(
+    app: &App,
     image: &Image,
     caller: &Caller,
-    kind: &'static Descriptor,
-    mesh: Option<&str>,
+    (kind, mesh): (&'static Descriptor, Option<&str>),
     params: &ListQuery,
 ) -> Result<Json<List>, Problem> {
     let limit = query::page_size(params.limit)?;
@@ -331,6 +345,7 @@ fn page(
         .as_deref()
         .map(|text| query::read_continue(text, kind.name, mesh))
         .transpose()?;
+    let mut observed = Observed::now(app, image).await;
     let mut items = Vec::new();
     let mut scanned = 0;
     let next = loop {
@@ -344,7 +359,9 @@ fn page(
                 .as_ref()
                 .is_none_or(|zone| stored.key.zone == *zone);
             if zone_fits && sees(&caller.actor, &stored.key) && selected(&stored, &selector) {
-                items.push(view(&stored));
+                let mut item = view(&stored);
+                observed.add_status(&mut item, &stored);
+                items.push(item);
             }
             if items.len() == limit {
                 break;

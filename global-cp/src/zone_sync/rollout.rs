@@ -191,6 +191,7 @@ mod tests {
             }),
             silent_ms,
             acknowledged_revision: acknowledged,
+            refused_changes: vec![],
         }
     }
 

@@ -23,7 +23,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
-use super::report::Position;
+use super::{refusals::Refusals, report::Position};
 use crate::cluster::ZoneStreams;
 
 /// How long a zone may take to answer a question.
@@ -66,6 +66,7 @@ struct Heard {
     at: Instant,
     status: Option<ZoneStatus>,
     acknowledged: u64,
+    refusals: Refusals,
 }
 
 /// Ends a stream and remembers why.
@@ -110,6 +111,7 @@ impl Stream {
                 at: Instant::now(),
                 status: None,
                 acknowledged: 0,
+                refusals: Refusals::default(),
             }),
             questions: Mutex::default(),
             next_question: AtomicU64::new(1),
@@ -137,6 +139,7 @@ impl Stream {
     pub fn status(&self, status: ZoneStatus) {
         let mut heard = lock(&self.heard);
         heard.acknowledged = heard.acknowledged.max(status.revision);
+        heard.refusals.follow(&status);
         heard.status = Some(status);
     }
 
@@ -157,6 +160,7 @@ impl Stream {
             status: heard.status.clone(),
             silent_ms: u64::try_from(heard.at.elapsed().as_millis()).unwrap_or(u64::MAX),
             acknowledged_revision: heard.acknowledged,
+            refused_changes: heard.refusals.changes(),
         }
     }
 

@@ -645,7 +645,8 @@ pub struct ExplainedCall {
     pub caller: ExplainedCaller,
     /// The called side, one for each inbound that the call may meet.
     pub inbounds: Vec<ExplainedInbound>,
-    /// `allowed`: every inbound it can meet lets it in; `denied`: none does, or nothing is there to meet; `mixed`.
+    /// `allowed`: every inbound it can meet lets it in; `denied`: none does, or nothing is there to meet; `mixed`;
+    /// `unknown`: a zone that has a say in it did not answer.
     pub verdict: String,
     /// Why, in one line.
     pub reason: String,

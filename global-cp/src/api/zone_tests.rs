@@ -1,0 +1,311 @@
+//! Handlers that ask zones, with zones that the tests play.
+
+use mesh_proto::zone::{
+    Condition, DataplaneRefusal, MeshStatus, ResourceKey, ZoneStatus, query::What,
+};
+use serde_json::{Value, json};
+
+use crate::testing::TestNode;
+
+const INSTALLATION: &str = "
+type: Mesh
+name: pay
+---
+type: Mesh
+name: ana
+zones: [west]
+---
+type: Zone
+name: east
+---
+type: Zone
+name: west
+---
+type: Zone
+name: north
+---
+type: MeshTrafficPermission
+mesh: pay
+name: web-to-store
+spec: {rules: [{default: {allow: [{spiffeID: {type: Exact, value: 'spiffe://pay.east.mesh.local/workload/web'}}]}}]}
+";
+
+const WEB: &str = "spiffe://pay.east.mesh.local/workload/web";
+
+/// `web` runs in east and calls `store`, which runs in west. North is declared and has never been heard of.
+async fn node() -> TestNode {
+    let node = TestNode::start().await;
+    node.apply(INSTALLATION).await.ok();
+    node.play_zone("east", |question| Ok(east(&question))).await;
+    node
+}
+
+fn east(question: &What) -> Value {
+    match question {
+        What::ExplainCall(call) if call.from == "web" => json!([{
+            "zone": "somewhere else", "dataplane": "web-1", "spiffeId": WEB, "service": call.to, "port": 80,
+            "outbound": "127.0.0.1:8080", "settings": [],
+            "backends": [{"service": "store", "port": 80, "weight": 1, "endpoints": ["10.0.0.2:80 (west)"],
+                "zones": ["west"], "identities": []}],
+        }]),
+        What::ExplainCall(_) | What::ListDataplanes(_) | What::ExplainInbound(_) => json!([]),
+        What::InspectPolicy(_) => json!({"zone": "", "selected": 0, "dataplanes": []}),
+        _ => Value::Null,
+    }
+}
+
+fn west(question: What) -> Result<Value, String> {
+    Ok(match question {
+        What::ExplainInbound(asked) => {
+            assert_eq!(
+                (asked.mesh.as_str(), asked.service.as_str(), asked.port),
+                ("pay", "store", 80)
+            );
+            let allowed = asked.caller_spiffe_id == WEB;
+            json!([{
+                "zone": "", "dataplane": "store-1", "inbound": "http", "service": "store", "port": 80, "ready": true,
+                "allowed": allowed, "origin": "web-to-store#0", "reason": "web-to-store#0 allows it", "settings": [],
+            }])
+        }
+        What::InspectPolicy(asked) => {
+            assert_eq!(asked.key.unwrap().name, "web-to-store");
+            json!({"zone": "", "selected": 1, "dataplanes": ["store-1"]})
+        }
+        What::InspectService(asked) if asked.name == "store" => json!({
+            "zone": "", "identities": ["spiffe://pay.west.mesh.local/workload/store"],
+            "ports": [{"port": 80, "name": "http", "appProtocol": "tcp", "endpoints": ["store-1 (10.0.0.2:80, ready)"]}],
+            "policies": ["MeshTimeout/slow to[0]"],
+        }),
+        What::InspectService(_) => Value::Null,
+        What::ExplainCall(_) => json!([]),
+        // A liar: dataplanes of a mesh that was not asked about.
+        What::ListDataplanes(_) => json!([{
+            "mesh": "ana", "zone": "", "name": "spy", "state": "online", "spiffeId": "", "version": "", "services": [],
+            "certificateNotAfter": 0, "documents": [], "resource": {},
+        }]),
+        other => return Err(format!("not understood: {other:?}")),
+    })
+}
+
+#[tokio::test]
+async fn a_call_is_explained_by_the_zones_of_both_sides() {
+    let node = node().await;
+    let path = "/v1/meshes/pay/explain?from=web&to=store&port=80";
+    // The zone of the called is away: what it would say is not guessed.
+    let explained = node.get(path).await.ok();
+    assert_eq!(explained["calls"][0]["verdict"], "unknown", "{explained}");
+    assert_eq!(explained["unanswered"][0]["zone"], "west");
+    node.play_zone("west", west).await;
+    let explained = node.get(path).await.ok();
+    let call = &explained["calls"][0];
+    assert_eq!(call["verdict"], "allowed", "{explained}");
+    assert_eq!(call["reason"], "web-to-store#0 allows it");
+    // Whatever it calls itself, a zone speaks for itself only.
+    assert_eq!(call["caller"]["zone"], "east");
+    assert_eq!(call["inbounds"][0]["zone"], "west");
+    assert!(explained["unanswered"].is_null(), "{explained}");
+    let problem = node
+        .get("/v1/meshes/pay/explain?from=nobody&to=store")
+        .await
+        .problem(404);
+    assert!(problem["title"].as_str().unwrap().contains("\"nobody\""));
+    node.get("/v1/meshes/pay/explain?from=web")
+        .await
+        .problem(400);
+}
+
+#[tokio::test]
+async fn a_policy_and_a_service_are_inspected_in_every_zone() {
+    let node = node().await;
+    node.play_zone("west", west).await;
+    let policy = node
+        .get("/v1/meshes/pay/meshtrafficpermissions/web-to-store/inspect")
+        .await
+        .ok();
+    assert_eq!(policy["resource"]["name"], "web-to-store");
+    assert_eq!(
+        policy["zones"],
+        json!([
+            {"zone": "east", "selected": 0, "dataplanes": []},
+            {"zone": "west", "selected": 1, "dataplanes": ["store-1"]},
+        ])
+    );
+    node.get("/v1/meshes/pay/meshtrafficpermissions/none/inspect")
+        .await
+        .problem(404);
+    let service = node.get("/v1/meshes/pay/services/store").await.ok();
+    assert_eq!(service["zones"][0]["zone"], "west");
+    assert_eq!(service["policies"], json!(["MeshTimeout/slow to[0]"]));
+    node.get("/v1/meshes/pay/services/none").await.problem(404);
+}
+
+#[tokio::test]
+async fn what_a_zone_says_of_another_mesh_is_dropped() {
+    let node = node().await;
+    node.play_zone("west", west).await;
+    let listed = node.get("/v1/meshes/pay/dataplanes").await.ok();
+    assert_eq!(listed["items"], json!([]), "{listed}");
+}
+
+#[tokio::test]
+async fn a_tenant_asks_no_zone_about_another_mesh() {
+    let node = node().await;
+    let tenant = node.person("viewer", &["ana"]).await;
+    for path in [
+        "/v1/meshes/pay/explain?from=web&to=store",
+        "/v1/meshes/pay/services/store",
+        "/v1/meshes/pay/meshtrafficpermissions/web-to-store/inspect",
+    ] {
+        let real = node.get_as(&tenant, path).await;
+        real.problem(403);
+        let imagined = node.get_as(&tenant, &path.replace("pay", "zzz")).await;
+        assert_eq!(imagined.text.replace("zzz", "pay"), real.text, "{path}");
+    }
+}
+
+// === what is observed ===
+
+/// What is shown of a resource once something is: what zones said last may be a moment old.
+async fn status_of(node: &TestNode, path: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+    for _ in 0..500 {
+        let read = node.get(path).await.ok();
+        if wanted(&read["status"]) {
+            return read;
+        }
+        tokio::time::sleep(super::observed::FRESH / 10).await;
+    }
+    panic!("{path} never showed what was wanted");
+}
+
+fn key(mesh: &str, name: &str) -> ResourceKey {
+    ResourceKey::global("MeshTrafficPermission", mesh, name)
+}
+
+fn condition(key: ResourceKey) -> Condition {
+    Condition {
+        key: Some(key),
+        r#type: "Effective".into(),
+        status: false,
+        reason: "SelectsNothing".into(),
+        message: "it selects no dataplane here".into(),
+        field: "spec.targetRef".into(),
+    }
+}
+
+#[tokio::test]
+async fn conditions_that_zones_report_are_shown_and_come_back_unchanged() {
+    let node = node().await;
+    node.apply("type: MeshTrafficPermission\nmesh: ana\nname: other\nspec: {rules: []}\n")
+        .await
+        .ok();
+    let east = node.play_zone("east", |question| Ok(east(&question))).await;
+    let path = "/v1/meshes/pay/meshtrafficpermissions/web-to-store";
+    assert!(node.get(path).await.ok()["status"].is_null());
+    east.status(ZoneStatus {
+        revision: node.revision(),
+        meshes: ["pay", "ana"]
+            .map(|mesh| MeshStatus {
+                mesh: mesh.into(),
+                // Of ana, which is not placed in east, it has nothing to say.
+                conditions: vec![
+                    condition(key("pay", "web-to-store")),
+                    condition(key("ana", "other")),
+                ],
+                ..MeshStatus::default()
+            })
+            .into(),
+        refused: vec![],
+    });
+    let read = status_of(&node, path, |status| !status.is_null()).await;
+    assert_eq!(
+        read["status"]["conditions"],
+        json!([{
+            "key": {"type": "MeshTrafficPermission", "mesh": "pay", "name": "web-to-store"}, "type": "Effective",
+            "status": false, "reason": "SelectsNothing", "message": "it selects no dataplane here",
+            "field": "spec.targetRef", "zone": "east",
+        }])
+    );
+    let list = node.get("/v1/meshes/pay/meshtrafficpermissions").await.ok();
+    assert_eq!(list["items"][0]["status"], read["status"]);
+    let other = "/v1/meshes/ana/meshtrafficpermissions/other";
+    assert!(node.get(other).await.ok()["status"].is_null());
+    let again = node.put(path, &read.to_string()).await.ok();
+    assert_eq!(again["results"][0]["outcome"], "unchanged");
+}
+
+#[tokio::test]
+async fn what_dataplanes_refuse_is_shown_on_the_policy_that_changed_and_on_no_other() {
+    let node = node().await;
+    let east = node.play_zone("east", |question| Ok(east(&question))).await;
+    let say = |refused: &[&str]| {
+        east.status(ZoneStatus {
+            revision: node.revision(),
+            meshes: vec![MeshStatus {
+                mesh: "pay".into(),
+                revision: node.revision(),
+                dataplanes: 2,
+                pending_count: u32::from(!refused.is_empty()),
+                refused_count: u32::try_from(refused.len()).unwrap(),
+                refused: refused
+                    .iter()
+                    .map(|reason| DataplaneRefusal {
+                        dataplane: "web-1".into(),
+                        document: "proxy".into(),
+                        reason: (*reason).into(),
+                    })
+                    .collect(),
+                ..MeshStatus::default()
+            }],
+            refused: vec![],
+        });
+    };
+    say(&[]);
+    let bad = "type: MeshTrafficPermission\nmesh: pay\nname: bad\nspec: {rules: []}\n";
+    node.apply(bad).await.ok();
+    say(&["unknown feature"]);
+    let path = "/v1/meshes/pay/meshtrafficpermissions/bad";
+    let read = status_of(&node, path, |status| !status.is_null()).await;
+    let shown = &read["status"]["conditions"][0];
+    assert_eq!(
+        (&shown["type"], &shown["status"]),
+        (&json!("Accepted"), &json!(false))
+    );
+    assert_eq!(shown["reason"], "RefusedByDataplane");
+    let message = shown["message"].as_str().unwrap();
+    assert!(
+        message.contains("web-1") && message.contains("unknown feature"),
+        "{message}"
+    );
+    let innocent = "/v1/meshes/pay/meshtrafficpermissions/web-to-store";
+    assert!(node.get(innocent).await.ok()["status"].is_null());
+    // Mended, it is well again.
+    node.apply(&bad.replace("[]", "[{default: {}}]")).await.ok();
+    say(&[]);
+    status_of(&node, path, Value::is_null).await;
+}
+
+#[tokio::test]
+async fn what_a_zone_owns_shows_its_age_and_whether_the_zone_is_there() {
+    let node = node().await;
+    let owned = ResourceKey::in_zone("MeshService", "pay", "east", "web");
+    let json = br#"{"mesh":"pay","name":"web","spec":{"ports":[{"appProtocol":"tcp","port":80}]},"type":"MeshService","zone":"east"}"#;
+    let operations = vec![crate::changes::put_operation(owned, json.to_vec(), None)];
+    let system = crate::authorize::Actor::system();
+    crate::writes::write_operations(&node.app, &system, operations, String::new())
+        .await
+        .unwrap();
+    let path = "/v1/meshes/pay/meshservices/web?zone=east";
+    let east = node.play_zone("east", |question| Ok(east(&question))).await;
+    east.acknowledged(node.revision());
+    let state = |wanted: &'static str| move |status: &Value| status["zone"]["state"] == wanted;
+    let read = status_of(&node, path, state("online")).await;
+    assert!(read["status"]["zone"]["silentMs"].as_u64().unwrap() < 30_000);
+    assert!(read["status"]["zone"]["ageSeconds"].as_u64().unwrap() < 3_600);
+    node.apply("type: Mesh\nname: new\n").await.ok();
+    status_of(&node, path, state("behind")).await;
+    node.app.streams.remove(&east);
+    let read = status_of(&node, path, state("offline")).await;
+    assert!(read["status"]["zone"]["silentMs"].is_null());
+    let list = node.get("/v1/meshes/pay/meshservices").await.ok();
+    assert_eq!(list["items"][0]["status"]["zone"]["state"], "offline");
+}

@@ -21,6 +21,7 @@
 //! | [`dataplanes`] | dataplanes, asked of their zones |
 //! | [`explain`] | whether a call is allowed, and where it goes |
 //! | [`inspect`] | a policy as it takes effect, a service as zones know it |
+//! | [`plan`] | what a batch would change in what proxies do |
 //! | [`serve`] | the server: TLS, connections, draining |
 
 use axum::{
@@ -43,6 +44,7 @@ pub mod inspect;
 pub mod limits;
 pub mod nodes;
 pub mod observed;
+pub mod plan;
 pub mod problem;
 pub mod query;
 pub mod resources;
@@ -79,6 +81,7 @@ pub fn router(app: App) -> Router {
         .route("/v1/watch", get(watch::watch))
         .route("/v1/batch", post(batch::batch))
         .route("/v1/diff", post(diff::diff))
+        .route("/v1/plan", post(plan::plan))
         .route("/v1/tokens", get(token::list).post(token::create))
         .route("/v1/tokens/{id}", axum::routing::delete(token::revoke))
         .route("/v1/nodes/{id}", axum::routing::delete(nodes::remove))

@@ -31,7 +31,7 @@ use mesh_proto::{
         SetSystem, WriteRequest, ZoneStatusesRequest, operation, raft_server::RaftServer,
     },
     spiffe::SpiffeId,
-    zone::{NodeAddresses, Query, QueryAnswer},
+    zone::{NodeAddresses, Query, QueryAnswer, query::What},
 };
 use mesh_runtime::{
     backoff::{Backoff, random},
@@ -85,6 +85,8 @@ const PATIENCE: Duration = Duration::from_secs(8);
 const BETWEEN: Duration = Duration::from_millis(25);
 /// How long a node waits for another's answer about zones.
 const ZONE_ANSWER: Duration = Duration::from_secs(5);
+/// How long a node waits for what a zone has to compile first.
+const ZONE_PLAN: Duration = Duration::from_secs(30);
 /// How long calls of peers may go on after this node was asked to stop.
 const LEAVING: Duration = Duration::from_secs(1);
 /// A leader that no quorum has answered for longer refuses writes at once.
@@ -119,6 +121,15 @@ pub enum Start {
     Join(Vec<String>),
     /// A node that has run before.
     Again,
+}
+
+/// How long a zone may take to answer.
+#[must_use]
+pub fn zone_patience(query: &Query) -> Duration {
+    match query.what {
+        Some(What::PlanChanges(_)) => ZONE_PLAN,
+        _ => ZONE_ANSWER,
+    }
 }
 
 /// Answers for the zones whose streams end at this node.
@@ -726,6 +737,7 @@ impl Cluster {
         if let Some(answer) = here {
             return Ok(answer);
         }
+        let patience = zone_patience(&query);
         let mut questions: FuturesUnordered<_> = self
             .others()
             .into_iter()
@@ -740,7 +752,7 @@ impl Cluster {
                         let mut client = self.0.speaker.client(id).await.ok()?;
                         client.query_zone(request).await.ok()
                     };
-                    (id, timeout(ZONE_ANSWER, question).await.ok().flatten())
+                    (id, timeout(patience, question).await.ok().flatten())
                 }
             })
             .collect();

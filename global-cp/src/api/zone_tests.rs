@@ -140,6 +140,60 @@ async fn a_policy_and_a_service_are_inspected_in_every_zone() {
 }
 
 #[tokio::test]
+async fn a_plan_asks_the_zones_concerned_what_would_change_and_writes_nothing() {
+    let node = node().await;
+    let before = node.revision();
+    let told = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let asked = told.clone();
+    node.play_zone("west", move |question| {
+        let What::PlanChanges(changes) = question else {
+            return Err("only plans".into());
+        };
+        asked.lock().unwrap().push(changes);
+        let change = |mesh: &str| json!({"mesh": mesh, "name": "store-1", "settings": [
+            {"of": "inbound http", "setting": "permissions", "before": "web-to-store#0"}]});
+        Ok(json!({"zone": "", "dataplanes": 3, "affected": 1, "changes": [change("pay"), change("ana")]}))
+    })
+    .await;
+    let batch = json!({
+        "put": [{"type": "Secret", "mesh": "pay", "name": "s", "data": "AAAA"}],
+        "delete": [{"type": "MeshTrafficPermission", "mesh": "pay", "name": "web-to-store"}],
+    });
+    let plan = node.post("/v1/plan", batch.clone()).await.ok();
+    assert_eq!(node.revision(), before + 1, "only the zone was made known");
+    assert_eq!(plan["diff"]["items"][1]["outcome"], "deleted");
+    // East answers null, which is no plan.
+    assert_eq!(plan["unanswered"][0]["zone"], "east", "{plan}");
+    let west = &plan["zones"][0];
+    assert_eq!(
+        (&west["zone"], &west["affected"]),
+        (&json!("west"), &json!(1))
+    );
+    // Of another mesh nobody asked, so nothing is believed.
+    assert_eq!(west["changes"].as_array().unwrap().len(), 1, "{west}");
+    let told = std::mem::take(&mut *told.lock().unwrap());
+    assert!(told[0].put.is_empty(), "a secret was told: {told:?}");
+    assert_eq!(told[0].delete[0].name, "web-to-store");
+    // A change of a mesh that is placed in west only concerns west only.
+    let mesh = json!({"delete": [{"type": "Mesh", "name": "ana"}]});
+    let plan = node.post("/v1/plan", mesh).await.ok();
+    assert!(plan["unanswered"].is_null(), "{plan}");
+    assert_eq!(plan["zones"][0]["changes"][0]["mesh"], "ana");
+    let tenant = node.person("mesh-admin", &["ana"]).await;
+    let headers = [("content-type", "application/json")];
+    let refused = node
+        .send(
+            &tenant,
+            axum::http::Method::POST,
+            "/v1/plan",
+            &headers,
+            batch.to_string(),
+        )
+        .await;
+    refused.problem(403);
+}
+
+#[tokio::test]
 async fn what_a_zone_says_of_another_mesh_is_dropped() {
     let node = node().await;
     node.play_zone("west", west).await;

@@ -24,10 +24,8 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use super::{refusals::Refusals, report::Position};
-use crate::cluster::ZoneStreams;
+use crate::cluster::{ZoneStreams, zone_patience};
 
-/// How long a zone may take to answer a question.
-const QUERY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Questions under way on one stream. More are refused.
 const QUERIES_MAX: usize = 256;
 
@@ -187,7 +185,7 @@ impl Stream {
         };
         let sent = self.outgoing.try_send(Ok(message));
         let answered = match sent {
-            Ok(()) => tokio::time::timeout(QUERY_TIMEOUT, waiting).await,
+            Ok(()) => tokio::time::timeout(zone_patience(&query), waiting).await,
             Err(_) => {
                 lock(&self.questions).remove(&id);
                 return failed("its stream is congested");

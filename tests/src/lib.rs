@@ -17,6 +17,7 @@
 //! | [`fake_zone`] | a zone that says to one real dataplane what it is told to say |
 //! | [`demo`] | the installation of the demo, and all it claims |
 //! | [`resources`] | resources as an administrator writes them |
+//! | [`walk`] | typing in what a page of the documentation says |
 //! | [`usage`] | memory and CPU time of a process |
 //!
 //! Everything blocks: a test reads from top to bottom. What speaks gRPC or HTTP runs on [`world::runtime`].
@@ -35,5 +36,6 @@ pub mod resources;
 pub mod sidecar;
 pub mod usage;
 pub mod wait;
+pub mod walk;
 pub mod world;
 pub mod zone;

@@ -17,6 +17,9 @@ use mesh_tests::{
 
 use crate::installation::{OneZone, PERMISSION, Pair, permission};
 
+/// A way to break a link.
+type Break = fn(&Link);
+
 /// One global node whose zone port is reached through a link only, and a zone.
 fn behind_a_link(world: &World) -> anyhow::Result<(OneZone, Link)> {
     let (mut recipe, mut node) = Node::recipe(world, "global-1")?;
@@ -67,7 +70,7 @@ fn however_the_stream_ends_it_is_resumed_and_what_was_written_meanwhile_arrives(
     scene(|world| {
         let (one, link) = behind_a_link(world)?;
         let pair = Pair::start(&one)?;
-        let breaks: [(&str, fn(&Link)); 7] = [
+        let breaks: [(&str, Break); 7] = [
             ("an end towards global", |link| link.end(Direction::There)),
             ("an end towards the zone", |link| link.end(Direction::Back)),
             ("an end both ways", |link| {

@@ -14,6 +14,7 @@
 //! | [`cluster`] | several global nodes |
 //! | [`processes`] | what every process does the same way; IPv6 |
 //! | [`api`] | batches, pages, preconditions, watches, problems |
+//! | [`pages`] | what README and the book tell their readers to type |
 //! | [`command_line`] | bad input to every command |
 
 mod api;
@@ -24,6 +25,7 @@ mod durability;
 mod identity;
 mod installation;
 mod links;
+mod pages;
 mod processes;
 mod rollout;
 mod tokens;

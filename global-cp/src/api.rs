@@ -12,6 +12,7 @@
 //! | [`resources`] | get, list, put, delete, history |
 //! | [`batch`] | several changes as one |
 //! | [`diff`] | what a batch would change |
+//! | [`rollback`] | bringing back what was |
 //! | [`watch`] | changes as they happen |
 //! | [`token`] | making, listing and revoking tokens |
 //! | [`status`] | cluster, zones, roll-outs, audit, schemas |
@@ -48,6 +49,7 @@ pub mod plan;
 pub mod problem;
 pub mod query;
 pub mod resources;
+pub mod rollback;
 pub mod serve;
 pub mod status;
 pub mod token;
@@ -81,6 +83,8 @@ pub fn router(app: App) -> Router {
         .route("/v1/watch", get(watch::watch))
         .route("/v1/batch", post(batch::batch))
         .route("/v1/diff", post(diff::diff))
+        .route("/v1/rollback", post(rollback::rollback))
+        .route("/v1/rollback/diff", post(rollback::diff))
         .route("/v1/plan", post(plan::plan))
         .route("/v1/tokens", get(token::list).post(token::create))
         .route("/v1/tokens/{id}", axum::routing::delete(token::revoke))

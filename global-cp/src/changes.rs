@@ -184,7 +184,10 @@ fn check(image: &Image, asked: &Asked) -> Vec<Violation> {
 }
 
 /// Whether administrators write resources like `key`, or whose they are.
-fn check_writer(key: &ResourceKey) -> Result<(), String> {
+///
+/// # Errors
+/// Where they do not, in words for them.
+pub fn check_writer(key: &ResourceKey) -> Result<(), String> {
     let Some(kind) = find_kind(&key.kind) else {
         return Err(format!("there is no kind {:?}", key.kind));
     };

@@ -191,14 +191,6 @@ impl State {
         self.image().all_in_mesh(mesh)
     }
 
-    /// All changes after `revision`, oldest first.
-    ///
-    /// # Errors
-    /// Where some of them are no longer kept.
-    pub fn changes_since(&self, revision: u64) -> Result<Vec<Change>, TooOld> {
-        self.image().changes_since(revision)
-    }
-
     /// Changes of one resource, newest first, and whether older ones are no longer kept.
     #[must_use]
     pub fn history(&self, key: &ResourceKey) -> (Vec<HistoryRecord>, bool) {

@@ -302,6 +302,21 @@ impl TestNode {
         stream
     }
 
+    /// Keeps no more than this many changes from now on.
+    pub(crate) async fn limit_history(&self, changes: u64) {
+        use prost::Message as _;
+        let limits = crate::state::records::HistoryLimits { changes, bytes: 0 };
+        let set = crate::facts::set(
+            crate::state::image::HISTORY_LIMITS,
+            limits.encode_to_vec(),
+            None,
+        );
+        let actor = crate::authorize::Actor::system();
+        crate::writes::write_operations(&self.app, &actor, vec![set], String::new())
+            .await
+            .unwrap();
+    }
+
     pub(crate) fn revision(&self) -> u64 {
         self.app.state().revision()
     }

@@ -14,7 +14,7 @@ use super::{
     caller::{Body, Caller, Params},
     problem::Problem,
     query,
-    resources::WriteQuery,
+    resources::DryRun,
 };
 use crate::{
     app::App,
@@ -27,7 +27,7 @@ use crate::{
 pub async fn batch(
     State(app): State<App>,
     caller: Caller,
-    Params(params): Params<WriteQuery>,
+    Params(params): Params<DryRun>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Written>, Problem> {

@@ -297,6 +297,27 @@ impl<S: Send + Sync> FromRequest<S> for Body {
 }
 
 impl Body {
+    /// Refuses what is not JSON by its own account.
+    ///
+    /// # Errors
+    /// Where the media type is another.
+    pub fn check_json(&self) -> Result<(), Problem> {
+        // Without a media type it is read as what it has to be.
+        if matches!(self.media_type.as_str(), "" | "application/json") {
+            return Ok(());
+        }
+        Err(self.unsupported("application/json"))
+    }
+
+    fn unsupported(&self, wanted: &str) -> Problem {
+        Problem::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "unsupported-media-type",
+            format!("{} is not {wanted}", shortened(&self.media_type)),
+        )
+        .detail("say in the header Content-Type what the body is")
+    }
+
     /// Refuses what is neither YAML nor JSON by its own account.
     ///
     /// # Errors
@@ -315,13 +336,6 @@ impl Body {
         if KNOWN.contains(&self.media_type.as_str()) {
             return Ok(());
         }
-        Err(Problem::new(
-            StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            "unsupported-media-type",
-            format!(
-                "{} is neither application/json nor application/yaml",
-                shortened(&self.media_type)
-            ),
-        ))
+        Err(self.unsupported("application/json or application/yaml"))
     }
 }

@@ -20,15 +20,12 @@ const REQUESTS_OF_ONE_MAX: usize = 64;
 const WATCHES_MAX: usize = 512;
 /// Watches of one token served at once.
 const WATCHES_OF_ONE_MAX: usize = 64;
-/// Watches that read a long history at once: each holds all of it in memory.
-const CATCH_UPS_MAX: usize = 4;
 
 /// The limits in force.
 #[derive(Debug, Clone)]
 pub struct Limits {
     requests: Arc<Semaphore>,
     watches: Arc<Semaphore>,
-    catch_ups: Arc<Semaphore>,
     by_actor: Counts,
     watches_by_actor: Counts,
 }
@@ -40,7 +37,6 @@ impl Default for Limits {
         Self {
             requests: Arc::new(Semaphore::new(REQUESTS_MAX)),
             watches: Arc::new(Semaphore::new(WATCHES_MAX)),
-            catch_ups: Arc::new(Semaphore::new(CATCH_UPS_MAX)),
             by_actor: Arc::default(),
             watches_by_actor: Arc::default(),
         }
@@ -72,11 +68,6 @@ impl Limits {
             _place: place,
             _own: own,
         })
-    }
-
-    /// Waits for a place to read a long history.
-    pub async fn catch_up(&self) -> Option<OwnedSemaphorePermit> {
-        self.catch_ups.clone().acquire_owned().await.ok()
     }
 
     /// A place for a request of `actor`.

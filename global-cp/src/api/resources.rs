@@ -62,6 +62,15 @@ pub struct WriteQuery {
     _consistency: Option<String>,
 }
 
+/// Parameters of a write of several resources.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DryRun {
+    /// Only say what would happen.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
 /// A resource, as a path names it.
 pub struct Target {
     kind: &'static Descriptor,

@@ -407,6 +407,221 @@ async fn a_diff_is_for_those_who_may_write() {
     }
 }
 
+// === rollback ===
+
+#[tokio::test]
+async fn a_mesh_is_rolled_back_as_one_new_change() {
+    let node = node().await;
+    let secret = |value: &str| format!("type: Secret\nmesh: pay\nname: key\ndata: {value}\n");
+    node.apply(&secret("Zmlyc3Q=")).await.ok();
+    let then = node.revision();
+    let listed = async || {
+        let policies = node.get("/v1/meshes/pay/meshtrafficpermissions").await.ok();
+        let items = policies["items"].as_array().unwrap().clone();
+        let names = items
+            .iter()
+            .map(|item| item["name"].as_str().unwrap().to_owned());
+        names.collect::<Vec<_>>()
+    };
+    // Changed, deleted, added; and another mesh, which stays out of it.
+    node.apply(&secret("c2Vjb25k")).await.ok();
+    node.delete("/v1/meshes/pay/meshtrafficpermissions/everyone")
+        .await
+        .ok();
+    node.apply(&format!(
+        "{}---\n{}",
+        permission("pay", "new"),
+        permission("ana", "other")
+    ))
+    .await
+    .ok();
+    let before = node.revision();
+    let wanted = json!({"to": then, "mesh": "pay"});
+
+    let diff = node.post("/v1/rollback/diff", wanted.clone()).await.ok();
+    let outcomes: Vec<String> = diff["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|item| {
+            let word = |field: &str| item[field].as_str().unwrap().to_owned();
+            format!(
+                "{} {}",
+                item["key"]["name"].as_str().unwrap(),
+                word("outcome")
+            )
+        })
+        .collect();
+    assert_eq!(outcomes, ["everyone created", "key updated", "new deleted"]);
+    assert!(!diff.to_string().contains("Zmlyc3Q="), "{diff}");
+    let dry = node
+        .post("/v1/rollback?dry_run=true", wanted.clone())
+        .await
+        .ok();
+    assert_eq!(dry["dryRun"], true);
+    assert_eq!(node.revision(), before);
+
+    let written = node.post("/v1/rollback", wanted.clone()).await.ok();
+    assert_eq!(written["revision"], before + 1);
+    assert_eq!(node.revision(), before + 1);
+    assert_eq!(listed().await, ["everyone"]);
+    let read = node.get("/v1/meshes/pay/secrets/key").await.ok();
+    assert_eq!(read["data"], "Zmlyc3Q=");
+    node.get("/v1/meshes/ana/meshtrafficpermissions/other")
+        .await
+        .ok();
+    // Again, there is nothing to do; and the rollback itself can be rolled back.
+    let again = node.post("/v1/rollback", wanted).await.ok();
+    assert_eq!(again["revision"], before + 1);
+    node.post("/v1/rollback", json!({"to": before, "mesh": "pay"}))
+        .await
+        .ok();
+    assert_eq!(listed().await, ["new"]);
+    let audit = node.get("/v1/audit?limit=1").await.ok().to_string();
+    assert!(
+        audit.contains(&format!("roll back to revision {before}")),
+        "{audit}"
+    );
+}
+
+#[tokio::test]
+async fn a_deleted_mesh_comes_back_with_what_was_in_it() {
+    let node = node().await;
+    let then = node.revision();
+    node.delete("/v1/meshes/pay").await.ok();
+    let written = node
+        .post("/v1/rollback", json!({"to": then, "mesh": "pay"}))
+        .await
+        .ok();
+    assert_eq!(written["results"][0]["outcome"], "created");
+    node.get("/v1/meshes/pay/meshtrafficpermissions/everyone")
+        .await
+        .ok();
+    node.get("/v1/meshes/pay/meshidentities/default").await.ok();
+    // It is another mesh of the same name, with keys of its own; what was before it is not its past.
+    let problem = node
+        .post("/v1/rollback", json!({"to": then, "mesh": "pay"}))
+        .await
+        .problem(422);
+    assert!(
+        problem.to_string().contains("was made at revision"),
+        "{problem}"
+    );
+}
+
+#[tokio::test]
+async fn a_rollback_is_for_those_who_may_write_each_of_it() {
+    let node = node().await;
+    let then = node.revision();
+    node.delete("/v1/meshes/pay/meshtrafficpermissions/everyone")
+        .await
+        .ok();
+    let key = json!({"type": "MeshTrafficPermission", "mesh": "pay", "name": "everyone"});
+    let of_mesh = json!({"to": then, "mesh": "pay"});
+    let of_keys = json!({"to": then, "keys": [key]});
+    for (role, mesh, status) in [
+        ("viewer", "pay", 403),
+        ("mesh-admin", "ana", 403),
+        ("mesh-admin", "pay", 200),
+    ] {
+        let token = node.person(role, &[mesh]).await;
+        for (path, body) in [
+            ("/v1/rollback/diff", &of_keys),
+            ("/v1/rollback/diff", &of_mesh),
+            ("/v1/rollback?dry_run=true", &of_mesh),
+            ("/v1/rollback", &of_mesh),
+        ] {
+            let headers = [("content-type", "application/json")];
+            let answer = node.send(&token, Method::POST, path, &headers, body.to_string());
+            let answer = answer.await;
+            assert_eq!(
+                answer.status, status,
+                "{role} of {mesh}, {path}: {}",
+                answer.text
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_rollback_says_what_it_can_not_do() {
+    let node = node().await;
+    let now = node.revision();
+    let mesh = |name: &str| json!({"to": now, "mesh": name});
+    for (body, status, words) in [
+        (json!({"to": now}), 422, "`keys`"),
+        (json!({"to": now + 1, "mesh": "pay"}), 422, "still to come"),
+        (mesh("nowhere"), 404, "no mesh"),
+        (
+            json!({"to": now, "keys": [{"type": "Token", "name": "x"}]}),
+            422,
+            "meshctl token",
+        ),
+        (
+            json!({"to": now, "keys": [{"type": "TokenIssuer", "name": "pay"}]}),
+            422,
+            "control planes",
+        ),
+        (
+            json!({"to": now, "keys": [{"type": "MeshService", "mesh": "pay", "zone": "east", "name": "x"}]}),
+            422,
+            "its zone",
+        ),
+        (json!({"to": now, "what": 1}), 422, "what"),
+    ] {
+        let problem = node
+            .post("/v1/rollback", body.clone())
+            .await
+            .problem(status);
+        assert!(problem.to_string().contains(words), "{body}: {problem}");
+    }
+    // What today's rules refuse is listed.
+    let key = mesh_proto::zone::ResourceKey::global("MeshService", "pay", "old");
+    let old =
+        br#"{"type":"MeshService","mesh":"pay","name":"old","spec":{"ports":[{"port":70000}]}}"#;
+    let actor = crate::authorize::Actor::system();
+    let put = |json: &[u8]| {
+        let operation = crate::changes::put_operation(key.clone(), json.to_vec(), None);
+        crate::writes::write_operations(&node.app, &actor, vec![operation], String::new())
+    };
+    put(old).await.unwrap();
+    let then = node.revision();
+    put(&String::from_utf8_lossy(old)
+        .replace("70000", "80")
+        .into_bytes())
+    .await
+    .unwrap();
+    let problem = node
+        .post("/v1/rollback", json!({"to": then, "mesh": "pay"}))
+        .await
+        .problem(422);
+    let violation = &problem["violations"][0];
+    assert_eq!(violation["path"], "spec.ports[0].port", "{problem}");
+    // What is no longer known is said, with what is.
+    node.limit_history(3).await;
+    for number in 0..5 {
+        node.apply(&permission("pay", "p").replace("web", &format!("web{number}")))
+            .await
+            .ok();
+    }
+    let problem = node
+        .post("/v1/rollback", json!({"to": then, "mesh": "pay"}))
+        .await
+        .problem(410);
+    let oldest = node.app.image().oldest_revision();
+    assert!(oldest > then);
+    assert!(
+        problem["title"]
+            .as_str()
+            .unwrap()
+            .ends_with(&format!("revision {oldest}")),
+        "{problem}"
+    );
+    node.post("/v1/rollback/diff", json!({"to": oldest, "mesh": "pay"}))
+        .await
+        .ok();
+}
+
 #[tokio::test]
 async fn a_repeated_request_happens_once() {
     let node = TestNode::start().await;
@@ -736,6 +951,60 @@ async fn a_watch_resumes_from_a_revision_and_misses_nothing() {
     // A future revision belongs to a history that is no longer.
     let gone = watch(&node, &node.admin, "?from=999999", 1).await;
     assert_eq!(gone[0].0, "gone");
+}
+
+#[tokio::test]
+async fn a_watch_is_told_that_its_revision_is_gone() {
+    let node = node().await;
+    let begun = node.revision();
+    let history = node.app.state().history_id();
+    let gone = async |query: String| {
+        let (event, problem) = watch(&node, &node.admin, &query, 1).await.remove(0);
+        assert_eq!(
+            (event.as_str(), &problem["status"]),
+            ("gone", &json!(410)),
+            "{query}"
+        );
+        problem["title"].as_str().unwrap().to_owned()
+    };
+    node.limit_history(2).await;
+    for name in ["a", "b", "c"] {
+        node.apply(&permission("pay", name)).await.ok();
+    }
+    let oldest = node.app.image().oldest_revision();
+    let title = gone(format!("?from={begun}")).await;
+    assert!(title.contains(&oldest.to_string()), "{title}");
+    let title = gone(format!("?from={oldest}&history=another")).await;
+    assert!(title.contains("another history"), "{title}");
+    let title = gone(format!("?from={}", node.revision() + 1)).await;
+    assert!(title.contains("not known here"), "{title}");
+    let events = watch(
+        &node,
+        &node.admin,
+        &format!("?from={oldest}&history={history}"),
+        2,
+    )
+    .await;
+    assert_eq!(events[1].1["key"]["name"], "c");
+}
+
+#[tokio::test]
+async fn a_long_past_is_watched_in_pages_without_a_gap() {
+    let node = node().await;
+    let from = node.revision();
+    for part in 0..3 {
+        let documents: Vec<String> = (0..400)
+            .map(|n| format!("type: MeshService\nmesh: ana\nname: s{part}-{n}\nspec: {{ports: [{{port: 80}}]}}\n"))
+            .collect();
+        node.apply(&documents.join("---\n")).await.ok();
+    }
+    let events = watch(&node, &node.admin, &format!("?from={from}"), 1200).await;
+    let names: std::collections::BTreeSet<String> = events
+        .iter()
+        .map(|(_, data)| data["key"]["name"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(names.len(), 1200);
+    assert!(events.is_sorted_by_key(|(_, data)| data["revision"].as_u64()));
 }
 
 #[tokio::test]

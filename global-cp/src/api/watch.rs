@@ -3,11 +3,14 @@
 //! | event | data | when |
 //! | --- | --- | --- |
 //! | (none) | [`WatchEvent`] | a change; `id` is set on the last one of a revision, so that a client that comes back with `Last-Event-ID` misses nothing of a revision it has seen in part |
-//! | `bookmark` | `{"revision": N}` | every ten seconds: everything up to N has been told |
-//! | `gone` | a problem | the revision asked for is too old: list again, then watch from the list's revision |
+//! | `bookmark` | `{"revision": N, "historyId": "…"}` | at the beginning and every ten seconds: everything up to N has been told |
+//! | `gone` | a problem | the revision asked for is too old, or of another history: list again, then watch from the list's revision |
 //! | `end` | a problem | the server ends the watch; its data says why |
+//!
+//! A revision counts within one history. Whoever comes back says with `history` which one it has seen: after a backup
+//! was restored, the same number means something else.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{convert::Infallible, time::Duration};
 
 use axum::{
     extract::State,
@@ -17,7 +20,7 @@ use axum::{
 use futures::Stream;
 use mesh_model::api::WatchEvent;
 use mesh_proto::token::ApiToken;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -38,8 +41,8 @@ const BOOKMARK_INTERVAL: Duration = Duration::from_secs(10);
 /// Events that wait for a client; one that does not take any for [`SEND_TIMEOUT`] is cut off.
 const QUEUE: usize = 256;
 const SEND_TIMEOUT: Duration = Duration::from_secs(30);
-/// Changes above which a watch waits for its turn to read them.
-const LONG_HISTORY: u64 = 1000;
+/// Changes read from the state at once.
+const PAGE: usize = 500;
 
 /// Parameters of a watch.
 #[derive(Debug, Default, Deserialize)]
@@ -52,6 +55,8 @@ pub struct WatchQuery {
     /// Only of this kind.
     #[serde(rename = "type")]
     kind: Option<String>,
+    /// The history that `from` is a revision of, as lists and bookmarks say it; absent: not checked.
+    history: Option<String>,
     #[serde(rename = "consistency")]
     _consistency: Option<String>,
 }
@@ -89,19 +94,29 @@ pub async fn watch(
     if let Some(mesh) = &filter.mesh {
         caller.may(&app, Action::Read, mesh, filter.kind.unwrap_or("Mesh"))?;
     }
-    let seen = headers
-        .get("last-event-id")
-        .and_then(|value| value.to_str().ok()?.trim().parse().ok());
-    let from = seen
-        .or(params.from)
-        .unwrap_or_else(|| app.state().revision());
+    let seen = match headers.get("last-event-id") {
+        None => None,
+        Some(value) => {
+            let seen = value
+                .to_str()
+                .ok()
+                .and_then(|text| text.trim().parse().ok());
+            Some(seen.ok_or_else(|| {
+                Problem::bad_request("Last-Event-ID: must be the id of an event of a watch")
+            })?)
+        }
+    };
+    let start = Start {
+        from: seen.or(params.from),
+        history: params.history,
+    };
     let place = app.limits.watch(&caller.actor.name)?;
     // The request has been answered when the watch begins: only its place as a watch is kept.
     let Caller { actor, token, .. } = caller;
     let (events, receiver) = mpsc::channel(QUEUE);
     tokio::spawn(async move {
         app.metrics.watches(1);
-        let ended = produce(&app, actor, &token, &filter, (from, &events)).await;
+        let ended = produce(&app, actor, &token, &filter, start, &events).await;
         if let Err(End::Told(name, problem)) = ended {
             let data = serde_json::to_string(&problem.body).unwrap_or_default();
             let _ = send(&events, Event::default().event(name).data(data)).await;
@@ -122,28 +137,51 @@ enum End {
 
 type Events = mpsc::Sender<Result<Event, Infallible>>;
 
+/// Where a watch begins.
+struct Start {
+    from: Option<u64>,
+    history: Option<String>,
+}
+
+/// Tells changes until the watch ends.
 async fn produce(
     app: &App,
     mut actor: Actor,
     token: &ApiToken,
     filter: &Filter,
-    (from, events): (u64, &Events),
+    start: Start,
+    events: &Events,
 ) -> Result<(), End> {
     let mut revisions = app.cluster.revisions();
     let mut bookmark = tokio::time::interval(BOOKMARK_INTERVAL);
-    let mut cursor = from;
+    revisions.mark_unchanged();
+    let mut image = app.image();
+    let history_id = start.history.unwrap_or_else(|| image.history_id());
+    let mut cursor = start.from.unwrap_or_else(|| image.revision());
+    if cursor > image.revision() {
+        // Another node may have told of what this one has not applied yet.
+        app.cluster
+            .linearize()
+            .await
+            .map_err(|unavailable| end(&unavailable.to_string()))?;
+        image = app.image();
+    }
     loop {
-        revisions.mark_unchanged();
-        let image = app.image();
+        if image.history_id() != history_id {
+            return Err(gone(format!(
+                "revision {cursor} is of another history ({history_id}; this is {}): a backup was restored, or a \
+                 quorum was forced",
+                image.history_id()
+            )));
+        }
         if cursor > image.revision() {
             return Err(gone(format!(
-                "revision {cursor} is not known here (the newest is {}): the history was restored from a backup",
+                "revision {cursor} is not known here (the newest is {})",
                 image.revision()
             )));
         }
-        if image.revision() > cursor {
-            tell(app, &image, cursor, &actor, filter, events).await?;
-            cursor = image.revision();
+        while cursor < image.revision() {
+            cursor = tell(&image, cursor, &actor, filter, events).await?;
         }
         tokio::select! {
             changed = revisions.changed() => {
@@ -160,37 +198,45 @@ async fn produce(
                     clock::now_seconds(),
                 )
                 .map_err(|problem| End::Told("end", Box::new(problem)))?;
-                let data = format!("{{\"revision\":{cursor}}}");
+                let data = Bookmark { revision: cursor, history_id: &history_id };
+                let data = serde_json::to_string(&data).unwrap_or_default();
                 send(events, Event::default().event("bookmark").id(cursor.to_string()).data(data)).await?;
             }
             () = app.stop.cancelled() => return Err(end("this node stops: watch at another one")),
             () = events.closed() => return Err(End::Lost),
         }
+        revisions.mark_unchanged();
+        image = app.image();
     }
 }
 
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Bookmark<'a> {
+    revision: u64,
+    history_id: &'a str,
+}
+
+/// Tells the next changes after `cursor`, and returns how far it came.
 async fn tell(
-    app: &App,
-    image: &Arc<Image>,
+    image: &Image,
     cursor: u64,
     actor: &Actor,
     filter: &Filter,
     events: &Events,
-) -> Result<(), End> {
-    let _turn = if image.revision() - cursor > LONG_HISTORY {
-        app.limits.catch_up().await
-    } else {
-        None
-    };
-    let changes: Vec<Change> = image
-        .changes_since(cursor)
-        .map_err(|too_old| gone(too_old.to_string()))?
+) -> Result<u64, End> {
+    let page = image
+        .changes_page(cursor, PAGE)
+        .map_err(|too_old| gone(too_old.to_string()))?;
+    let mut changes = page
+        .changes
         .into_iter()
         .filter(|change| filter.tells(actor, change))
-        .collect();
-    let revisions: Vec<u64> = changes.iter().map(|change| change.revision).collect();
-    for (index, change) in changes.into_iter().enumerate() {
-        let last = revisions.get(index + 1) != Some(&change.revision);
+        .peekable();
+    while let Some(change) = changes.next() {
+        let last = changes
+            .peek()
+            .is_none_or(|next| next.revision != change.revision);
         let told = WatchEvent {
             revision: change.revision,
             key: change.key.into(),
@@ -202,7 +248,9 @@ async fn tell(
         }
         send(events, event).await?;
     }
-    Ok(())
+    // A long past of which nothing is to be told keeps nobody else from running.
+    tokio::task::yield_now().await;
+    Ok(page.through)
 }
 
 async fn send(events: &Events, event: Event) -> Result<(), End> {

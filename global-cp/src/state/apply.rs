@@ -4,7 +4,7 @@
 //! clock, no randomness and no I/O, so that every node makes the same of the same entry. An entry is done whole or not
 //! at all: where a precondition fails, there are no writes.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::Bound};
 
 use aws_lc_rs::digest;
 use bytes::Bytes;
@@ -44,7 +44,20 @@ pub struct Limits {
     pub audit_bytes: u64,
 }
 
-/// The limits in force.
+impl Limits {
+    /// These, but for what the state itself says of the history: a fact of the cluster, so that every node keeps the same.
+    fn as_said_in(self, image: &Image) -> Self {
+        let said = image.history_limits();
+        let or = |said: u64, otherwise: u64| if said == 0 { otherwise } else { said };
+        Self {
+            history_count: or(said.changes, self.history_count),
+            history_bytes: or(said.bytes, self.history_bytes),
+            ..self
+        }
+    }
+}
+
+/// The limits in force, where the cluster says nothing else.
 pub const LIMITS: Limits = Limits {
     history_count: 100_000,
     history_bytes: 64 << 20,
@@ -99,6 +112,7 @@ pub fn apply(image: &Image, entry: &Entry, limits: &Limits) -> Result<Applied, A
     if let Some(answer) = already_done(image, entry, &asked)? {
         return Ok(answer);
     }
+    let limits = &limits.as_said_in(image);
     let mut draft = Draft::new(image, entry);
     let mut operations = Vec::with_capacity(entry.operations.len());
     for (index, operation) in entry.operations.iter().enumerate() {
@@ -315,20 +329,28 @@ impl<'a> Draft<'a> {
             keys::resource(&key),
             after.as_ref().map(|after| after.encode_to_vec().into()),
         );
-        self.remember(key, after, before.is_some());
+        self.remember(key, after, before);
         Ok(Ok(outcome))
     }
 
     /// Adds a change to the history.
-    fn remember(&mut self, key: ResourceKey, after: Option<records::Resource>, existed: bool) {
+    fn remember(
+        &mut self,
+        key: ResourceKey,
+        after: Option<records::Resource>,
+        before: Option<records::Resource>,
+    ) {
         let ordinal = u32::try_from(self.changed.len()).unwrap_or(u32::MAX);
         let name = keys::change(self.revision, ordinal);
+        let existed = before.is_some();
+        let is_oldest = self.next_change(&key, &keys::histories(&key)).is_none();
         let record = records::Change {
             key: Some(key.clone()),
             after,
             actor: actor(self.entry).to_owned(),
             time_ms: self.entry.time_ms,
             existed,
+            before: before.filter(|_| is_oldest),
         }
         .encode_to_vec();
         self.counters.history_count += 1;
@@ -339,6 +361,27 @@ impl<'a> Draft<'a> {
         );
         self.writes.insert(name, Some(record.into()));
         self.changed.push(key);
+    }
+
+    /// The name of the record of the first change of a resource behind `history`, a record of the resource's history or
+    /// what all of them begin with.
+    fn next_change(&self, key: &ResourceKey, history: &[u8]) -> Option<Vec<u8>> {
+        let all = keys::histories(key);
+        let end = keys::after_prefix(&all)?;
+        let in_image = self
+            .image
+            .range(&all, Bound::Excluded(history))
+            .map(|(name, _)| name)
+            .find(|name| !matches!(self.writes.get(*name), Some(None)));
+        let written = self
+            .writes
+            .range::<[u8], _>((Bound::Excluded(history), Bound::Excluded(end.as_slice())))
+            .find_map(|(name, value)| value.as_ref().map(|_| name.as_slice()));
+        let next = match (in_image, written) {
+            (Some(one), Some(other)) => one.min(other),
+            (one, other) => one.or(other)?,
+        };
+        Some([b"c", &next[all.len()..]].concat())
     }
 
     fn finish(
@@ -405,9 +448,9 @@ impl<'a> Draft<'a> {
 
     /// Forgets the oldest revisions, each one whole, until the history fits. The newest one stays.
     fn trim_history(&mut self, limits: &Limits) {
-        let oldest = self.image.range(b"c", std::ops::Bound::Unbounded);
+        let image = self.image;
         let mut forgetting = None;
-        for (name, value) in oldest {
+        for (name, _) in image.range(b"c", Bound::Unbounded) {
             let Some((revision, ordinal)) = keys::parse_change(name) else {
                 continue;
             };
@@ -418,20 +461,43 @@ impl<'a> Draft<'a> {
             }
             forgetting = Some(revision);
             self.counters.history_floor = revision;
-            self.counters.history_count = self.counters.history_count.saturating_sub(1);
+            self.forget(name, revision, ordinal);
+        }
+    }
+
+    /// Forgets one change, the oldest one of its resource. What it led to goes to the one after it, so that what the
+    /// resource was at any revision that is kept stays known.
+    fn forget(&mut self, name: &[u8], revision: u64, ordinal: u32) {
+        let record = self.record(name).unwrap_or_default();
+        self.counters.history_count = self.counters.history_count.saturating_sub(1);
+        self.counters.history_bytes = self
+            .counters
+            .history_bytes
+            .saturating_sub(size(name, &record));
+        self.writes.insert(name.to_vec(), None);
+        let Ok(records::Change {
+            key: Some(key),
+            after,
+            ..
+        }) = records::Change::decode(record)
+        else {
+            return;
+        };
+        let history = keys::history(&key, revision, ordinal);
+        if let Some(next) = self.next_change(&key, &history)
+            && let Some(record) = self.record(&next)
+            && let Ok(mut change) = records::Change::decode(record.clone())
+        {
+            change.before = after;
+            let changed = change.encode_to_vec();
+            self.counters.history_bytes += size(&next, &changed);
             self.counters.history_bytes = self
                 .counters
                 .history_bytes
-                .saturating_sub(size(name, value));
-            self.writes.insert(name.to_vec(), None);
-            if let Some(key) = records::Change::decode(value.clone())
-                .ok()
-                .and_then(|change| change.key)
-            {
-                self.writes
-                    .insert(keys::history(&key, revision, ordinal), None);
-            }
+                .saturating_sub(size(&next, &record));
+            self.writes.insert(next, Some(changed.into()));
         }
+        self.writes.insert(history, None);
     }
 
     fn remember_request(&mut self, result: &EntryResult, asked: Vec<u8>, limits: &Limits) {

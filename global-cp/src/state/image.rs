@@ -20,8 +20,23 @@ pub const HISTORY_ID: &str = "history-id";
 /// Name of the cluster fact that holds the cluster's id.
 pub const CLUSTER_ID: &str = "cluster-id";
 
+/// Name of the cluster fact that says how much of the past is kept.
+pub const HISTORY_LIMITS: &str = "history-limits";
+
 /// One write to the map: a record's name and its new value, `None` to remove it.
 pub type Write = (Vec<u8>, Option<Bytes>);
+
+/// Bytes of resources on one page of changes, about.
+const PAGE_BYTES: usize = 4 << 20;
+
+/// Part of the changes after a revision.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChangesPage {
+    /// Oldest first.
+    pub changes: Vec<Change>,
+    /// Every change up to this revision has been told.
+    pub through: u64,
+}
 
 /// The whole state at one moment.
 #[derive(Debug, Clone, Default)]
@@ -202,25 +217,117 @@ impl Image {
             .collect()
     }
 
-    /// All changes after `revision`, oldest first.
+    /// How much of the past is kept, where somebody said so.
+    #[must_use]
+    pub fn history_limits(&self) -> records::HistoryLimits {
+        self.record(&keys::system(HISTORY_LIMITS))
+            .and_then(|value| records::HistoryLimits::decode(value.clone()).ok())
+            .unwrap_or_default()
+    }
+
+    /// The oldest revision whose successors are all kept.
+    #[must_use]
+    pub fn oldest_revision(&self) -> u64 {
+        self.counters.history_floor
+    }
+
+    /// All changes after `revision`, oldest first, read one by one: the past may be long.
     ///
     /// # Errors
     /// Where some of them are no longer kept.
-    pub fn changes_since(&self, revision: u64) -> Result<Vec<Change>, TooOld> {
+    pub fn changes_since(
+        &self,
+        revision: u64,
+    ) -> Result<impl Iterator<Item = Change> + '_, TooOld> {
         if revision < self.counters.history_floor {
             return Err(TooOld {
                 asked: revision,
                 oldest: self.counters.history_floor,
             });
         }
-        let Some(next) = revision.checked_add(1) else {
-            return Ok(Vec::new());
-        };
-        let first = keys::change(next, 0);
+        // There is nothing behind the last of all revisions, and no record is named so.
+        let first = keys::change(revision.saturating_add(1), 0);
         Ok(self
-            .range(b"c", Bound::Included(&first))
-            .filter_map(|(name, value)| change(name, value))
-            .collect())
+            .records
+            .range::<Box<[u8]>, _>((
+                Bound::Included(first.into_boxed_slice()),
+                Bound::Excluded(Box::from(b"d".as_slice())),
+            ))
+            .filter_map(|(name, value)| change(name, value)))
+    }
+
+    /// The next changes after `revision`: whole revisions, as many as it takes to reach `limit` changes or
+    /// [`PAGE_BYTES`].
+    ///
+    /// # Errors
+    /// Where some of them are no longer kept.
+    pub fn changes_page(&self, revision: u64, limit: usize) -> Result<ChangesPage, TooOld> {
+        let mut page = ChangesPage {
+            changes: Vec::new(),
+            through: revision,
+        };
+        let mut bytes = 0;
+        for change in self.changes_since(revision)? {
+            let full = page.changes.len() >= limit || bytes >= PAGE_BYTES;
+            if full && change.revision != page.through {
+                return Ok(page);
+            }
+            page.through = change.revision;
+            bytes += change.stored.as_ref().map_or(0, |stored| stored.json.len());
+            page.changes.push(change);
+        }
+        // Revisions that changed no resource are told with the last page.
+        page.through = page.through.max(self.revision());
+        Ok(page)
+    }
+
+    /// What `key` was when `revision` was the newest one.
+    ///
+    /// # Errors
+    /// Where that is no longer known.
+    pub fn at(&self, key: &ResourceKey, revision: u64) -> Result<Option<Stored>, TooOld> {
+        let now = self.get(key);
+        // What has not changed since needs no history.
+        if let Some(now) = &now
+            && now.modified_revision <= revision
+        {
+            return Ok(Some(now.clone()));
+        }
+        let too_old = |oldest| TooOld {
+            asked: revision,
+            oldest,
+        };
+        if revision < self.counters.history_floor {
+            return Err(too_old(self.counters.history_floor));
+        }
+        let prefix = keys::histories(key);
+        let behind = keys::history(key, revision.saturating_add(1), 0);
+        let Some((name, _)) = self.range(&prefix, Bound::Included(&behind)).next() else {
+            return Ok(now);
+        };
+        let name = [b"c", &name[prefix.len()..]].concat();
+        let first = self
+            .record(&name)
+            .and_then(|value| records::Change::decode(value.clone()).ok())
+            .unwrap_or_default();
+        if !first.existed {
+            return Ok(None);
+        }
+        let stored = |record| Stored::from_record(key.clone(), record);
+        if let Some(before) = first.before {
+            return Ok(Some(stored(before)));
+        }
+        let first_revision = keys::parse_change(&name).map_or(0, |(revision, _)| revision);
+        let before = self
+            .range(&prefix, Bound::Unbounded)
+            .rev()
+            .find(|(name, _)| **name < *behind)
+            .and_then(|(name, _)| self.record(&[b"c", &name[prefix.len()..]].concat()))
+            .and_then(|value| records::Change::decode(value.clone()).ok());
+        match before {
+            Some(before) => Ok(before.after.map(stored)),
+            None => Err(too_old(first_revision)),
+        }
     }
 
     /// Changes of one resource, newest first, and whether older ones are no longer kept.

@@ -45,6 +45,21 @@ pub struct Change {
     /// The resource existed before, so that an older change of it was made once.
     #[prost(bool, tag = "5")]
     pub existed: bool,
+    /// The resource before the change. Kept in the oldest change of a resource that is kept, where it existed before: the
+    /// others have it in the change before them.
+    #[prost(message, optional, tag = "6")]
+    pub before: Option<Resource>,
+}
+
+/// How much of the past is kept, where somebody said so; 0: as much as by default.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct HistoryLimits {
+    /// Changes.
+    #[prost(uint64, tag = "1")]
+    pub changes: u64,
+    /// Bytes of them.
+    #[prost(uint64, tag = "2")]
+    pub bytes: u64,
 }
 
 /// A request that was done.

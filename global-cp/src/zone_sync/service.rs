@@ -454,9 +454,8 @@ fn step(image: &Image, placement: &Placement, cursors: &mut BTreeMap<String, u64
     while let Some(oldest) = deltas.values().min().copied().filter(|oldest| *oldest < to) {
         match image.changes_since(oldest) {
             Ok(changes) => {
-                let changes = changes
-                    .into_iter()
-                    .map(|change| (change.revision, change.key, change.stored.map(record)));
+                let changes =
+                    changes.map(|change| (change.revision, change.key, change.stored.map(record)));
                 steps = scope::deltas(placement, &deltas, to, changes);
                 break;
             }

@@ -4,7 +4,7 @@ use mesh_proto::raft::{Actor, Delete, Operation as Wrapped, Put, SetSystem};
 use proptest::prelude::*;
 
 use super::*;
-use crate::state::{Stored, TooOld};
+use crate::state::{Change, Stored, TooOld};
 
 /// Small enough to be reached.
 const SMALL: Limits = Limits {
@@ -93,6 +93,10 @@ fn step_with(image: &mut Image, entry: &Entry, limits: &Limits) -> EntryResult {
 
 fn run(image: &mut Image, operations: Vec<Operation>) -> EntryResult {
     step(image, &entry(operations))
+}
+
+fn since(image: &Image, revision: u64) -> Result<Vec<Change>, TooOld> {
+    Ok(image.changes_since(revision)?.collect())
 }
 
 /// `revision: outcome, outcome` or `revision: refused at n (actual)`.
@@ -332,19 +336,19 @@ fn the_history_forgets_whole_revisions_and_says_so() {
         run(&mut image, vec![put("a", &number.to_string())]);
     }
     assert_eq!(image.counters().history_count, 6);
-    assert_eq!(image.changes_since(0).unwrap().len(), 6);
+    assert_eq!(since(&image, 0).unwrap().len(), 6);
     assert!(!image.history(&key("a")).1);
     run(&mut image, vec![put("a", "5")]);
     // Revision 1 made three changes, and all went.
     assert_eq!(image.counters().history_count, 4);
     assert_eq!(
-        image.changes_since(0),
+        since(&image, 0),
         Err(TooOld {
             asked: 0,
             oldest: 1
         })
     );
-    let changes = image.changes_since(1).unwrap();
+    let changes = since(&image, 1).unwrap();
     assert_eq!(
         changes
             .iter()
@@ -379,11 +383,97 @@ fn the_history_is_bounded_in_bytes_but_keeps_the_newest() {
 }
 
 #[test]
+fn what_a_resource_was_is_known_as_long_as_its_later_changes_are() {
+    let mut image = Image::default();
+    run(&mut image, vec![put("a", "a1"), put("b", "b1")]);
+    let at = |image: &Image, name: &str, revision| match image.at(&key(name), revision) {
+        Ok(Some(stored)) => format!(
+            "{}@{}",
+            String::from_utf8(stored.json).unwrap(),
+            stored.modified_revision
+        ),
+        Ok(None) => "nothing".to_owned(),
+        Err(too_old) => format!("only from {}", too_old.oldest),
+    };
+    assert_eq!(at(&image, "a", 0), "nothing");
+    // Enough to forget revision 1, which made both.
+    for number in 2..9 {
+        run(&mut image, vec![put("c", &number.to_string())]);
+    }
+    assert_eq!(image.oldest_revision(), 2);
+    run(&mut image, vec![put("a", "a10"), delete("b")]);
+    run(&mut image, vec![put("b", "b11")]);
+    for (name, revision, expected) in [
+        ("a", 1, "only from 5"),
+        ("a", 5, "a1@1"),
+        ("a", 8, "a1@1"),
+        ("a", 9, "a10@9"),
+        ("b", 8, "b1@1"),
+        ("b", 9, "nothing"),
+        ("b", 10, "b11@10"),
+        ("c", 5, "5@5"),
+        ("never", 4, "only from 5"),
+        ("never", 5, "nothing"),
+    ] {
+        assert_eq!(at(&image, name, revision), expected, "{name} at {revision}");
+    }
+    // What was forgotten of `c` went to the change after it.
+    run(&mut image, vec![put("d", "1"), put("e", "1")]);
+    assert_eq!(image.oldest_revision(), 7);
+    assert_eq!(at(&image, "c", 7), "7@7");
+    // Nothing changed since: no history is needed.
+    assert_eq!(at(&image, "c", 8), "8@8");
+}
+
+#[test]
+fn how_much_is_kept_is_a_fact_of_the_cluster() {
+    let mut image = Image::default();
+    for number in 1..6 {
+        run(&mut image, vec![put("a", &number.to_string())]);
+    }
+    assert_eq!(image.oldest_revision(), 0);
+    let limits = records::HistoryLimits {
+        changes: 2,
+        bytes: 0,
+    };
+    let said = Operation::SetSystem(SetSystem {
+        name: crate::state::image::HISTORY_LIMITS.to_owned(),
+        value: limits.encode_to_vec(),
+        expect: None,
+    });
+    run(&mut image, vec![said]);
+    // It counts from the next entry on.
+    run(&mut image, vec![put("a", "6")]);
+    assert_eq!(image.oldest_revision(), 4);
+    assert_eq!(image.counters().history_count, 2);
+}
+
+#[test]
+fn the_past_is_read_in_pages_of_whole_revisions() {
+    let mut image = Image::default();
+    run(&mut image, vec![put("a", "1"), put("b", "1")]);
+    run(&mut image, vec![put("c", "1"), put("d", "1")]);
+    run(&mut image, vec![put("a", "2")]);
+    run(&mut image, vec![set("fact", "1", None)]);
+    let mut cursor = 0;
+    let mut pages = Vec::new();
+    while cursor < image.revision() {
+        let page = image.changes_page(cursor, 1).unwrap();
+        pages.push((page.changes.len(), page.through));
+        cursor = page.through;
+    }
+    // The last page ends with what changed no resource.
+    assert_eq!(pages, [(2, 1), (2, 2), (1, 4)]);
+    assert_eq!(image.changes_page(1, 100).unwrap().changes.len(), 3);
+    assert_eq!(image.changes_page(u64::MAX, 1).unwrap().changes, []);
+}
+
+#[test]
 fn a_deletion_is_a_change_with_a_history() {
     let mut image = Image::default();
     run(&mut image, vec![put("a", "1")]);
     run(&mut image, vec![delete("a")]);
-    let changes = image.changes_since(1).unwrap();
+    let changes = since(&image, 1).unwrap();
     assert_eq!(changes.len(), 1);
     assert!(changes[0].stored.is_none());
     let (history, truncated) = image.history(&key("a"));
@@ -496,7 +586,7 @@ fn entries() -> impl Strategy<Value = Vec<Entry>> {
 /// What must hold after every entry.
 fn check_image(image: &Image) {
     let counters = image.counters();
-    let changes = image.changes_since(counters.history_floor).unwrap();
+    let changes = since(&image, counters.history_floor).unwrap();
     assert_eq!(changes.len() as u64, counters.history_count);
     let newest = changes
         .iter()
@@ -587,7 +677,7 @@ proptest! {
             if count % 3 == 2 {
                 continue;
             }
-            match image.changes_since(seen) {
+            match since(&image, seen) {
                 Ok(changes) => for change in changes {
                     match change.stored {
                         Some(stored) => follower.insert(change.key.name.clone(), stored),

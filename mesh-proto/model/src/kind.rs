@@ -6,7 +6,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use crate::{
     check::Checker,
     kinds::{Spec, kinds},
-    policy::{Policy, PolicyShape},
+    policy::{BuiltIn, Policy, PolicyShape},
     resource::{Meta, Resource},
 };
 
@@ -23,6 +23,9 @@ pub trait Kind:
 
     /// For kinds of policies: what they may say.
     const POLICY: Option<PolicyShape> = None;
+
+    /// For kinds of policies: what holds where no policy says anything.
+    const BUILT_IN: BuiltIn = BuiltIn::NOTHING;
 
     /// For kinds of policies: the policy, without its kind.
     fn policy(&self) -> Option<&dyn Policy> {

@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::{
     check::Checker,
     kind::{Descriptor, Kind, Registered},
-    policy::{Policy, PolicyShape},
+    policy::{BuiltIn, Policy, PolicyShape},
     resource::Meta,
     shape::ContentSchema,
 };
@@ -66,7 +66,16 @@ macro_rules! kinds {
             #[must_use]
             pub fn policy(&self) -> Option<&'static PolicyShape> {
                 $(if self.name == $kind::DESCRIPTOR.name {
-                    return const { $kind::POLICY.as_ref() };
+                    return const { <$kind as Kind>::POLICY.as_ref() };
+                })*
+                unreachable!("{} is not in the list of kinds", self.name)
+            }
+
+            /// For kinds of policies: what holds where no policy says anything.
+            #[must_use]
+            pub fn built_in(&self) -> BuiltIn {
+                $(if self.name == $kind::DESCRIPTOR.name {
+                    return <$kind as Kind>::BUILT_IN;
                 })*
                 unreachable!("{} is not in the list of kinds", self.name)
             }

@@ -12,6 +12,10 @@ pub const ZONE: &str = "isthmus.io/zone";
 pub const ORIGIN: &str = "isthmus.io/origin";
 /// The name of a resource as its author gave it, in references to it; where it is not given, the name.
 pub const DISPLAY_NAME: &str = "isthmus.io/display-name";
+/// The Kubernetes namespace a resource lives in.
+pub const NAMESPACE: &str = "k8s.isthmus.io/namespace";
+/// Whose a policy is: `system`, `producer`, `consumer` or `workload-owner`.
+pub const POLICY_ROLE: &str = "isthmus.io/policy-role";
 /// Who made a resource, where no person did.
 pub const MANAGED_BY: &str = "isthmus.io/managed-by";
 

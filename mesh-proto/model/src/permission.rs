@@ -1,18 +1,20 @@
 //! From `MeshTrafficPermission`s to the one effective permission of an inbound.
 
+use std::{cmp::Reverse, fmt};
+
 use mesh_proto::proxy::{IdentityMatch, Permissions, identity_match::SpiffeId};
 
 use crate::{
     kinds::{MeshTrafficPermission, dataplane::Inbound},
     policy::{Match, MatchForm},
     resource::Resource,
-    selection,
+    selection::{self, Strength, Tie},
 };
 
 /// Who may call `inbound` of `dataplane`.
 ///
 /// The rules of all `policies` that select the inbound count together. Other kinds and other meshes are ignored. The
-/// result is the same in whichever order the policies come: the strongest is first (see [`selection::strength`]), and a
+/// result is the same in whichever order the policies come: the strongest is first (see [`Strength`]), and a
 /// policy's rules keep their order. Order decides nothing: a deny anywhere wins, and any allow allows.
 ///
 /// Nobody is allowed where there is no policy, no rule, or nothing in the lists: what is allowed is always written.
@@ -20,13 +22,13 @@ use crate::{
 pub fn effective(policies: &[&Resource], dataplane: &Resource, inbound: &Inbound) -> Permissions {
     let mut selected: Vec<(&Resource, &MeshTrafficPermission)> = policies
         .iter()
-        .filter(|policy| selection::same_mesh(policy, dataplane))
+        .filter(|policy| selection::in_reach(policy, &dataplane.meta))
         .filter_map(|policy| Some((*policy, policy.get::<MeshTrafficPermission>()?)))
         .filter(|(_, permission)| {
             selection::selects_inbound(permission.target_ref.as_ref(), &dataplane.meta, inbound)
         })
         .collect();
-    selected.sort_by(|a, b| strength(b).cmp(&strength(a)));
+    selected.sort_by_cached_key(|(policy, _)| Reverse((Strength::of(policy), Tie::of(&policy.meta))));
 
     let mut permissions = Permissions::default();
     for (policy, permission) in selected {
@@ -45,10 +47,96 @@ pub fn effective(policies: &[&Resource], dataplane: &Resource, inbound: &Inbound
     permissions
 }
 
-fn strength<'a>(
-    (policy, permission): &(&'a Resource, &MeshTrafficPermission),
-) -> selection::Strength<'a> {
-    selection::strength(permission.target_ref.as_ref(), &policy.meta)
+/// What permissions say of one caller.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Decision {
+    /// It is let in.
+    pub allowed: bool,
+    /// It is let in, and recorded as denied.
+    pub shadow_denied: bool,
+    /// What decides; absent where nothing matches, which denies.
+    pub why: Option<Matching>,
+    /// Everything that matches, in the order it is looked at: what decides is first.
+    pub matching: Vec<Matching>,
+}
+
+/// An entry of a permission that matches a caller.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Matching {
+    /// The list it stands in: `deny`, `allowWithShadowDeny` or `allow`.
+    pub list: &'static str,
+    /// Whom it is about, as [`shown`].
+    pub callers: String,
+    /// The policy and its rule: `<policy>#<rule>`.
+    pub origin: String,
+}
+
+/// What `permissions` say of the caller with `spiffe_id`: a deny anywhere wins, then an allow that is recorded as a deny,
+/// then an allow; else it is denied. A proxy decides the same.
+#[must_use]
+pub fn decide(permissions: &Permissions, spiffe_id: &str) -> Decision {
+    let lists = [
+        ("deny", &permissions.deny),
+        ("allowWithShadowDeny", &permissions.allow_with_shadow_deny),
+        ("allow", &permissions.allow),
+    ];
+    let matching: Vec<Matching> = lists
+        .into_iter()
+        .flat_map(|(list, entries)| entries.iter().map(move |entry| (list, entry)))
+        .filter(|(_, entry)| matches(entry, spiffe_id))
+        .map(|(list, entry)| Matching {
+            list,
+            callers: shown(entry),
+            origin: entry.origin.clone(),
+        })
+        .collect();
+    let why = matching.first().cloned();
+    let list = why.as_ref().map(|why| why.list);
+    Decision {
+        allowed: matches!(list, Some("allow" | "allowWithShadowDeny")),
+        shadow_denied: list == Some("allowWithShadowDeny"),
+        why,
+        matching,
+    }
+}
+
+/// `denied by b#0: deny spiffe://a/2*`
+impl fmt::Display for Decision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let verdict = match (self.allowed, self.shadow_denied) {
+            (true, true) => "allowed and recorded as denied",
+            (true, false) => "allowed",
+            (false, _) => "denied",
+        };
+        match &self.why {
+            Some(Matching {
+                list,
+                callers,
+                origin,
+            }) => write!(f, "{verdict} by {origin}: {list} {callers}"),
+            None => write!(f, "{verdict}: no permission allows it"),
+        }
+    }
+}
+
+/// A match for people: `spiffe://a/1`, `spiffe://a/*`, `everyone`.
+#[must_use]
+pub fn shown(entry: &IdentityMatch) -> String {
+    match &entry.spiffe_id {
+        Some(SpiffeId::Exact(id)) => id.clone(),
+        Some(SpiffeId::Prefix(prefix)) => format!("{prefix}*"),
+        Some(SpiffeId::Any(true)) => "everyone".to_owned(),
+        Some(SpiffeId::Any(false)) | None => "nobody".to_owned(),
+    }
+}
+
+fn matches(entry: &IdentityMatch, caller: &str) -> bool {
+    match &entry.spiffe_id {
+        Some(SpiffeId::Exact(id)) => id == caller,
+        Some(SpiffeId::Prefix(prefix)) => caller.starts_with(prefix),
+        Some(SpiffeId::Any(any)) => *any,
+        None => false,
+    }
 }
 
 fn extend(list: &mut Vec<IdentityMatch>, matches: &[Match], origin: &str) {
@@ -247,25 +335,15 @@ spec:
         })
     }
 
-    /// What the permissions say of `caller`, by the order a proxy looks at them.
+    /// What the permissions say of `caller`.
     fn decision(permissions: &Permissions, caller: &str) -> &'static str {
-        let any = |matches: &[IdentityMatch]| {
-            matches
-                .iter()
-                .any(|entry| match entry.spiffe_id.as_ref().unwrap() {
-                    SpiffeId::Exact(id) => id == caller,
-                    SpiffeId::Prefix(prefix) => caller.starts_with(prefix),
-                    SpiffeId::Any(any) => *any,
-                })
-        };
-        if any(&permissions.deny) {
-            "deny"
-        } else if any(&permissions.allow_with_shadow_deny) {
-            "shadow"
-        } else if any(&permissions.allow) {
-            "allow"
-        } else {
-            "deny"
+        match decide(permissions, caller) {
+            Decision {
+                shadow_denied: true,
+                ..
+            } => "shadow",
+            Decision { allowed: true, .. } => "allow",
+            Decision { allowed: false, .. } => "deny",
         }
     }
 

@@ -8,6 +8,11 @@
 //! | module | what it does |
 //! | --- | --- |
 //! | [`target`] | what `to` entries and backends refer to |
+//! | [`destination`] | the real services that references are resolved to |
+//! | [`set`] | the policies of a mesh, indexed; which concern a proxy, in which order |
+//! | [`merge`] | entries in their order to one configuration that remembers where each field is from |
+//! | [`routes`] | in which order the rules of HTTP routes are tried |
+//! | [`conditions`] | references to nothing, policies without effect, conflicts that one side lost |
 //!
 //! A kind of policy is a kind (see [`crate::kind`]) with two more items, [`Kind::POLICY`](crate::Kind::POLICY) and
 //! [`Kind::policy`](crate::Kind::policy), and an implementation of [`Policy`].
@@ -15,12 +20,21 @@
 //! In a configuration each field is an `Option`, lists too: what is absent is left as weaker policies have it, and an empty
 //! list replaces theirs.
 
+pub mod conditions;
+pub mod destination;
+pub mod merge;
+pub mod routes;
+pub mod set;
 pub mod target;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+pub use self::conditions::{Known, conditions};
+pub use self::destination::{Destination, Port, Service};
+pub use self::merge::{Entry, Merged, Origin};
+pub use self::set::{Incoming, IncomingRule, PolicySet, Proxy, Selection};
 pub use self::target::{BackendKind, BackendRef, ToKind, ToTarget};
 use crate::{check::Checker, kind::Kind, selection::TargetRef};
 
@@ -142,6 +156,26 @@ pub enum ListMerge {
     Append,
 }
 
+/// What holds where no policy says anything, as JSON objects of the form of `default`; "" says nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BuiltIn {
+    /// For outgoing traffic.
+    pub to: &'static str,
+    /// For incoming traffic.
+    pub rules: &'static str,
+    /// For the proxy as a whole.
+    pub proxy: &'static str,
+}
+
+impl BuiltIn {
+    /// Nothing is built in.
+    pub const NOTHING: Self = Self {
+        to: "",
+        rules: "",
+        proxy: "",
+    };
+}
+
 /// A policy of a kind known only at run time.
 pub trait Policy {
     /// Which proxies carry it. Absent: all of the mesh.
@@ -217,6 +251,11 @@ pub fn check<K: Kind + Policy>(policy: &K, out: &mut Checker) {
     let allowed = K::POLICY.map_or(ToKind::ALL, |shape| shape.to);
     if let Some(target) = policy.target_ref() {
         target.check("targetRef", out);
+        let has_rules = K::POLICY.is_some_and(|shape| shape.rules);
+        if target.section_name.is_some() && !has_rules {
+            let message = "selects an inbound, and this policy says nothing of incoming traffic; leave it out";
+            out.add("targetRef.sectionName", message);
+        }
     }
     for (index, entry) in policy.to().iter().enumerate() {
         entry

@@ -9,6 +9,7 @@ use crate::{
     check::Checker,
     kinds::dataplane::Inbound,
     labels::{self, Labels},
+    policy::{Policy, ToKind, ToTarget},
     resource::{Meta, Resource},
 };
 
@@ -59,6 +60,19 @@ impl TargetRef {
     }
 }
 
+/// True where everything that `inner` selects is selected by `outer`, whichever proxies there are.
+pub(crate) fn covers(outer: Option<&TargetRef>, inner: Option<&TargetRef>) -> bool {
+    let of = |target: Option<&TargetRef>| match target {
+        Some(target) if target.kind == TargetKind::Dataplane => {
+            (target.labels.clone(), target.section_name.clone())
+        }
+        _ => (Labels::new(), None),
+    };
+    let ((outer_labels, outer_section), (inner_labels, inner_section)) = (of(outer), of(inner));
+    labels::matches(&outer_labels, &inner_labels)
+        && (outer_section.is_none() || outer_section == inner_section)
+}
+
 /// True where `target` (absent: the whole mesh) selects `dataplane` of the same mesh, at least one inbound of it.
 #[must_use]
 pub fn selects_dataplane(target: Option<&TargetRef>, dataplane: &Meta) -> bool {
@@ -76,20 +90,122 @@ pub fn selects_dataplane(target: Option<&TargetRef>, dataplane: &Meta) -> bool {
 pub fn selects_inbound(target: Option<&TargetRef>, dataplane: &Meta, inbound: &Inbound) -> bool {
     let section = target.and_then(|target| target.section_name.as_deref());
     selects_dataplane(target, dataplane)
-        && section.is_none_or(|section| {
-            inbound.name.as_deref() == Some(section) || inbound.port.to_string() == section
-        })
+        && section.is_none_or(|section| is_section(inbound, section))
 }
 
-/// How strong a policy is among those that select the same inbound: the smaller is the weaker, as later fields replace
-/// earlier ones. Equal for no two policies of a kind and mesh.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Strength<'a> {
+/// True where `section` is the name or the port of `inbound`.
+pub(crate) fn is_section(inbound: &Inbound, section: &str) -> bool {
+    inbound.name.as_deref() == Some(section) || inbound.port.to_string() == section
+}
+
+/// True where `policy` may concern `proxy` by what both are, whatever its `targetRef` says: it is of the same mesh; a zone's
+/// policy concerns that zone's proxies, and a consumer's or workload owner's those of its own namespace. What a producer
+/// says of its own services concerns all who call them.
+#[must_use]
+pub fn in_reach(policy: &Resource, proxy: &Meta) -> bool {
+    Reach::of(policy).contains(proxy) && policy.meta.mesh == proxy.mesh
+}
+
+/// Which proxies of a mesh a policy may concern, by where it lives.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Reach {
+    zone: Option<String>,
+    namespace: Option<String>,
+}
+
+impl Reach {
+    pub(crate) fn of(policy: &Resource) -> Self {
+        let meta = &policy.meta;
+        let role = role(policy);
+        let namespace = match role {
+            Role::System | Role::Producer => None,
+            Role::Consumer | Role::WorkloadOwner => meta.labels.get(labels::NAMESPACE).cloned(),
+        };
+        let is_zones = !meta.zone.is_empty() && role != Role::Producer;
+        Self {
+            zone: is_zones.then(|| meta.zone.clone()),
+            namespace,
+        }
+    }
+
+    pub(crate) fn contains(&self, proxy: &Meta) -> bool {
+        let zone = || match proxy.zone.as_str() {
+            "" => proxy.labels.get(labels::ZONE),
+            _ => Some(&proxy.zone),
+        };
+        let namespace = || proxy.labels.get(labels::NAMESPACE);
+        (self.zone.is_none() || self.zone.as_ref() == zone())
+            && (self.namespace.is_none() || self.namespace.as_ref() == namespace())
+    }
+
+    /// True where every proxy in the reach of `other` is in this one.
+    pub(crate) fn covers(&self, other: &Self) -> bool {
+        (self.zone.is_none() || self.zone == other.zone)
+            && (self.namespace.is_none() || self.namespace == other.namespace)
+    }
+}
+
+/// Whose a policy is, the weakest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    /// The operators'. Every policy outside a namespace is.
+    System,
+    /// A service owner's, about calls to its own services.
+    Producer,
+    /// A caller's, about calls to others' services.
+    Consumer,
+    /// A workload owner's, about its own proxies.
+    WorkloadOwner,
+}
+
+/// Whose `policy` is: as its label `isthmus.io/policy-role` says, else from the namespace it lives in.
+///
+/// A policy in a namespace is a producer's where each entry of `to` names one service (or route) of that namespace, and of
+/// its zone where it has one; otherwise a consumer's. Without `to` it is a workload owner's.
+#[must_use]
+pub fn role(policy: &Resource) -> Role {
+    let meta = &policy.meta;
+    match meta.labels.get(labels::POLICY_ROLE).map(String::as_str) {
+        Some("system") => return Role::System,
+        Some("producer") => return Role::Producer,
+        Some("consumer") => return Role::Consumer,
+        Some("workload-owner") => return Role::WorkloadOwner,
+        _ => {}
+    }
+    let Some(namespace) = meta.labels.get(labels::NAMESPACE) else {
+        return Role::System;
+    };
+    if SYSTEM_NAMESPACES.contains(&namespace.as_str()) {
+        return Role::System;
+    }
+    let to = policy.policy().map(Policy::to).unwrap_or_default();
+    if to.is_empty() {
+        return Role::WorkloadOwner;
+    }
+    let is_own = |target: &ToTarget| {
+        let label = |key: &str| target.labels.get(key);
+        let is_named = target.name.is_some() || label(labels::DISPLAY_NAME).is_some();
+        let of_zone = meta.zone.is_empty() || label(labels::ZONE) == Some(&meta.zone);
+        target.kind != ToKind::Mesh && is_named && label(labels::NAMESPACE) == Some(namespace) && of_zone
+    };
+    if to.iter().all(|entry| is_own(entry.target)) {
+        Role::Producer
+    } else {
+        Role::Consumer
+    }
+}
+
+/// Namespaces of control planes: policies there are the operators'.
+const SYSTEM_NAMESPACES: &[&str] = &["isthmus-system", "kuma-system"];
+
+/// How strong a policy is among those that select the same proxy, but for ties: the smaller is the weaker, as later
+/// fields replace earlier ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Strength {
     target: Specificity,
     /// What a zone owns is stronger than what administrators wrote for all.
-    zone: &'a str,
-    /// The alphabetically first name wins a tie.
-    name: Reverse<&'a str>,
+    is_zones: bool,
+    role: Role,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -99,27 +215,38 @@ enum Specificity {
     Section,
 }
 
-/// The strength of the policy `meta` with `target`.
-#[must_use]
-pub fn strength<'a>(target: Option<&TargetRef>, meta: &'a Meta) -> Strength<'a> {
-    let specificity = match target {
-        Some(target) if target.kind == TargetKind::Dataplane => match target.section_name {
-            Some(_) => Specificity::Section,
-            None => Specificity::Dataplane,
-        },
-        _ => Specificity::Mesh,
-    };
-    Strength {
-        target: specificity,
-        zone: &meta.zone,
-        name: Reverse(&meta.name),
+impl Strength {
+    /// The strength of `policy`.
+    #[must_use]
+    pub fn of(policy: &Resource) -> Self {
+        let target = policy.policy().and_then(|policy| policy.target_ref());
+        let target = match target {
+            Some(target) if target.kind == TargetKind::Dataplane => match target.section_name {
+                Some(_) => Specificity::Section,
+                None => Specificity::Dataplane,
+            },
+            _ => Specificity::Mesh,
+        };
+        Self {
+            target,
+            is_zones: !policy.meta.zone.is_empty(),
+            role: role(policy),
+        }
     }
 }
 
-/// True where both are in the same mesh, the first step of every selection.
-#[must_use]
-pub fn same_mesh(a: &Resource, b: &Resource) -> bool {
-    a.meta.mesh == b.meta.mesh
+/// What decides between policies of equal strength: the alphabetically first name is the strongest. Equal for no two
+/// policies of a kind and mesh.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Tie(Reverse<[String; 3]>);
+
+impl Tie {
+    /// The tie-break of the policy `meta`.
+    #[must_use]
+    pub fn of(meta: &Meta) -> Self {
+        let shown = meta.labels.get(labels::DISPLAY_NAME).unwrap_or(&meta.name);
+        Self(Reverse([shown.clone(), meta.name.clone(), meta.zone.clone()]))
+    }
 }
 
 #[cfg(test)]
@@ -128,25 +255,6 @@ mod tests {
 
     fn target(yaml: &str) -> TargetRef {
         serde_saphyr::from_str(yaml).unwrap()
-    }
-
-    #[test]
-    fn the_more_specific_policy_is_stronger_then_the_zones_then_the_alphabetically_first() {
-        let meta = |name: &str, zone: &str| Meta::new("payments", name).in_zone(zone);
-        let mesh = target("{kind: Mesh}");
-        let dataplane = target("{kind: Dataplane, labels: {app: web}}");
-        let section = target("{kind: Dataplane, sectionName: main}");
-        let (a, b, zone_b) = (meta("a", ""), meta("b", ""), meta("b", "east"));
-        let weakest_first = [
-            strength(None, &b),
-            strength(Some(&mesh), &a),
-            strength(None, &zone_b),
-            strength(Some(&dataplane), &b),
-            strength(Some(&dataplane), &a),
-            strength(Some(&dataplane), &zone_b),
-            strength(Some(&section), &b),
-        ];
-        assert!(weakest_first.is_sorted());
     }
 
     #[test]

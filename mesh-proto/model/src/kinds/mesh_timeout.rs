@@ -7,7 +7,7 @@ use crate::{
     check::Checker,
     duration::Duration,
     kind::{Descriptor, Kind, NameRule, Scope, Writers},
-    policy::{self, Policy, PolicyShape, Rule, RulePart, To, ToKind, ToPart},
+    policy::{self, BuiltIn, Policy, PolicyShape, Rule, RulePart, To, ToKind, ToPart},
     resource::Meta,
     selection::TargetRef,
 };
@@ -46,10 +46,10 @@ pub struct Timeouts {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HttpTimeouts {
-    /// From a request's beginning to the end of its answer. Built in: 15s.
+    /// From a request's beginning to the end of its answer. Built in: 15s for outgoing traffic, for ever for incoming.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request_timeout: Option<Duration>,
-    /// How long nothing may pass on a stream. Built in: 30m.
+    /// How long nothing may pass on a stream. Built in: 30m for outgoing traffic, 1h for incoming.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stream_idle_timeout: Option<Duration>,
     /// How long a stream may last. Built in: for ever.
@@ -80,6 +80,13 @@ impl Kind for MeshTimeout {
         proxy: false,
         lists: &[],
     });
+
+    const BUILT_IN: BuiltIn = BuiltIn {
+        to: r#"{"connectionTimeout": "5s", "idleTimeout": "1h", "http": {"requestTimeout": "15s", "streamIdleTimeout": "30m"}}"#,
+        // The caller's proxy watches over requests.
+        rules: r#"{"connectionTimeout": "5s", "idleTimeout": "1h", "http": {"streamIdleTimeout": "1h"}}"#,
+        proxy: "",
+    };
 
     fn policy(&self) -> Option<&dyn Policy> {
         Some(self)

@@ -28,7 +28,8 @@ pub fn effective(policies: &[&Resource], dataplane: &Resource, inbound: &Inbound
             selection::selects_inbound(permission.target_ref.as_ref(), &dataplane.meta, inbound)
         })
         .collect();
-    selected.sort_by_cached_key(|(policy, _)| Reverse((Strength::of(policy), Tie::of(&policy.meta))));
+    selected
+        .sort_by_cached_key(|(policy, _)| Reverse((Strength::of(policy), Tie::of(&policy.meta))));
 
     let mut permissions = Permissions::default();
     for (policy, permission) in selected {

@@ -186,7 +186,10 @@ pub fn role(policy: &Resource) -> Role {
         let label = |key: &str| target.labels.get(key);
         let is_named = target.name.is_some() || label(labels::DISPLAY_NAME).is_some();
         let of_zone = meta.zone.is_empty() || label(labels::ZONE) == Some(&meta.zone);
-        target.kind != ToKind::Mesh && is_named && label(labels::NAMESPACE) == Some(namespace) && of_zone
+        target.kind != ToKind::Mesh
+            && is_named
+            && label(labels::NAMESPACE) == Some(namespace)
+            && of_zone
     };
     if to.iter().all(|entry| is_own(entry.target)) {
         Role::Producer
@@ -245,7 +248,11 @@ impl Tie {
     #[must_use]
     pub fn of(meta: &Meta) -> Self {
         let shown = meta.labels.get(labels::DISPLAY_NAME).unwrap_or(&meta.name);
-        Self(Reverse([shown.clone(), meta.name.clone(), meta.zone.clone()]))
+        Self(Reverse([
+            shown.clone(),
+            meta.name.clone(),
+            meta.zone.clone(),
+        ]))
     }
 }
 

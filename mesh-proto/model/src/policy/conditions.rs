@@ -79,7 +79,8 @@ impl OfResource<'_> {
                             && means_route(target, &route.meta)
                     };
                     if !resources.iter().any(|route| is_meant(route)) {
-                        let message = format!("there is no {}: this entry has no effect", shown(target));
+                        let message =
+                            format!("there is no {}: this entry has no effect", shown(target));
                         self.add("ResolvedRefs", "NoSuchRoute", &field, message);
                     }
                 }
@@ -97,7 +98,11 @@ impl OfResource<'_> {
         }
         let Some(services) = services else { return };
         let spec = self.resource.spec.to_value().unwrap_or_default();
-        let prefix = if self.resource.kind().spec_field { "spec" } else { "" };
+        let prefix = if self.resource.kind().spec_field {
+            "spec"
+        } else {
+            ""
+        };
         for (field, reference) in backend_refs(&spec, prefix) {
             if let Err(unresolved) = reference.resolve(services) {
                 let target = ToTarget {
@@ -117,7 +122,9 @@ impl OfResource<'_> {
 
     /// Reports a policy that has no effect on any proxy.
     fn effect(&mut self, dataplanes: Option<&[&Resource]>) {
-        let Some(policy) = self.resource.policy() else { return };
+        let Some(policy) = self.resource.policy() else {
+            return;
+        };
         let is_empty = |value: &Value| value.as_object().is_none_or(Map::is_empty);
         let says = policy.to().iter().any(|entry| !is_empty(&entry.default))
             || policy.rules().iter().any(|rule| !is_empty(&rule.default))
@@ -128,14 +135,20 @@ impl OfResource<'_> {
         }
         let Some(dataplanes) = dataplanes else { return };
         let target = policy.target_ref();
-        let reached = || dataplanes.iter().filter(|dataplane| selection::in_reach(self.resource, &dataplane.meta));
+        let reached = || {
+            dataplanes
+                .iter()
+                .filter(|dataplane| selection::in_reach(self.resource, &dataplane.meta))
+        };
         let selected = reached()
             .filter(|dataplane| selection::selects_dataplane(target, &dataplane.meta))
             .collect::<Vec<_>>();
         let message = if reached().next().is_none() {
             "there is no dataplane that this policy can concern".to_owned()
         } else if selected.is_empty() {
-            let labels = target.map(|target| label_list(&target.labels)).unwrap_or_default();
+            let labels = target
+                .map(|target| label_list(&target.labels))
+                .unwrap_or_default();
             format!("no dataplane has the labels {labels}")
         } else {
             let section = target.and_then(|target| target.section_name.as_deref());
@@ -234,7 +247,8 @@ impl About {
                 outer.kind == ToKind::Mesh
                     || outer.kind == inner.kind
                         && labels::matches(&with_name(outer), &with_name(inner))
-                        && (outer.section_name.is_none() || outer.section_name == inner.section_name)
+                        && (outer.section_name.is_none()
+                            || outer.section_name == inner.section_name)
             }
             // A more specific match is stronger, so only the same one can cover and be stronger.
             (Self::Rules(outer), Self::Rules(inner)) if inner.is_empty() => outer.is_empty(),
@@ -259,7 +273,9 @@ fn with_name(target: &ToTarget) -> labels::Labels {
 fn conflicts(resources: &[&Resource], found: &mut Vec<Condition>) {
     let mut kinds: BTreeMap<&str, Vec<Said<'_>>> = BTreeMap::new();
     for resource in resources {
-        let Some(shape) = resource.kind().policy() else { continue };
+        let Some(shape) = resource.kind().policy() else {
+            continue;
+        };
         let said = kinds.entry(resource.kind().name).or_default();
         said.extend(all_said(resource, shape));
     }
@@ -305,7 +321,13 @@ fn conflicts_about(leaf: &str, entries: &[&Said<'_>], found: &mut Vec<Condition>
             text(strong_value),
         );
         let field = join(&weak.field, path);
-        found.push(condition(weak.resource, "Conflicted", "Shadowed", &field, message));
+        found.push(condition(
+            weak.resource,
+            "Conflicted",
+            "Shadowed",
+            &field,
+            message,
+        ));
         if by_name && strong.resource.key() != weak.resource.key() {
             let message = format!(
                 "{} says {} for the same traffic; this policy wins because its name is alphabetically first",
@@ -313,7 +335,13 @@ fn conflicts_about(leaf: &str, entries: &[&Said<'_>], found: &mut Vec<Condition>
                 text(value),
             );
             let field = join(&strong.field, strong_path);
-            found.push(condition(strong.resource, "Conflicted", "WinsByName", &field, message));
+            found.push(condition(
+                strong.resource,
+                "Conflicted",
+                "WinsByName",
+                &field,
+                message,
+            ));
         }
     }
 }
@@ -382,12 +410,22 @@ fn all_said<'a>(resource: &'a Resource, shape: &PolicyShape) -> Vec<Said<'a>> {
     let mut all = Vec::new();
     for (index, entry) in policy.to().into_iter().enumerate() {
         let field = format!("spec.to[{index}].default");
-        all.push(said(About::To(entry.target.clone()), index, field, &entry.default));
+        all.push(said(
+            About::To(entry.target.clone()),
+            index,
+            field,
+            &entry.default,
+        ));
     }
     for (index, rule) in policy.rules().into_iter().enumerate() {
         let field = format!("spec.rules[{index}].default");
         let callers = rule.matches.iter().map(|entry| entry.spiffe_id.clone());
-        all.push(said(About::Rules(callers.collect()), index, field, &rule.default));
+        all.push(said(
+            About::Rules(callers.collect()),
+            index,
+            field,
+            &rule.default,
+        ));
     }
     if let Some(default) = policy.proxy() {
         all.push(said(About::Proxy, 0, "spec.default".to_owned(), &default));

@@ -50,7 +50,8 @@ impl Port {
 fn seen_labels(meta: &Meta) -> Labels {
     let mut seen = meta.labels.clone();
     let mut default = |key: &str, value: &str| {
-        seen.entry(key.to_owned()).or_insert_with(|| value.to_owned());
+        seen.entry(key.to_owned())
+            .or_insert_with(|| value.to_owned());
     };
     default(labels::DISPLAY_NAME, &meta.name);
     if !meta.zone.is_empty() {
@@ -205,7 +206,10 @@ impl Destination {
     /// The names by which targets may mean it: kind and display name.
     pub(crate) fn names(&self) -> impl Iterator<Item = (ToKind, &str)> {
         let service = self.resources.first().map(|labels| (self.kind, labels));
-        let route = self.route.as_ref().map(|labels| (ToKind::MeshHttpRoute, labels));
+        let route = self
+            .route
+            .as_ref()
+            .map(|labels| (ToKind::MeshHttpRoute, labels));
         let named = service.into_iter().chain(route);
         named.filter_map(|(kind, labels)| Some((kind, labels.get(labels::DISPLAY_NAME)?.as_str())))
     }
@@ -292,9 +296,11 @@ fn collect_backend_refs(value: &Value, at: &str, found: &mut Vec<(String, Backen
                     ("backendRef", value) => found.extend(backend_ref(value, at)),
                     ("backendRefs", Value::Array(items)) => {
                         let items = items.iter().enumerate();
-                        found.extend(items.filter_map(|(index, item)| {
-                            backend_ref(item, path::item(&at, index))
-                        }));
+                        found.extend(
+                            items.filter_map(|(index, item)| {
+                                backend_ref(item, path::item(&at, index))
+                            }),
+                        );
                     }
                     _ => collect_backend_refs(value, &at, found),
                 }

@@ -77,7 +77,9 @@ impl Precedence {
     #[must_use]
     pub fn new(matches: &Value) -> Self {
         let path = &matches["path"];
-        let length = path["value"].as_str().map_or(0, |value| value.chars().count());
+        let length = path["value"]
+            .as_str()
+            .map_or(0, |value| value.chars().count());
         let count = |field: &str| Reverse(matches[field].as_array().map_or(0, Vec::len));
         Self {
             path: match path["type"].as_str() {

@@ -134,7 +134,10 @@ impl PolicySet {
         let mut policies: BTreeMap<&'static str, Vec<&Resource>> = BTreeMap::new();
         for resource in resources {
             if resource.meta.mesh == mesh && resource.policy().is_some() {
-                policies.entry(resource.kind().name).or_default().push(resource);
+                policies
+                    .entry(resource.kind().name)
+                    .or_default()
+                    .push(resource);
             }
         }
         let kinds = policies.into_iter().filter_map(|(name, policies)| {
@@ -215,7 +218,9 @@ impl KindSet {
         };
         let mut strengths = Vec::new();
         for resource in resources {
-            let Some(policy) = resource.policy() else { continue };
+            let Some(policy) = resource.policy() else {
+                continue;
+            };
             strengths.push(Strength::of(resource));
             set.add(resource, policy);
         }
@@ -223,7 +228,11 @@ impl KindSet {
         // and tie-break does the rest.
         set.to.sort_by_key(|entry| {
             let target = &entry.target;
-            (strengths[entry.policy], target.kind, target.section_name.is_some())
+            (
+                strengths[entry.policy],
+                target.kind,
+                target.section_name.is_some(),
+            )
         });
         for (index, entry) in set.to.iter().enumerate() {
             let target = &entry.target;
@@ -248,19 +257,30 @@ impl KindSet {
             key: key.clone(),
             entry,
         };
-        self.to
-            .extend(policy.to().into_iter().enumerate().map(|(at, part)| ToEntry {
-                policy: index,
-                origin: origin(Entry::To(at)),
-                target: part.target.clone(),
-                default: part.default,
-            }));
+        self.to.extend(
+            policy
+                .to()
+                .into_iter()
+                .enumerate()
+                .map(|(at, part)| ToEntry {
+                    policy: index,
+                    origin: origin(Entry::To(at)),
+                    target: part.target.clone(),
+                    default: part.default,
+                }),
+        );
         let rules = policy.rules().into_iter().enumerate();
-        self.rules.extend(rules.map(|(at, part)| RuleEntry {
-            policy: index,
-            origin: origin(Entry::Rules(at)),
-            matches: part.matches.iter().map(|entry| entry.spiffe_id.clone()).collect(),
-            default: part.default,
+        self.rules.extend(rules.map(|(at, part)| {
+            RuleEntry {
+                policy: index,
+                origin: origin(Entry::Rules(at)),
+                matches: part
+                    .matches
+                    .iter()
+                    .map(|entry| entry.spiffe_id.clone())
+                    .collect(),
+                default: part.default,
+            }
         }));
         self.proxy.extend(policy.proxy().map(|default| ProxyEntry {
             policy: index,
@@ -291,8 +311,14 @@ impl KindSet {
         let built_in = built_in.iter().map(|value| (Origin::BuiltIn, value));
         let entries = entries.iter().map(|index| match level {
             Level::To => (self.to[*index].origin.clone(), &self.to[*index].default),
-            Level::Rules => (self.rules[*index].origin.clone(), &self.rules[*index].default),
-            Level::Proxy => (self.proxy[*index].origin.clone(), &self.proxy[*index].default),
+            Level::Rules => (
+                self.rules[*index].origin.clone(),
+                &self.rules[*index].default,
+            ),
+            Level::Proxy => (
+                self.proxy[*index].origin.clone(),
+                &self.proxy[*index].default,
+            ),
         });
         let merged = Arc::new(merge(&self.shape, built_in.chain(entries)));
         let mut known = self.merged.lock().unwrap_or_else(PoisonError::into_inner);
@@ -327,12 +353,17 @@ impl<'s> Selected<'s> {
         let whole = |(policy, some): (&Selector, &bool)| {
             *some
                 && (policy.section().is_none()
-                    || proxy.inbounds.iter().any(|inbound| policy.concerns(inbound)))
+                    || proxy
+                        .inbounds
+                        .iter()
+                        .any(|inbound| policy.concerns(inbound)))
         };
         let whole: Vec<bool> = set.policies.iter().zip(&some).map(whole).collect();
         let to_mesh = set.to_mesh.iter().copied();
         Self {
-            to_mesh: to_mesh.filter(|index| whole[set.to[*index].policy]).collect(),
+            to_mesh: to_mesh
+                .filter(|index| whole[set.to[*index].policy])
+                .collect(),
             set,
             some,
             whole,
@@ -486,7 +517,11 @@ impl Incoming {
 /// How specific a match is: exact, then the longer prefix. Different for different matches.
 fn specificity(callers: &SpiffeIdMatch) -> (bool, usize, Reverse<&str>) {
     let value = callers.value.as_str();
-    (callers.form == MatchForm::Exact, value.len(), Reverse(value))
+    (
+        callers.form == MatchForm::Exact,
+        value.len(),
+        Reverse(value),
+    )
 }
 
 impl RuleEntry {

@@ -26,10 +26,25 @@ pub struct Scope {
 pub struct Record {
     /// Revision of its last change.
     pub revision: u64,
+    /// Unix milliseconds of its last change, by global's clock. 0: not known.
+    pub modified_ms: u64,
     /// Its text, as global encoded it.
     pub json: Arc<[u8]>,
     /// The resource, or why it cannot be read.
     pub resource: Result<Arc<Resource>, Arc<str>>,
+}
+
+/// One resource as it was stored.
+#[derive(Debug, Clone)]
+pub struct StoredRecord {
+    /// Its key.
+    pub key: Key,
+    /// See [`Record::revision`].
+    pub revision: u64,
+    /// See [`Record::modified_ms`].
+    pub modified_ms: u64,
+    /// See [`Record::json`].
+    pub json: Vec<u8>,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -68,13 +83,19 @@ impl Scope {
         mesh: &str,
         history_id: String,
         cursor: u64,
-        records: impl IntoIterator<Item = (Key, u64, Vec<u8>)>,
+        records: impl IntoIterator<Item = StoredRecord>,
     ) -> Self {
         let records = records
             .into_iter()
-            .map(|(key, revision, json)| {
-                let record = read(mesh, &key, revision, json);
-                (key, record)
+            .map(|stored| {
+                let record = read(
+                    mesh,
+                    &stored.key,
+                    stored.revision,
+                    stored.modified_ms,
+                    stored.json,
+                );
+                (stored.key, record)
             })
             .collect();
         Self {
@@ -208,9 +229,18 @@ impl Scope {
         }
         for (key, record) in step.put {
             match self.records.get_mut(&key) {
-                Some(known) if *known.json == *record.json => known.revision = record.revision,
+                Some(known) if *known.json == *record.json => {
+                    known.revision = record.revision;
+                    known.modified_ms = record.modified_ms;
+                }
                 _ => {
-                    let read = read(&self.mesh, &key, record.revision, record.json);
+                    let read = read(
+                        &self.mesh,
+                        &key,
+                        record.revision,
+                        record.modified_ms,
+                        record.json,
+                    );
                     self.records.insert(key.clone(), read);
                     changed.push(key);
                 }
@@ -220,7 +250,7 @@ impl Scope {
     }
 }
 
-fn read(mesh: &str, key: &Key, revision: u64, json: Vec<u8>) -> Record {
+fn read(mesh: &str, key: &Key, revision: u64, modified_ms: u64, json: Vec<u8>) -> Record {
     let resource = match Resource::from_json(&json) {
         Err(violations) => Err(violations.to_string().into()),
         // Whatever a message says, a scope never holds another mesh's resource (invariant 8).
@@ -234,6 +264,7 @@ fn read(mesh: &str, key: &Key, revision: u64, json: Vec<u8>) -> Record {
     };
     Record {
         revision,
+        modified_ms,
         json: json.into(),
         resource,
     }

@@ -33,7 +33,7 @@ use tokio::sync::oneshot;
 
 use crate::{
     registry::{Registry, StoredRegistration},
-    scope::{Record, Scope},
+    scope::{Record, Scope, StoredRecord},
 };
 
 /// Format of the scope files. A file of a newer one is set aside like a damaged one.
@@ -115,6 +115,7 @@ impl Store {
             mesh: mesh.map(ToString::to_string).unwrap_or_default(),
             history_id: scope.history_id().to_owned(),
             cursor,
+            modified_ms: scope.records().values().map(|r| r.modified_ms).collect(),
         };
         // Cheap: the texts are shared.
         let records = scope.records().clone();
@@ -186,6 +187,10 @@ struct ScopeHeader {
     mesh: String,
     history_id: String,
     cursor: u64,
+    /// When each resource of the file was changed last, in their order. Versions of this program that do not know it go
+    /// by, and a file of theirs does not say.
+    #[serde(default)]
+    modified_ms: Vec<u64>,
 }
 
 /// One line of JSON that says what the file is, then one line a resource: key, revision, text.
@@ -214,7 +219,12 @@ fn decode_scope(content: &[u8], wanted_mesh: &str) -> Option<Scope> {
         let mut fields = line.splitn(3, |b| *b == b'\t');
         let key: Key = serde_json::from_slice(fields.next()?).ok()?;
         let revision = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
-        records.push((key, revision, fields.next()?.to_vec()));
+        records.push(StoredRecord {
+            key,
+            revision,
+            modified_ms: header.modified_ms.get(records.len()).copied().unwrap_or(0),
+            json: fields.next()?.to_vec(),
+        });
     }
     Some(Scope::restored(
         wanted_mesh,

@@ -23,13 +23,31 @@ pub type Documents = BTreeMap<String, Arc<Document>>;
 pub struct Tracker {
     connected: bool,
     wanted: Documents,
-    /// Versions the proxy has acknowledged, or said it runs when it came.
-    running: BTreeMap<String, String>,
+    /// What the proxy has acknowledged, or said it runs when it came.
+    running: BTreeMap<String, Running>,
     /// Versions on the way on this stream, or running.
     sent: BTreeMap<String, String>,
     refused: BTreeMap<String, Refusal>,
     /// Versions the proxy has refused on this stream, wanted or not, until it takes another.
     declined: BTreeMap<String, String>,
+}
+
+/// A document that a proxy runs.
+#[derive(Debug, Clone)]
+enum Running {
+    /// One that was wanted since it runs it.
+    Known(Arc<Document>),
+    /// One of which only the version is known: of a time before this process.
+    Unknown(String),
+}
+
+impl Running {
+    fn version(&self) -> &str {
+        match self {
+            Self::Known(document) => &document.version,
+            Self::Unknown(version) => version,
+        }
+    }
 }
 
 /// A document that the proxy did not take.
@@ -77,11 +95,14 @@ impl Tracker {
     /// A stream has begun; `running` are the documents the proxy says it runs.
     pub fn attach(&mut self, running: &[DocumentVersion]) {
         self.connected = true;
-        self.running = running
+        self.sent = running
             .iter()
             .map(|d| (d.name.clone(), d.version.clone()))
             .collect();
-        self.sent = self.running.clone();
+        self.running.clear();
+        for DocumentVersion { name, version } in running {
+            self.note_running(name, version);
+        }
         self.refused.clear();
         self.declined.clear();
     }
@@ -99,6 +120,22 @@ impl Tracker {
                 .is_some_and(|d| d.version == refusal.version)
         });
         self.wanted = documents;
+        for (name, running) in &mut self.running {
+            if let (Running::Unknown(version), Some(wanted)) = (&*running, self.wanted.get(name))
+                && *version == wanted.version
+            {
+                *running = Running::Known(wanted.clone());
+            }
+        }
+    }
+
+    fn note_running(&mut self, name: &str, version: &str) {
+        let wanted = self.wanted.get(name).filter(|d| d.version == version);
+        let running = match wanted {
+            Some(document) => Running::Known(document.clone()),
+            None => Running::Unknown(version.to_owned()),
+        };
+        self.running.insert(name.to_owned(), running);
     }
 
     /// What the proxy lacks and was not sent yet. Taken as sent: asking again gives nothing.
@@ -146,7 +183,7 @@ impl Tracker {
                 self.refused.remove(name);
             }
             self.declined.remove(name);
-            self.running.insert(name.clone(), version.clone());
+            self.note_running(name, version);
         }
     }
 
@@ -244,7 +281,7 @@ impl Tracker {
     fn runs(&self, name: &str, version: &str) -> bool {
         self.running
             .get(name)
-            .is_some_and(|running| running == version)
+            .is_some_and(|running| running.version() == version)
     }
 
     /// What is wanted.
@@ -256,7 +293,16 @@ impl Tracker {
     /// The version the proxy runs of a document.
     #[must_use]
     pub fn running(&self, name: &str) -> Option<&str> {
-        self.running.get(name).map(String::as_str)
+        self.running.get(name).map(Running::version)
+    }
+
+    /// The document of this name that the proxy runs, where its content is known.
+    #[must_use]
+    pub fn running_document(&self, name: &str) -> Option<&Arc<Document>> {
+        match self.running.get(name)? {
+            Running::Known(document) => Some(document),
+            Running::Unknown(_) => None,
+        }
     }
 
     /// What the proxy has refused of what is wanted, by document.
@@ -386,6 +432,22 @@ mod tests {
         tracker.ack(&versions(&[good]));
         assert!(tracker.has_answered() && !tracker.has_declined());
         assert_eq!(tracker.currency(), Currency::Current);
+    }
+
+    #[test]
+    fn what_a_proxy_runs_is_known_until_it_acknowledges_something_else() {
+        let mut tracker = Tracker::default();
+        let (old, new) = (service("service/a:1", 1), service("service/a:1", 2));
+        // It comes with something of a time before this process.
+        tracker.attach(&versions(std::slice::from_ref(&old)));
+        assert_eq!(tracker.running_document("service/a:1"), None);
+        tracker.want(documents(std::slice::from_ref(&old)));
+        assert_eq!(tracker.running_document("service/a:1"), Some(&old));
+        tracker.want(documents(std::slice::from_ref(&new)));
+        tracker.unsent();
+        assert_eq!(tracker.running_document("service/a:1"), Some(&old));
+        tracker.ack(&versions(std::slice::from_ref(&new)));
+        assert_eq!(tracker.running_document("service/a:1"), Some(&new));
     }
 
     #[test]

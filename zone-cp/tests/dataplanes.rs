@@ -689,6 +689,11 @@ impl Three {
             .delta("pay", from, to, &[allow("p", "{kind: Mesh}", &id)], &[])
             .await;
         self.stream.advance(&[""], from, to).await;
+        self.tried().await
+    }
+
+    /// What the canary is sent next.
+    async fn tried(&mut self) -> Documents {
         loop {
             if let to_dataplane::Message::Documents(documents) =
                 self.all[self.canary].next().await.unwrap()
@@ -696,6 +701,15 @@ impl Three {
                 return documents;
             }
         }
+    }
+
+    /// A permission that the first two refuse.
+    async fn two_refuse(&mut self) {
+        let tried = self.permit("web").await;
+        self.refuse(&tried, NackKind::Content).await;
+        self.canary = 1;
+        let tried = self.tried().await;
+        self.refuse(&tried, NackKind::Content).await;
     }
 
     async fn refuse(&self, documents: &Documents, kind: NackKind) {
@@ -729,9 +743,7 @@ impl Three {
     async fn others_wait(&mut self) {
         let revision = self.revision;
         for one in self.others() {
-            // Whatever was sent before the answer to this is read with it.
-            one.certificate(WEB).await.unwrap();
-            assert!(one.revision < revision, "{}", one.revision);
+            waits(one, revision).await;
         }
     }
 
@@ -742,6 +754,12 @@ impl Three {
                 .await;
         }
     }
+}
+
+async fn waits(one: &mut FakeDataplane, revision: u64) {
+    // Whatever was sent before the answer to this is read with it.
+    one.certificate(WEB).await.unwrap();
+    assert!(one.revision < revision, "{}", one.revision);
 }
 
 #[tokio::test]
@@ -765,24 +783,27 @@ async fn a_change_of_three_reaches_the_others_when_the_first_has_taken_it() {
 }
 
 #[tokio::test]
-async fn what_the_first_refuses_goes_no_further_until_something_else_is_wanted() {
+async fn what_two_refuse_goes_no_further_until_something_else_is_wanted() {
     let mut three = Three::start().await;
-    let tried = three.permit("web").await;
-    three.refuse(&tried, NackKind::Content).await;
+    three.two_refuse().await;
     let status = three
         .stream
-        .status("the refusal", |s| s.meshes[0].refused_count == 1)
+        .status("the refusals", |s| s.meshes[0].refused_count == 2)
         .await;
-    let refusal = &status.meshes[0].refused[0];
+    let refusals = status.meshes[0].refused.iter();
+    let refusals: Vec<_> = refusals.map(|r| (&*r.dataplane, &*r.reason)).collect();
     assert_eq!(
-        (refusal.dataplane.as_str(), refusal.reason.as_str()),
-        ("web-1", "unknown feature moon")
+        refusals,
+        [
+            ("web-1", "unknown feature moon"),
+            ("web-2", "unknown feature moon")
+        ]
     );
-    assert_eq!(status.meshes[0].pending, ["web-2", "web-3"]);
-    three.others_wait().await;
+    assert_eq!(status.meshes[0].pending, ["web-3"]);
+    waits(&mut three.all[2], three.revision).await;
 
-    // One that refuses everything stops only once: another tries the next change.
-    three.canary = 1;
+    // Those who refuse everything stop only once: another tries the next change.
+    three.canary = 2;
     let tried = three.permit("store").await;
     three.others_wait().await;
     three.accept(&tried).await;
@@ -795,18 +816,36 @@ async fn what_the_first_refuses_goes_no_further_until_something_else_is_wanted()
 }
 
 #[tokio::test]
-async fn an_unrelated_change_goes_past_what_is_stopped() {
+async fn what_the_first_refuses_and_the_second_takes_goes_on() {
     let mut three = Three::start().await;
     let tried = three.permit("web").await;
     three.refuse(&tried, NackKind::Content).await;
+    three.canary = 1;
+    let tried = three.tried().await;
+    waits(&mut three.all[2], three.revision).await;
+    three.accept(&tried).await;
+    let revision = three.revision;
+    three.all[2]
+        .until("what the second took", |d| d.revision == revision)
+        .await;
     three
         .stream
-        .status("the refusal", |s| s.meshes[0].refused_count == 1)
+        .status("the others are current", |s| {
+            s.meshes[0].current == 2 && s.meshes[0].refused_count == 1
+        })
         .await;
-    let before: Vec<_> = three.all[1..]
-        .iter()
-        .map(|d| d.documents["proxy"].clone())
-        .collect();
+    three.zone.stop().await;
+}
+
+#[tokio::test]
+async fn an_unrelated_change_goes_past_what_is_stopped() {
+    let mut three = Three::start().await;
+    three.two_refuse().await;
+    three
+        .stream
+        .status("the refusals", |s| s.meshes[0].refused_count == 2)
+        .await;
+    let before = three.all[2].documents["proxy"].clone();
     let (from, to) = (three.revision, three.revision + 1);
     three.revision = to;
     let anchor = three.installation.ca.certificate().clone();
@@ -816,15 +855,11 @@ async fn an_unrelated_change_goes_past_what_is_stopped() {
     );
     three.stream.delta("pay", from, to, &[trust], &[]).await;
     let knows = |d: &FakeDataplane| matches!(&d.documents["trust"].body, Some(Body::Trust(t)) if t.domains.len() == 2);
-    // The second tries it, for the first has refused something.
-    three.all[1].until("the anchor", knows).await;
+    // The third tries it, for the first two have refused something.
     three.all[2].until("the anchor", knows).await;
     three.all[0].until("the anchor", knows).await;
-    let after: Vec<_> = three.all[1..]
-        .iter()
-        .map(|d| d.documents["proxy"].clone())
-        .collect();
-    assert_eq!(before, after);
+    three.all[1].until("the anchor", knows).await;
+    assert_eq!(before, three.all[2].documents["proxy"]);
     three.zone.stop().await;
 }
 

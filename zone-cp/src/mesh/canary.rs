@@ -1,9 +1,11 @@
 //! Who tries new documents first (FIELD d14).
 //!
 //! A change that concerns several proxies of one version goes to one of them, the canary; the others are held until it
-//! has answered. What it takes goes on to the others. What it refuses for what the document says is stopped for them
-//! until something else is wanted under that name, and nothing else is. A proxy that can not listen at the moment, goes
-//! away or says nothing stops nothing: a change may withdraw a right, and must not wait for local trouble.
+//! has answered. What it takes goes on to the others. What it refuses for what the document says is tried by a second one,
+//! so that a single proxy, which may be in a stranger's hands, can not hold up what all others would take. What both
+//! refuse is stopped for the others until something else is wanted under that name, and nothing else is. A proxy that can
+//! not listen at the moment, goes away or says nothing stops nothing: a change may withdraw a right, and must not wait
+//! for local trouble.
 //!
 //! Plain decisions: [`Rollouts::judge`] looks at the answers, [`Rollouts::resume`] ends the stops that a change
 //! overtakes, [`Rollouts::plan`] says who is sent something now. The mesh calls them in this order whenever it settles.
@@ -18,6 +20,8 @@ use crate::registry::StreamId;
 /// How long the others wait for a canary's answer at most. The tick that looks at it adds up to a second; together they stay
 /// below the two seconds within which a withdrawn permission closes connections.
 pub const PATIENCE: Duration = Duration::from_millis(750);
+/// How long a second canary has at least, where the first took most of that time to refuse.
+const SECOND_PATIENCE: Duration = Duration::from_millis(250);
 
 /// Trials under way, and documents that are stopped.
 #[derive(Debug, Default)]
@@ -34,8 +38,11 @@ struct Trial {
     canary: String,
     /// On this stream it was sent what it tries.
     stream: StreamId,
-    since: Instant,
+    /// Nobody waits for its answer longer.
+    until: Instant,
     held: BTreeSet<String>,
+    /// Who tried before it, and what that one refused: document and version.
+    first: Option<(String, BTreeMap<String, String>)>,
 }
 
 /// A document that goes no further.
@@ -45,10 +52,8 @@ pub struct Stop {
     pub document: String,
     /// Version of the proxies concerned.
     pub version: String,
-    /// Who refused it.
-    pub canary: String,
-    /// The version it refused.
-    pub refused: String,
+    /// Who refused it, each with the version it refused.
+    pub canaries: BTreeMap<String, String>,
     /// From whom it is kept, each with the version that was wanted there.
     pub held: BTreeMap<String, String>,
 }
@@ -80,38 +85,34 @@ pub struct Standing {
     pub answered: bool,
     /// What it refuses for what it says: document and version.
     pub refused: BTreeMap<String, String>,
+    /// See [`Candidate::declined`].
+    pub declined: bool,
 }
 
-/// A trial that is over.
+/// What came of a trial.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verdict {
     /// Version of the proxies concerned.
     pub version: String,
-    /// Who tried.
-    pub canary: String,
-    /// What must not go on to the others: document and version.
-    pub refused: BTreeMap<String, String>,
-    /// Those who are held no longer.
+    /// What must not go on to the others: document, and who refused which version of it.
+    pub refused: BTreeMap<String, BTreeMap<String, String>>,
+    /// Those who are held no longer. Where the first canary has refused something it is the second alone: it tries next.
     pub released: BTreeSet<String>,
 }
 
 impl Rollouts {
-    /// Ends the trials whose canary has answered, has gone, or has had its time.
+    /// Ends the trials whose canary has answered, has gone, or has had its time, or goes on with a second canary.
     pub fn judge(&mut self, now: Instant, standing: impl Fn(&str) -> Standing) -> Vec<Verdict> {
         let mut verdicts = Vec::new();
         self.trials.retain_mut(|trial| {
             let found = standing(&trial.canary);
             let same = found.stream == Some(trial.stream);
-            if same && !found.answered && now.saturating_duration_since(trial.since) < PATIENCE {
+            if same && !found.answered && now < trial.until {
                 return true;
             }
-            verdicts.push(Verdict {
-                version: std::mem::take(&mut trial.version),
-                canary: std::mem::take(&mut trial.canary),
-                refused: found.refused,
-                released: std::mem::take(&mut trial.held),
-            });
-            false
+            let (verdict, goes_on) = trial.judge(found.refused, now, &standing);
+            verdicts.push(verdict);
+            goes_on
         });
         verdicts
     }
@@ -124,7 +125,7 @@ impl Rollouts {
     }
 
     /// Ends the stops that no longer hold, since something else is wanted under that name by one of those concerned, or
-    /// since its canary `runs` what it had refused. Returned are those from whom something was kept. Only `affected` can
+    /// since a canary `runs` what it had refused. Returned are those from whom something was kept. Only `affected` can
     /// want something else than before.
     pub fn resume(
         &mut self,
@@ -138,11 +139,11 @@ impl Rollouts {
                 affected.contains(name)
                     && wanted(name, &stop.document).is_none_or(|now| now != *version)
             };
-            let over = changed(&stop.canary, &stop.refused)
-                || stop
-                    .held
-                    .iter()
-                    .any(|(name, version)| changed(name, version))
+            let over = stop
+                .canaries
+                .iter()
+                .chain(&stop.held)
+                .any(|(name, version)| changed(name, version))
                 || runs(stop);
             if over {
                 resumed.extend(stop.held.keys().cloned());
@@ -216,8 +217,9 @@ impl Rollouts {
                 version,
                 canary: canary.name,
                 stream: canary.stream,
-                since: now,
+                until: now + PATIENCE,
                 held,
+                first: None,
             });
         }
     }
@@ -242,6 +244,51 @@ impl Rollouts {
 
     fn is_held(&self, name: &str) -> bool {
         self.trials.iter().any(|trial| trial.held.contains(name))
+    }
+}
+
+impl Trial {
+    /// What comes of the answer of the canary, and whether the trial goes on with another.
+    fn judge(
+        &mut self,
+        refused: BTreeMap<String, String>,
+        now: Instant,
+        standing: impl Fn(&str) -> Standing,
+    ) -> (Verdict, bool) {
+        let mut verdict = Verdict {
+            version: self.version.clone(),
+            refused: BTreeMap::new(),
+            released: BTreeSet::new(),
+        };
+        if !refused.is_empty() && self.first.is_none() {
+            let second = self.held.iter().find_map(|name| {
+                let found = standing(name);
+                let stream = found.stream.filter(|_| !found.declined)?;
+                Some((name.clone(), stream))
+            });
+            if let Some((second, stream)) = second {
+                self.held.remove(&second);
+                verdict.released.insert(second.clone());
+                let first = std::mem::replace(&mut self.canary, second);
+                self.first = Some((first, refused));
+                self.stream = stream;
+                self.until = self.until.max(now + SECOND_PATIENCE);
+                return (verdict, true);
+            }
+        }
+        let canary = std::mem::take(&mut self.canary);
+        for (document, version) in refused {
+            let mut canaries = BTreeMap::from([(canary.clone(), version)]);
+            if let Some((first, before)) = &self.first {
+                let Some(version) = before.get(&document) else {
+                    continue; // The first took it.
+                };
+                canaries.insert(first.clone(), version.clone());
+            }
+            verdict.refused.insert(document, canaries);
+        }
+        verdict.released = std::mem::take(&mut self.held);
+        (verdict, false)
     }
 }
 
@@ -272,13 +319,14 @@ mod tests {
         of.iter().map(|(a, b)| ((*a).into(), (*b).into())).collect()
     }
 
-    fn standing(answered: bool, refused: &[(&str, &str)]) -> impl Fn(&str) -> Standing {
+    fn standing(answered: bool, refused: &[(&str, &str)]) -> Box<dyn Fn(&str) -> Standing> {
         let standing = Standing {
             stream: Some(StreamId(1)),
             answered,
             refused: versions(refused),
+            declined: false,
         };
-        move |_| standing.clone()
+        Box::new(move |_| standing.clone())
     }
 
     fn proxy_stopped() -> Rollouts {
@@ -286,8 +334,7 @@ mod tests {
         rollouts.stop(Stop {
             document: "proxy".into(),
             version: "1".into(),
-            canary: "a".into(),
-            refused: "a2".into(),
+            canaries: versions(&[("a", "a2")]),
             held: versions(&[("b", "b2"), ("c", "c2")]),
         });
         rollouts
@@ -315,17 +362,85 @@ mod tests {
         // A later change goes to the same canary, and to nobody who waits for it; another alone does not wait.
         assert_eq!(rollouts.plan(candidates("a b d"), now), names("a"));
         assert_eq!(rollouts.plan(candidates("b e"), now), names("e"));
-        let verdict = Verdict {
-            version: "1".into(),
-            canary: "a".into(),
-            refused: versions(&[("proxy", "a2")]),
-            released: names("b c d"),
-        };
         assert_eq!(
-            rollouts.judge(now, standing(true, &[("proxy", "a2")])),
-            [verdict]
+            rollouts.judge(now, standing(true, &[])),
+            [verdict(&[], "b c d")]
         );
         assert_eq!(rollouts.judge(now, standing(true, &[])), []);
+    }
+
+    fn verdict(refused: &[(&str, &[(&str, &str)])], released: &str) -> Verdict {
+        let refused = refused.iter();
+        Verdict {
+            version: "1".into(),
+            refused: refused
+                .map(|(document, by)| ((*document).into(), versions(by)))
+                .collect(),
+            released: names(released),
+        }
+    }
+
+    #[test]
+    fn what_the_first_refuses_is_tried_by_a_second_and_stopped_where_that_one_refuses_it_too() {
+        let now = Instant::now();
+        let proxy: &[(&str, &str)] = &[("proxy", "2")];
+        let both: (&str, &[(&str, &str)]) = ("proxy", &[("a", "2"), ("b", "2")]);
+        // What the second says; what is stopped.
+        for (second, stopped) in [
+            (standing(true, proxy), vec![both]),
+            (
+                standing(true, &[("proxy", "2"), ("trust", "2")]),
+                vec![both],
+            ),
+            (standing(true, &[("trust", "2")]), vec![]),
+            (standing(true, &[]), vec![]),
+            (Box::new(|_: &str| Standing::default()) as Box<_>, vec![]),
+        ] {
+            let mut rollouts = Rollouts::default();
+            rollouts.plan(candidates("a b c d"), now);
+            assert_eq!(
+                rollouts.judge(now, standing(true, proxy)),
+                [verdict(&[], "b")]
+            );
+            assert_eq!(rollouts.judge(now, standing(false, &[])), []);
+            // Its time is that of the first, or a little more.
+            assert_eq!(rollouts.judge(now, &second), [verdict(&stopped, "c d")]);
+        }
+    }
+
+    #[test]
+    fn the_second_is_one_that_is_connected_and_has_declined_nothing() {
+        let now = Instant::now();
+        let proxy: (&str, &[(&str, &str)]) = ("proxy", &[("a", "2")]);
+        let found = |able: &'static str| {
+            move |name: &str| Standing {
+                declined: name != able,
+                ..standing(true, &[("proxy", "2")])(name)
+            }
+        };
+        let mut rollouts = Rollouts::default();
+        rollouts.plan(candidates("a b c d"), now);
+        assert_eq!(rollouts.judge(now, found("c")), [verdict(&[], "c")]);
+        let mut rollouts = Rollouts::default();
+        rollouts.plan(candidates("a b c d"), now);
+        assert_eq!(
+            rollouts.judge(now, found("nobody")),
+            [verdict(&[proxy], "b c d")]
+        );
+    }
+
+    #[test]
+    fn a_first_that_refuses_at_the_last_moment_leaves_the_second_little_time() {
+        let (mut rollouts, now) = (Rollouts::default(), Instant::now());
+        rollouts.plan(candidates("a b c"), now);
+        let refused = now + PATIENCE - Duration::from_millis(1);
+        rollouts.judge(refused, standing(true, &[("proxy", "2")]));
+        let silent = standing(false, &[]);
+        assert_eq!(rollouts.judge(now + PATIENCE, &silent), []);
+        assert_eq!(
+            rollouts.judge(refused + SECOND_PATIENCE, &silent),
+            [verdict(&[], "c")]
+        );
     }
 
     #[test]
@@ -401,7 +516,7 @@ mod tests {
         rollouts.forget("c");
         assert_eq!(rollouts.stopped("c"), names(""));
         assert_eq!(rollouts.resume(&names(""), none, |_| false), names(""));
-        let runs = |stop: &Stop| (&*stop.canary, &*stop.refused) == ("a", "a2");
+        let runs = |stop: &Stop| stop.canaries == versions(&[("a", "a2")]);
         assert_eq!(rollouts.resume(&names(""), none, runs), names("b"));
     }
 }

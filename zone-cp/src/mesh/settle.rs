@@ -460,6 +460,7 @@ impl Mesh {
             Standing {
                 stream: registry.get(canary).and_then(|r| r.stream),
                 answered: session.tracker.has_answered(),
+                declined: session.tracker.has_declined(),
                 refused: refused
                     .filter(|(_, refusal)| !refusal.local)
                     .map(|(document, refusal)| (document.clone(), refusal.version.clone()))
@@ -468,14 +469,16 @@ impl Mesh {
         });
         // A canary may run after all what it had refused: its host was mended, or it was started anew.
         let runs = |stop: &Stop| {
-            let tracker = sessions.get(&stop.canary).map(|s| &s.tracker);
-            let running = tracker.and_then(|t| t.running(&stop.document));
             let same = |r: &Registration| r.version == stop.version;
-            running == Some(&stop.refused) && registry.get(&stop.canary).is_some_and(same)
+            stop.canaries.iter().any(|(canary, refused)| {
+                let tracker = sessions.get(canary).map(|s| &s.tracker);
+                let running = tracker.and_then(|t| t.running(&stop.document));
+                running == Some(refused) && registry.get(canary).is_some_and(same)
+            })
         };
         let mut released = self.rollouts.resume(&BTreeSet::new(), |_, _| None, runs);
         for verdict in verdicts {
-            for (document, refused) in verdict.refused {
+            for (document, canaries) in verdict.refused {
                 let held: BTreeMap<_, _> = verdict
                     .released
                     .iter()
@@ -487,9 +490,10 @@ impl Mesh {
                     })
                     .collect();
                 if !held.is_empty() {
+                    let names: Vec<_> = canaries.keys().map(String::as_str).collect();
                     settled.warnings.push(format!(
-                        "the roll-out of document {document} stops: its canary, dataplane {} (version {}), refuses it; {} others of its version go on with what they have",
-                        verdict.canary,
+                        "the roll-out of document {document} stops: it is refused by those who tried it, {} (version {}); {} others of their version go on with what they have",
+                        names.join(" and "),
                         verdict.version,
                         held.len()
                     ));
@@ -497,8 +501,7 @@ impl Mesh {
                 self.rollouts.stop(Stop {
                     document,
                     version: verdict.version.clone(),
-                    canary: verdict.canary.clone(),
-                    refused,
+                    canaries,
                     held,
                 });
             }

@@ -2,15 +2,18 @@
 
 use axum::{
     Json, Router,
-    extract::{Path, State},
+    extract::{Path, Query, State},
     http::StatusCode,
     response::{IntoResponse, Response},
     routing::get,
 };
-use mesh_model::api::Problem;
+use mesh_model::api::{Key, Problem};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::event::{Event, Question};
+use crate::{
+    event::{Event, Question},
+    explain::Call,
+};
 
 /// Routes, answered by the zone's loop behind `events`.
 pub fn router(events: mpsc::Sender<Event>) -> Router {
@@ -19,6 +22,11 @@ pub fn router(events: mpsc::Sender<Event>) -> Router {
         .route("/v1/meshes/{mesh}/dataplanes", get(dataplanes))
         .route("/v1/meshes/{mesh}/dataplanes/{name}", get(dataplane))
         .route("/v1/meshes/{mesh}/services", get(services))
+        .route("/v1/meshes/{mesh}/services/{name}", get(service))
+        .route("/v1/meshes/{mesh}/policies/{kind}/{name}", get(policy))
+        .route("/v1/meshes/{mesh}/calls/{from}/{to}", get(call))
+        .route("/v1/meshes/{mesh}/resources", get(resources))
+        .route("/v1/resources", get(global_resources))
         .fallback(|| async {
             problem(
                 StatusCode::NOT_FOUND,
@@ -45,6 +53,52 @@ async fn dataplane(State(events): Events, Path((mesh, name)): Path<(String, Stri
 
 async fn services(State(events): Events, Path(mesh): Path<String>) -> Response {
     ask(&events, Question::Services { mesh }).await
+}
+
+async fn service(State(events): Events, Path((mesh, name)): Path<(String, String)>) -> Response {
+    ask(&events, Question::Service { mesh, name }).await
+}
+
+async fn policy(
+    State(events): Events,
+    Path((mesh, kind, name)): Path<(String, String, String)>,
+) -> Response {
+    let Some(kind) = mesh_model::find_kind(&kind) else {
+        let title = format!("there is no kind {kind}");
+        return problem(StatusCode::NOT_FOUND, "not-found", &title);
+    };
+    let key = Key {
+        kind: kind.name.to_owned(),
+        mesh,
+        zone: String::new(),
+        name,
+    };
+    ask(&events, Question::Policy(key)).await
+}
+
+#[derive(serde::Deserialize)]
+struct CallQuery {
+    /// Absent: each port.
+    #[serde(default)]
+    port: u16,
+}
+
+async fn call(
+    State(events): Events,
+    Path((mesh, from, to)): Path<(String, String, String)>,
+    Query(CallQuery { port }): Query<CallQuery>,
+) -> Response {
+    let call = Call { from, to, port };
+    ask(&events, Question::Call { mesh, call }).await
+}
+
+async fn resources(State(events): Events, Path(mesh): Path<String>) -> Response {
+    ask(&events, Question::Resources { mesh }).await
+}
+
+async fn global_resources(State(events): Events) -> Response {
+    let mesh = String::new();
+    ask(&events, Question::Resources { mesh }).await
 }
 
 async fn ask(events: &mpsc::Sender<Event>, question: Question) -> Response {

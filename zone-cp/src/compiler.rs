@@ -3,6 +3,17 @@
 //! No I/O, no clock, no randomness. Equal input gives equal bytes, whatever order it came in; a document holds neither
 //! revision nor time, so that a change which does not affect a proxy does not change what it is sent. Endpoints are
 //! not part of it (see [`crate::endpoints`]).
+//!
+//! | module | what it compiles |
+//! | --- | --- |
+//! | here | listeners and inbound policy, trust, what an ingress forwards |
+//! | `service` | how to reach a service, which differs with the policies that select the caller |
+//! | `timeouts` | `MeshTimeout`s |
+//! | `route` | `MeshTCPRoute`s |
+
+mod route;
+mod service;
+mod timeouts;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,21 +21,25 @@ use std::{
 };
 
 use mesh_model::{
-    Dataplane, Resource, ZoneIngress,
+    Dataplane, Kind as _, MeshTrafficPermission, Resource, ZoneIngress,
     dataplane::{Inbound as InboundSpec, InboundState, ServiceProbe},
     identity,
     mesh_service::ServicePort as PortSpec,
-    permission, services as model,
+    permission,
+    policy::{Proxy as Selectable, Selection},
+    services as model,
 };
 use mesh_proto::{
     document, features,
     names::{MeshName, ZoneName},
     proxy::{
-        Document, Inbound, Ingress, IngressRoute, Outbound, Probe, Protocol, Proxy, Service,
-        ServiceZone, SocketAddress, Timeouts, TlsMode, Trust, TrustDomain, document::Body,
+        Document, Inbound, Ingress, IngressRoute, Outbound, Probe, Protocol, Proxy, SocketAddress,
+        TlsMode, Trust, TrustDomain, document::Body,
     },
     sni,
 };
+
+pub use service::{Needed, ServiceDocuments};
 
 use crate::{
     endpoints::{self, ServicePort},
@@ -32,11 +47,6 @@ use crate::{
     tracker::Documents,
     view::MeshView,
 };
-
-/// How long one attempt to reach an endpoint may take, where no policy says.
-const CONNECT_TIMEOUT_MS: u32 = 5_000;
-/// How long a connection may be idle, where no policy says.
-const IDLE_TIMEOUT_MS: u32 = 3_600_000;
 
 /// A port of a service that a proxy calls, in every zone or in one.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -73,16 +83,48 @@ pub fn compile(
     subscriptions: &BTreeSet<ServiceRef>,
     capabilities: &[String],
 ) -> Compiled {
-    let mut documents = Documents::new();
-    let mut add = |document: Document| documents.insert(document.name.clone(), Arc::new(document));
-    add(proxy(view, dataplane));
-    add(trust(view));
-    for reference in declared(dataplane).union(subscriptions) {
-        add(service(view, reference));
+    Compiler::new(view).compile(dataplane, subscriptions, capabilities)
+}
+
+/// Compiles several sidecars of one mesh: what they share is made once.
+#[derive(Debug)]
+pub struct Compiler<'a> {
+    view: &'a MeshView,
+    trust: Arc<Document>,
+    services: ServiceDocuments,
+}
+
+impl<'a> Compiler<'a> {
+    /// A compiler of one mesh.
+    #[must_use]
+    pub fn new(view: &'a MeshView) -> Self {
+        Self {
+            view,
+            trust: Arc::new(trust(view)),
+            services: ServiceDocuments::default(),
+        }
     }
-    Compiled {
-        missing_features: missing_features(&documents, capabilities),
-        documents,
+
+    /// See [`compile`].
+    pub fn compile(
+        &mut self,
+        dataplane: &Resource,
+        subscriptions: &BTreeSet<ServiceRef>,
+        capabilities: &[String],
+    ) -> Compiled {
+        let mut documents = Documents::new();
+        let mut add = |document: Arc<Document>| documents.insert(document.name.clone(), document);
+        add(Arc::new(proxy(self.view, dataplane)));
+        add(self.trust.clone());
+        let called = &declared(dataplane) | subscriptions;
+        let services = self.services.needed(self.view, dataplane, &called);
+        for document in services.into_values() {
+            add(document);
+        }
+        Compiled {
+            missing_features: missing_features(&documents, capabilities),
+            documents,
+        }
     }
 }
 
@@ -122,12 +164,21 @@ pub fn declared(dataplane: &Resource) -> BTreeSet<ServiceRef> {
 pub fn proxy(view: &MeshView, dataplane: &Resource) -> Document {
     let workload = identity::workload(dataplane);
     let served = served_ports(&view.services, dataplane);
+    let selected = view.policies.set.select(Selectable::of(dataplane));
+    let policies = Incoming {
+        permissions: selected
+            .policies(&MeshTrafficPermission::DESCRIPTOR)
+            .filter_map(|key| view.policies.get(key))
+            .map(Arc::as_ref)
+            .collect(),
+        selected,
+    };
     let networking = dataplane.get::<Dataplane>().map(|d| &d.networking);
     let inbounds: Vec<_> = networking
         .iter()
         .flat_map(|n| &n.inbound)
         .filter(|inbound| inbound.stated() != InboundState::Ignored)
-        .map(|spec| inbound(view, dataplane, spec, &served))
+        .map(|spec| inbound(view, dataplane, spec, &served, &policies))
         .collect();
     let outbounds: Vec<_> = networking
         .iter()
@@ -185,11 +236,18 @@ fn served_ports(services: &Services, dataplane: &Resource) -> ServedPorts {
     served
 }
 
+/// What policies may say of a dataplane's incoming traffic.
+struct Incoming<'a> {
+    selected: Selection<'a>,
+    permissions: Vec<&'a Resource>,
+}
+
 fn inbound(
     view: &MeshView,
     dataplane: &Resource,
     spec: &InboundSpec,
     served: &ServedPorts,
+    policies: &Incoming<'_>,
 ) -> Inbound {
     let networking = dataplane.get::<Dataplane>().map(|d| &d.networking);
     let name = spec.name_or_port();
@@ -198,7 +256,6 @@ fn inbound(
         .iter()
         .flat_map(|(service, port)| server_names(&view.mesh, &view.zone, service, port))
         .collect();
-    let policies: Vec<&Resource> = view.permissions.iter().map(Arc::as_ref).collect();
     let workload = identity::workload(dataplane);
     Inbound {
         listen: networking.map(|n| address(spec.listen_address(n), spec.port)),
@@ -211,8 +268,12 @@ fn inbound(
             .first()
             .map_or(workload, |(service, _)| service)
             .to_owned(),
-        permissions: Some(permission::effective(&policies, dataplane, spec)),
-        timeouts: Some(timeouts()),
+        permissions: Some(permission::effective(
+            &policies.permissions,
+            dataplane,
+            spec,
+        )),
+        timeouts: Some(timeouts::incoming(&policies.selected, spec)),
         probe: spec.service_probe.as_ref().map(probe),
         name,
     }
@@ -242,48 +303,6 @@ fn server_names(
         .iter()
         .map(|port| sni::mesh_service(mesh, zone, service, port))
         .collect()
-}
-
-/// How to reach a port of a service. One that does not exist gives a document without zones: connections to it fail and
-/// say why, and nothing is ever reached in its place (FIELD d11).
-#[must_use]
-pub fn service(view: &MeshView, reference: &ServiceRef) -> Document {
-    let ServicePort { service, port } = &reference.of;
-    let mut zones = Vec::new();
-    let mut protocol = None;
-    for (zone, there) in view
-        .services
-        .destinations
-        .get(service)
-        .into_iter()
-        .flatten()
-    {
-        let wanted = reference.zone.as_ref().is_none_or(|only| only == zone);
-        let found = there.ports.iter().find(|p| p.port == *port);
-        let (true, Some(found), Ok(name)) = (wanted, found, zone.parse::<ZoneName>()) else {
-            continue;
-        };
-        // Where zones disagree, this one's word counts.
-        if protocol.is_none() || *zone == *view.zone.as_str() {
-            protocol = Some(Protocol::from(found.app_protocol));
-        }
-        zones.push(ServiceZone {
-            zone: zone.clone(),
-            server_name: sni::mesh_service(&view.mesh, &name, service, &found.name_or_port()),
-            identities: there.identities.iter().cloned().collect(),
-        });
-    }
-    let body = Body::Service(Service {
-        mesh: view.mesh.to_string(),
-        name: service.clone(),
-        port: (*port).into(),
-        protocol: protocol.unwrap_or(Protocol::Tcp).into(),
-        zones,
-        timeouts: Some(timeouts()),
-        tcp_route: None,
-    });
-    let required = BTreeSet::from([features::SERVICE_TCP]);
-    seal(reference.document_name(), required, body)
 }
 
 /// Anchors of every trust domain of the mesh. The same for all its proxies.
@@ -333,7 +352,7 @@ pub fn ingress<'a>(
         name: resource.meta.name.clone(),
         listen: networking.map(|n| address(n.address, n.port)),
         routes: routes.into_values().collect(),
-        timeouts: Some(timeouts()),
+        timeouts: Some(timeouts::built_in()),
     });
     let required = BTreeSet::from([features::INGRESS_SNI]);
     seal(document::INGRESS.to_owned(), required, body)
@@ -345,15 +364,6 @@ fn seal(name: String, required: BTreeSet<&str>, body: Body) -> Document {
         required.into_iter().map(str::to_owned).collect(),
         body,
     )
-}
-
-fn timeouts() -> Timeouts {
-    Timeouts {
-        connect_ms: CONNECT_TIMEOUT_MS,
-        idle_ms: IDLE_TIMEOUT_MS,
-        connect_origin: String::new(),
-        idle_origin: String::new(),
-    }
 }
 
 fn probe(spec: &ServiceProbe) -> Probe {

@@ -4,12 +4,12 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use mesh_model::{api::SettingChange, duration};
+use mesh_model::{api::SettingChange, duration, permission};
 use mesh_proto::{
     document::{self, hex_sha256},
     proxy::{
         Document, IdentityMatch, Inbound, Permissions, Protocol, Proxy, Service, SocketAddress,
-        TcpRoute, Timeouts, Trust, document::Body, identity_match::SpiffeId,
+        TcpRoute, Timeouts, Trust, document::Body,
     },
 };
 
@@ -33,13 +33,7 @@ pub fn permissions(permissions: &Permissions) -> Vec<String> {
 }
 
 fn permission(word: &str, entry: &IdentityMatch) -> String {
-    let what = match &entry.spiffe_id {
-        Some(SpiffeId::Exact(id)) => id.clone(),
-        Some(SpiffeId::Prefix(prefix)) => format!("{prefix}*"),
-        Some(SpiffeId::Any(true)) => "everyone".to_owned(),
-        Some(SpiffeId::Any(false)) | None => "nobody".to_owned(),
-    };
-    format!("{word} {what} ({})", entry.origin)
+    format!("{word} {} ({})", permission::shown(entry), entry.origin)
 }
 
 /// `connectionTimeout 5s (built in)` and so on.
@@ -49,12 +43,6 @@ pub fn timeouts(timeouts: &Timeouts) -> Vec<String> {
         format!("connectionTimeout {}", connect(timeouts)),
         format!("idleTimeout {}", idle(timeouts)),
     ]
-}
-
-/// Of an inbound: it connects to its own application, and only how long connections may be idle is of interest.
-#[must_use]
-pub fn inbound_timeouts(timeouts: &Timeouts) -> Vec<String> {
-    vec![format!("idleTimeout {}", idle(timeouts))]
 }
 
 fn connect(timeouts: &Timeouts) -> String {
@@ -247,7 +235,7 @@ fn of_inbound(inbound: &Inbound, settings: &mut Settings) {
         settings.add(&of, "permissions", permissions(entries));
     }
     if let Some(timeouts) = &inbound.timeouts {
-        settings.set(&of, "timeouts.idle", idle(timeouts));
+        of_timeouts(&of, timeouts, settings);
     }
     if let Some(probe) = &inbound.probe {
         let text = format!(
@@ -271,12 +259,16 @@ fn of_service(document: &str, service: &Service, settings: &mut Settings) {
         settings.add(&of, &identities, zone.identities.iter().cloned());
     }
     if let Some(timeouts) = &service.timeouts {
-        settings.set(&of, "timeouts.connect", connect(timeouts));
-        settings.set(&of, "timeouts.idle", idle(timeouts));
+        of_timeouts(&of, timeouts, settings);
     }
     if let Some(tcp) = &service.tcp_route {
         settings.set(&of, "route", route(tcp));
     }
+}
+
+fn of_timeouts(of: &str, timeouts: &Timeouts, settings: &mut Settings) {
+    settings.set(of, "timeouts.connect", connect(timeouts));
+    settings.set(of, "timeouts.idle", idle(timeouts));
 }
 
 fn of_trust(trust: &Trust, settings: &mut Settings) {
@@ -295,7 +287,7 @@ fn of_trust(trust: &Trust, settings: &mut Settings) {
 mod tests {
     use std::sync::Arc;
 
-    use mesh_proto::proxy::RouteBackend;
+    use mesh_proto::proxy::{RouteBackend, identity_match::SpiffeId};
 
     use super::*;
 
@@ -381,7 +373,10 @@ mod tests {
             })
         };
         assert_eq!(
-            lines(&timeouts(5_000, ""), &timeouts(90_000, "MeshTimeout/x to[0]")),
+            lines(
+                &timeouts(5_000, ""),
+                &timeouts(90_000, "MeshTimeout/x to[0]")
+            ),
             ["service a:80: timeouts.connect: 5s (built in) => 1m30s (MeshTimeout/x to[0])"]
         );
     }

@@ -1,10 +1,11 @@
 //! Everything that can wake the zone's loop.
 
-use mesh_proto::discovery::to_zone;
+use mesh_model::api::Key;
+use mesh_proto::{discovery::to_zone, zone::PlanChanges};
 use serde_json::Value;
 use tokio::sync::oneshot;
 
-use crate::{discovery::Newcomer, registry::StreamId, sync::SyncEvent};
+use crate::{discovery::Newcomer, explain::Call, registry::StreamId, sync::SyncEvent};
 
 /// Events that may wait for the loop. Whoever sends more waits, and with it the peer it reads from.
 pub const QUEUE: usize = 4096;
@@ -27,11 +28,14 @@ pub enum Event {
         reason: String,
     },
     /// Somebody looks.
-    Asked(Question, oneshot::Sender<Result<Value, Unknown>>),
+    Asked(Question, oneshot::Sender<Answer>),
 }
 
+/// What is answered, as JSON.
+pub type Answer = Result<Value, Unknown>;
+
 /// What somebody asks at the zone's own API, or through global.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Question {
     /// Dataplanes of a mesh, as `mesh_model::api::DataplaneView`s.
     Dataplanes {
@@ -47,6 +51,41 @@ pub enum Question {
     },
     /// Services of a mesh with their endpoints.
     Services {
+        /// The mesh.
+        mesh: String,
+    },
+    /// One service of this zone, as `mesh_model::api::ZoneService`; null where it has none of this name.
+    Service {
+        /// The mesh.
+        mesh: String,
+        /// Its name.
+        name: String,
+    },
+    /// Whom a policy concerns here, as `mesh_model::api::ZonePolicy`.
+    Policy(Key),
+    /// Where calls go, as `mesh_model::api::ExplainedCaller`s.
+    Call {
+        /// The mesh.
+        mesh: String,
+        /// The call.
+        call: Call,
+    },
+    /// Who is let in, as `mesh_model::api::ExplainedInbound`s.
+    Inbound {
+        /// The mesh.
+        mesh: String,
+        /// A service of this zone.
+        service: String,
+        /// Its port. 0: each.
+        port: u16,
+        /// SPIFFE ID of the caller.
+        caller: String,
+    },
+    /// What changes would change, as `mesh_model::api::ZonePlan`.
+    Plan(PlanChanges),
+    /// What global has given of a mesh, or ("") of what is outside any mesh: where each resource comes from, and how old
+    /// it is.
+    Resources {
         /// The mesh.
         mesh: String,
     },

@@ -1,22 +1,36 @@
 //! What people see of the zone when they look.
 
+use std::collections::BTreeSet;
+
 use mesh_model::{
-    Dataplane, Stamp,
-    api::{DataplaneView, DocumentView, InboundView, OutboundView},
+    Dataplane, Kind as _, MeshService, Stamp,
+    api::{
+        DataplaneView, DocumentView, InboundView, Key, OutboundView, ZonePolicy, ZoneService,
+        ZoneServicePort,
+    },
+    policy::{Destination, ToKind},
+    selection,
 };
 use mesh_proto::{
     names::ZoneName,
-    proxy::{
-        IdentityMatch, Permissions, Proxy, SocketAddress, document::Body, identity_match::SpiffeId,
-    },
+    proxy::{Proxy, document::Body},
     zone::ZoneStatus,
 };
 use serde_json::{Value, json};
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use crate::{
-    compiler, endpoints::Address, event::Unknown, ingresses::Ingresses, mesh::Mesh,
+    compiler::{self, ServiceRef},
+    describe,
+    event::Unknown,
+    ingresses::Ingresses,
+    mesh::Mesh,
     registry::Registration,
+    scope::{Record, Scope},
 };
+
+/// Dataplanes and services that are named of a policy at most.
+const NAMES_MAX: usize = 1_000;
 
 /// All dataplanes of a mesh, as `DataplaneView`s without inbounds and outbounds.
 #[must_use]
@@ -51,9 +65,10 @@ pub fn dataplane(mesh: &Mesh, zone: &ZoneName, name: &str) -> Result<Value, Unkn
     Ok(json!(view))
 }
 
-/// Services of a mesh with their endpoints, as far as this zone knows them.
+/// Services of a mesh with their endpoints, as far as this zone knows them. Those of other zones come with the age of what
+/// is known of them (FIELD a13).
 #[must_use]
-pub fn services(mesh: &Mesh) -> Value {
+pub fn services(mesh: &Mesh, now_ms: u64) -> Value {
     let destinations = mesh.services().destinations.iter();
     let list: Vec<_> = destinations
         .map(|(name, zones)| {
@@ -64,7 +79,7 @@ pub fn services(mesh: &Mesh) -> Value {
                         .ports
                         .iter()
                         .map(|port| {
-                            let reference = compiler::ServiceRef {
+                            let reference = ServiceRef {
                                 of: crate::endpoints::ServicePort {
                                     service: name.clone(),
                                     port: port.port,
@@ -79,13 +94,183 @@ pub fn services(mesh: &Mesh) -> Value {
                             })
                         })
                         .collect();
-                    json!({"zone": zone, "identities": there.identities, "ports": ports})
+                    let mut view =
+                        json!({"zone": zone, "identities": there.identities, "ports": ports});
+                    if let Some(record) = imported(mesh, zone, name) {
+                        set_age(&mut view, record, now_ms);
+                    }
+                    view
                 })
                 .collect();
             json!({"name": name, "zones": zones})
         })
         .collect();
     json!(list)
+}
+
+/// What another zone has reported of a service.
+fn imported<'a>(mesh: &'a Mesh, zone: &str, name: &str) -> Option<&'a Record> {
+    let key = Key {
+        kind: MeshService::DESCRIPTOR.name.to_owned(),
+        mesh: mesh.name().to_string(),
+        zone: zone.to_owned(),
+        name: name.to_owned(),
+    };
+    mesh.scope().records().get(&key)
+}
+
+/// When a record was changed last, and how long ago that is. Records of a time when global did not say have neither.
+fn set_age(view: &mut Value, record: &Record, now_ms: u64) {
+    if record.modified_ms == 0 {
+        return;
+    }
+    let nanos = i128::from(record.modified_ms) * 1_000_000;
+    let time = OffsetDateTime::from_unix_timestamp_nanos(nanos).ok();
+    if let Some(time) = time.and_then(|time| time.format(&Rfc3339).ok()) {
+        view["modificationTime"] = time.into();
+    }
+    // Global's clock may be ahead.
+    view["ageSeconds"] = (now_ms.saturating_sub(record.modified_ms) / 1_000).into();
+}
+
+/// What global has given in one scope: where each resource comes from, how old it is, and why it cannot be read where it
+/// cannot. Not what it says, which may be secret.
+#[must_use]
+pub fn resources(scope: &Scope, now_ms: u64) -> Value {
+    let list: Vec<_> = scope
+        .records()
+        .iter()
+        .map(|(key, record)| {
+            let origin = match key.zone.as_str() {
+                "" => "global",
+                zone => zone,
+            };
+            let mut view = json!({
+                "type": key.kind,
+                "mesh": key.mesh,
+                "name": key.name,
+                "origin": origin,
+                "revision": record.revision,
+            });
+            if let Err(reason) = &record.resource {
+                view["unreadable"] = (&**reason).into();
+            }
+            set_age(&mut view, record, now_ms);
+            view
+        })
+        .collect();
+    json!(list)
+}
+
+/// One service as this zone runs it. `None`: it has no workload here.
+#[must_use]
+pub fn service(mesh: &Mesh, name: &str) -> Option<ZoneService> {
+    let own = mesh.services().own.get(name)?;
+    let target = mesh.services().target(name);
+    let ports = own.ports.iter().map(|port| {
+        let members = own.members.get(&port.port).into_iter().flatten();
+        let endpoints = members.map(|member| {
+            let state = ready(mesh.is_ready(member));
+            format!("{} ({}, {state})", member.dataplane, member.address)
+        });
+        ZoneServicePort {
+            port: port.port,
+            name: port.name_or_port(),
+            app_protocol: describe::protocol(port.app_protocol.into()),
+            endpoints: endpoints.collect(),
+        }
+    });
+    // What is said of the service, or of any of its ports.
+    let whole = Destination::new(&target);
+    let at_ports = target.ports.iter().map(|port| whole.clone().at(port));
+    let set = &mesh.view().policies.set;
+    let policies: BTreeSet<String> = std::iter::once(whole.clone())
+        .chain(at_ports)
+        .flat_map(|destination| set.concerning(&destination))
+        .map(ToString::to_string)
+        .collect();
+    Some(ZoneService {
+        zone: mesh.view().zone.to_string(),
+        identities: own.identities.iter().cloned().collect(),
+        ports: ports.collect(),
+        policies: policies.into_iter().collect(),
+    })
+}
+
+/// Whom a policy concerns here.
+///
+/// # Errors
+/// Where this zone has no such policy.
+pub fn policy(mesh: &Mesh, key: &Key) -> Result<Value, Unknown> {
+    let zone = &mesh.view().zone;
+    let unknown = |why: &str| {
+        let key = mesh_proto::zone::ResourceKey::from(key.clone());
+        Unknown(format!("{key} {why} in zone {zone}"))
+    };
+    let record = mesh.scope().records().get(key);
+    let record = record.ok_or_else(|| unknown("is not known"))?;
+    let resource = record
+        .resource
+        .as_ref()
+        .map_err(|_| unknown("cannot be read"))?;
+    let policy = resource.policy().ok_or_else(|| unknown("is no policy"))?;
+    let target = policy.target_ref();
+    let has_section = target.is_some_and(|target| target.section_name.is_some());
+    let mut selected = BTreeSet::new();
+    let mut dataplanes = Vec::new();
+    for (name, registration) in mesh.registry().iter() {
+        let dataplane = &registration.resource;
+        if !selection::in_reach(resource, &dataplane.meta)
+            || !selection::selects_dataplane(target, &dataplane.meta)
+        {
+            continue;
+        }
+        if !has_section {
+            selected.insert(name);
+            dataplanes.push(name.to_owned());
+            continue;
+        }
+        let inbounds = dataplane.get::<Dataplane>().map(|d| &d.networking.inbound);
+        for inbound in inbounds.into_iter().flatten() {
+            if selection::selects_inbound(target, &dataplane.meta, inbound) {
+                selected.insert(name);
+                dataplanes.push(format!("{name}/{}", inbound.name_or_port()));
+            }
+        }
+    }
+    dataplanes.truncate(NAMES_MAX);
+    let to = policy.to();
+    let meant = |destination: &Destination| {
+        to.iter()
+            .any(|part| part.target.kind != ToKind::Mesh && destination.is_meant_by(part.target))
+    };
+    let mut destinations = Vec::new();
+    for target in &mesh.services().targets {
+        let whole = Destination::new(target);
+        if meant(&whole) {
+            destinations.push(target.name.clone());
+            continue;
+        }
+        for port in &target.ports {
+            if meant(&whole.clone().at(port)) {
+                destinations.push(format!("{}:{}", target.name, port.number));
+            }
+        }
+    }
+    destinations.truncate(NAMES_MAX);
+    Ok(json!(ZonePolicy {
+        zone: zone.to_string(),
+        selected: u32::try_from(selected.len()).unwrap_or(u32::MAX),
+        dataplanes,
+        destinations,
+    }))
+}
+
+fn ready(ready: bool) -> &'static str {
+    match ready {
+        true => "ready",
+        false => "not ready",
+    }
 }
 
 /// The zone itself.
@@ -184,7 +369,7 @@ fn inbounds(proxy: &Proxy, registration: &Registration) -> Vec<InboundView> {
         .inbounds
         .iter()
         .map(|inbound| {
-            let ready = registration
+            let is_ready = registration
                 .readiness
                 .get(&inbound.name)
                 .copied()
@@ -197,43 +382,18 @@ fn inbounds(proxy: &Proxy, registration: &Registration) -> Vec<InboundView> {
             });
             InboundView {
                 name: inbound.name.clone(),
-                listen: address(inbound.listen.as_ref()),
-                application: address(inbound.application.as_ref()),
-                state: if ready && stated_ready {
-                    "ready"
-                } else {
-                    "not ready"
-                }
-                .to_owned(),
+                listen: describe::address(inbound.listen.as_ref()),
+                application: describe::address(inbound.application.as_ref()),
+                state: ready(is_ready && stated_ready).to_owned(),
                 service: inbound.service.clone(),
                 permissions: inbound
                     .permissions
                     .as_ref()
-                    .map(permissions)
+                    .map(describe::permissions)
                     .unwrap_or_default(),
             }
         })
         .collect()
-}
-
-/// In the order in which they are looked at.
-fn permissions(permissions: &Permissions) -> Vec<String> {
-    let line = |word: &str, entry: &IdentityMatch| {
-        let what = match &entry.spiffe_id {
-            Some(SpiffeId::Exact(id)) => id.clone(),
-            Some(SpiffeId::Prefix(prefix)) => format!("{prefix}*"),
-            Some(SpiffeId::Any(true)) => "everyone".to_owned(),
-            Some(SpiffeId::Any(false)) | None => "nobody".to_owned(),
-        };
-        format!("{word} {what} ({})", entry.origin)
-    };
-    let deny = permissions.deny.iter().map(|e| line("deny", e));
-    let shadow = permissions
-        .allow_with_shadow_deny
-        .iter()
-        .map(|e| line("allowWithShadowDeny", e));
-    let allow = permissions.allow.iter().map(|e| line("allow", e));
-    deny.chain(shadow).chain(allow).collect()
 }
 
 fn outbounds(
@@ -262,7 +422,7 @@ fn outbounds(
                 _ => Vec::new(),
             };
             OutboundView {
-                listen: address(outbound.listen.as_ref()),
+                listen: describe::address(outbound.listen.as_ref()),
                 service: outbound.service_document.clone(),
                 endpoints: reference.map(|r| endpoints(mesh, r)).unwrap_or_default(),
                 identities,
@@ -271,26 +431,6 @@ fn outbounds(
         .collect()
 }
 
-fn endpoints(mesh: &Mesh, reference: &compiler::ServiceRef) -> Vec<String> {
-    mesh.endpoints(reference)
-        .iter()
-        .map(|(address, place)| {
-            let through = if place.through_ingress {
-                ", through ingress"
-            } else {
-                ""
-            };
-            format!("{address} ({}{through})", place.zone)
-        })
-        .collect()
-}
-
-fn address(address: Option<&SocketAddress>) -> String {
-    address.map_or_else(String::new, |a| {
-        Address {
-            host: a.host.clone(),
-            port: u16::try_from(a.port).unwrap_or(0),
-        }
-        .to_string()
-    })
+fn endpoints(mesh: &Mesh, reference: &ServiceRef) -> Vec<String> {
+    describe::endpoints(&mesh.endpoints(reference))
 }

@@ -17,7 +17,11 @@
 //! | [`report`] | what the zone reports of its own |
 //! | [`token`] | dataplane and ingress tokens, verified offline |
 //! | [`rotation`] | when a mesh's CA is made, renewed and retired |
+//! | [`conditions`] | what is to be said about policies as they meet this zone |
+//! | [`describe`] | what documents say, in words |
 //! | [`inspect`] | what people see when they look |
+//! | [`explain`] | whether a call is allowed, where it goes, and which policies say so |
+//! | [`plan`] | what changes would change |
 //!
 //! **Thin shell**: sockets, files and clocks.
 //!
@@ -42,14 +46,18 @@
 
 pub mod api;
 pub mod compiler;
+pub mod conditions;
+pub mod describe;
 pub mod discovery;
 pub mod endpoints;
 pub mod event;
+pub mod explain;
 pub mod identity;
 pub mod ingresses;
 pub mod inspect;
 pub mod mesh;
 pub mod metrics;
+pub mod plan;
 pub mod platform;
 pub mod process;
 pub mod registry;

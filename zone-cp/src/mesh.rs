@@ -16,7 +16,10 @@ use std::{
     sync::Arc,
 };
 
-use mesh_model::Resource;
+use mesh_model::{
+    Resource, Zone as ZoneKind, ZoneIngress,
+    api::{Condition, Key},
+};
 use mesh_proto::{
     discovery::{EndpointsDelta, ToDataplane, to_dataplane},
     names::{MeshName, ZoneName},
@@ -24,15 +27,18 @@ use mesh_proto::{
 };
 
 use crate::{
-    compiler::{self, ServiceRef},
+    compiler::{self, Needed, ServiceDocuments, ServiceRef},
+    conditions::Causes,
     endpoints::{Address, ServicePort, Set},
     registry::Registry,
     scope::Scope,
     services::Services,
     tracker::{Currency, Tracker},
-    view::MeshView,
+    view::{MeshView, Policies},
 };
 use canary::Rollouts;
+
+pub use known::Snapshot;
 
 /// Names that a status lists at most.
 const NAMES_MAX: usize = 100;
@@ -44,6 +50,29 @@ pub struct Surroundings {
     pub closed_zones: BTreeSet<String>,
     /// Ingresses of other zones.
     pub ingresses: BTreeMap<String, BTreeSet<Address>>,
+}
+
+impl Surroundings {
+    /// What global has given outside any mesh.
+    #[must_use]
+    pub fn of(global: &Scope) -> Self {
+        let mut surroundings = Self::default();
+        for resource in global.resources() {
+            if let Some(zone) = resource.get::<ZoneKind>() {
+                if !zone.enabled {
+                    surroundings.closed_zones.insert(resource.meta.name.clone());
+                }
+            } else if let Some(ingress) = resource.get::<ZoneIngress>() {
+                let (host, port) = ingress.networking.reachable();
+                surroundings
+                    .ingresses
+                    .entry(resource.meta.zone.clone())
+                    .or_default()
+                    .insert(Address { host, port });
+            }
+        }
+        surroundings
+    }
 }
 
 /// One mesh.
@@ -58,7 +87,7 @@ pub struct Mesh {
     dataplanes: BTreeMap<String, Arc<Resource>>,
     view: MeshView,
     proxies: BTreeMap<String, Arc<Document>>,
-    service_documents: BTreeMap<ServiceRef, Arc<Document>>,
+    services: ServiceDocuments,
     trust_document: Arc<Document>,
     trust_generation: u64,
     sets: BTreeMap<ServicePort, Set>,
@@ -67,6 +96,10 @@ pub struct Mesh {
     users: BTreeMap<String, BTreeMap<ServiceRef, BTreeSet<String>>>,
     counts: Counts,
     rollouts: Rollouts,
+    /// Of its policies, as they were judged last.
+    conditions: Vec<Condition>,
+    /// Something they depend on is other since.
+    conditions_dirty: bool,
     dirty: Dirty,
 }
 
@@ -74,9 +107,12 @@ pub struct Mesh {
 #[derive(Debug, Default)]
 struct Session {
     tracker: Tracker,
-    refs: BTreeSet<ServiceRef>,
+    /// Documents of the services it calls, and of the backends of routes.
+    services: Needed,
     /// Endpoint sets that were sent on this stream, and go on as deltas.
     fed: BTreeSet<ServiceRef>,
+    /// What brought about the documents it has not taken yet.
+    causes: Causes,
     /// Of the trust document that was sent.
     trust_generation: u64,
     currency: Option<Currency>,
@@ -94,12 +130,17 @@ struct Counts {
 #[derive(Debug, Default)]
 struct Dirty {
     identities: bool,
-    permissions: bool,
+    policies: bool,
     services: bool,
     trust: bool,
     every_proxy: bool,
+    every_caller: bool,
     /// Dataplanes that registered, changed or went.
     dataplanes: BTreeSet<String>,
+    /// Dataplanes whose listeners and permissions may be others.
+    proxies: BTreeSet<String>,
+    /// Dataplanes for whom the services they call may be others.
+    callers: BTreeSet<String>,
     /// Dataplanes with a new stream.
     greet: BTreeSet<String>,
     /// Services that callers need to know differently.
@@ -107,6 +148,8 @@ struct Dirty {
     /// Services whose endpoints may be others.
     endpoints: BTreeSet<String>,
     every_endpoint: bool,
+    /// Resources that changed.
+    resources: BTreeSet<Key>,
 }
 
 /// What came out of [`Mesh::settle`].
@@ -136,7 +179,7 @@ impl Mesh {
             mesh: name.clone(),
             zone: zone.clone(),
             identities: Vec::new(),
-            permissions: Vec::new(),
+            policies: Policies::new(&name, Vec::new()),
             spiffe_ids: BTreeMap::new(),
             services: Services::default(),
             trust: BTreeMap::new(),
@@ -150,10 +193,11 @@ impl Mesh {
             trust_generation: 0,
             dirty: Dirty {
                 identities: true,
-                permissions: true,
+                policies: true,
                 services: true,
                 trust: true,
                 every_proxy: true,
+                every_caller: true,
                 dataplanes: dataplanes.keys().cloned().collect(),
                 every_endpoint: true,
                 ..Dirty::default()
@@ -167,12 +211,14 @@ impl Mesh {
             dataplanes,
             view,
             proxies: BTreeMap::new(),
-            service_documents: BTreeMap::new(),
+            services: ServiceDocuments::default(),
             sets: BTreeMap::new(),
             sessions,
             users: BTreeMap::new(),
             counts: Counts::default(),
             rollouts: Rollouts::default(),
+            conditions: Vec::new(),
+            conditions_dirty: true,
         };
         mesh.recount();
         mesh
@@ -193,12 +239,15 @@ impl Counts {
 impl Dirty {
     fn is_empty(&self) -> bool {
         !(self.identities
-            || self.permissions
+            || self.policies
             || self.services
             || self.trust
             || self.every_proxy
+            || self.every_caller
             || self.every_endpoint)
             && self.dataplanes.is_empty()
+            && self.proxies.is_empty()
+            && self.callers.is_empty()
             && self.greet.is_empty()
             && self.destinations.is_empty()
             && self.endpoints.is_empty()

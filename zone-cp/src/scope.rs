@@ -139,6 +139,14 @@ impl Scope {
             .filter_map(|(key, record)| Some((key, record, &**record.resource.as_ref().err()?)))
     }
 
+    /// Keys and texts of those that cannot be read.
+    #[must_use]
+    pub fn unreadable_texts(&self) -> Vec<(Key, Arc<[u8]>)> {
+        self.unreadable()
+            .map(|(key, record, _)| (key.clone(), record.json.clone()))
+            .collect()
+    }
+
     /// A new stream begins: a step that the last one did not finish is dropped.
     pub fn begin_stream(&mut self) {
         self.step = None;

@@ -6,8 +6,10 @@ use std::{
 };
 
 use mesh_model::{
-    Dataplane, MeshService, Resource, labels,
+    Dataplane, MeshService, Meta, Resource,
+    labels::{self, Labels},
     mesh_service::{ServiceIdentity, ServiceIdentityForm, ServicePort, ServiceState},
+    policy::{self, ToKind},
     services as model,
 };
 use mesh_proto::names::{MeshName, ZoneName};
@@ -23,6 +25,19 @@ pub struct Services {
     pub destinations: BTreeMap<String, Destination>,
     /// Own services that each dataplane is behind, by its name.
     pub behind: BTreeMap<String, BTreeSet<String>>,
+    /// What can be called, as policies refer to it; sorted by name.
+    pub targets: Vec<policy::Service>,
+}
+
+impl Services {
+    /// A service as policies refer to it. One that does not exist has its name alone.
+    #[must_use]
+    pub fn target(&self, name: &str) -> policy::Service {
+        match self.targets.binary_search_by(|t| t.name.as_str().cmp(name)) {
+            Ok(at) => self.targets[at].clone(),
+            Err(_) => policy::Service::named(ToKind::MeshService, name),
+        }
+    }
 }
 
 /// A service by zone.
@@ -44,6 +59,8 @@ pub struct OwnService {
 /// A service in one zone, as a caller needs to know it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct InZone {
+    /// Labels of its resource.
+    pub labels: Labels,
     /// What can be called.
     pub ports: Vec<ServicePort>,
     /// SPIFFE IDs of the workloads behind it.
@@ -76,6 +93,7 @@ pub fn services(sources: Sources<'_>) -> Services {
     let mut destinations: BTreeMap<String, Destination> = BTreeMap::new();
     for (name, service) in &own {
         let here = InZone {
+            labels: service.resource.meta.labels.clone(),
             ports: service.ports.clone(),
             identities: service.identities.clone(),
             available: true,
@@ -95,6 +113,7 @@ pub fn services(sources: Sources<'_>) -> Services {
             continue;
         };
         let there = InZone {
+            labels: resource.meta.labels.clone(),
             ports: service.ports.clone(),
             identities: service
                 .identities
@@ -117,11 +136,55 @@ pub fn services(sources: Sources<'_>) -> Services {
                 .insert(name.clone());
         }
     }
+    // Declared ones that nobody serves are referred to all the same.
+    let mut targets: BTreeMap<&String, policy::Service> = sources
+        .resources
+        .iter()
+        .filter(|r| r.meta.mesh == sources.mesh.as_str() && r.meta.zone.is_empty())
+        .filter_map(|r| {
+            let declared = target(&r.meta.name, [(&r.meta, &*r.get::<MeshService>()?.ports)]);
+            Some((&r.meta.name, declared))
+        })
+        .collect();
+    for (name, zones) in &destinations {
+        let metas = zones.iter().map(|(zone, there)| {
+            let mut meta = Meta::new("", name).in_zone(zone);
+            meta.labels = there.labels.clone();
+            (meta, &*there.ports)
+        });
+        let metas: Vec<_> = metas.collect();
+        let of = metas.iter().map(|(meta, ports)| (meta, *ports));
+        targets.insert(name, target(name, of));
+    }
     Services {
+        targets: targets.into_values().collect(),
         own,
         destinations,
         behind,
     }
+}
+
+/// One service, whichever zones it runs in, as policies refer to it.
+fn target<'a>(
+    name: &str,
+    of: impl IntoIterator<Item = (&'a Meta, &'a [ServicePort])>,
+) -> policy::Service {
+    let mut target = policy::Service {
+        kind: ToKind::MeshService,
+        name: name.to_owned(),
+        resources: Vec::new(),
+        ports: Vec::new(),
+    };
+    let mut known = BTreeSet::new();
+    for (meta, ports) in of {
+        target = target.with_resource(meta);
+        known.extend(ports.iter().map(|port| policy::Port {
+            number: port.port,
+            name: port.name.clone(),
+        }));
+    }
+    target.ports = known.into_iter().collect();
+    target
 }
 
 /// The services with workloads in this zone. A declared one without any is not this zone's to report.

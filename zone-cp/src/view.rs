@@ -4,14 +4,18 @@
 //! (invariant 8).
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
 };
 
-use mesh_model::{MeshIdentity, MeshTrafficPermission, MeshTrust, Resource, api::Key, identity};
+use mesh_model::{
+    Kind as _, MeshIdentity, MeshTrafficPermission, MeshTrust, Meta, Resource, api::Key, identity,
+    policy::PolicySet,
+};
 use mesh_proto::{
     names::{MeshName, ZoneName},
     spiffe::TrustDomain,
+    zone::ResourceKey,
 };
 use serde_json::{Value, json};
 
@@ -26,14 +30,60 @@ pub struct MeshView {
     pub zone: ZoneName,
     /// `MeshIdentity`s.
     pub identities: Vec<Arc<Resource>>,
-    /// `MeshTrafficPermission`s, and a stand-in that denies for each one that cannot be read.
-    pub permissions: Vec<Arc<Resource>>,
+    /// The policies, and a stand-in that denies for each permission that cannot be read.
+    pub policies: Policies,
     /// SPIFFE IDs of this zone's dataplanes, by name.
     pub spiffe_ids: BTreeMap<String, String>,
     /// The services.
     pub services: Services,
     /// Anchors (DER) by trust domain.
     pub trust: BTreeMap<String, BTreeSet<Vec<u8>>>,
+}
+
+/// The policies of one mesh.
+#[derive(Debug, Clone)]
+pub struct Policies {
+    /// Sorted by kind, zone and name.
+    pub resources: Vec<Arc<Resource>>,
+    /// The same, indexed for evaluation.
+    pub set: Arc<PolicySet>,
+    by_key: Arc<HashMap<ResourceKey, Arc<Resource>>>,
+}
+
+impl Policies {
+    /// These policies, sorted as [`policies`] gives them.
+    #[must_use]
+    pub fn new(mesh: &MeshName, resources: Vec<Arc<Resource>>) -> Self {
+        let set = PolicySet::new(mesh.as_str(), resources.iter().map(Arc::as_ref));
+        let by_key = resources.iter().map(|r| (r.key(), r.clone())).collect();
+        Self {
+            set: Arc::new(set),
+            by_key: Arc::new(by_key),
+            resources,
+        }
+    }
+
+    /// The policy with this key.
+    #[must_use]
+    pub fn get(&self, key: &ResourceKey) -> Option<&Arc<Resource>> {
+        self.by_key.get(key)
+    }
+
+    /// What is other in `new`: each policy that came, went, or changed (as it was and as it is).
+    #[must_use]
+    pub fn changes<'a>(&'a self, new: &'a [Arc<Resource>]) -> Vec<&'a Arc<Resource>> {
+        fn by_key(all: &[Arc<Resource>]) -> BTreeMap<(&str, &Meta), &Arc<Resource>> {
+            let keyed = all.iter().map(|r| ((r.kind().name, &r.meta), r));
+            keyed.collect()
+        }
+        let (old, new) = (by_key(&self.resources), by_key(new));
+        let differs = |known: Option<&&Arc<Resource>>, resource: &Arc<Resource>| {
+            known.is_none_or(|known| !Arc::ptr_eq(known, resource) && *known != resource)
+        };
+        let gone = old.iter().filter(|(key, r)| differs(new.get(*key), r));
+        let came = new.iter().filter(|(key, r)| differs(old.get(*key), r));
+        gone.chain(came).map(|(_, resource)| *resource).collect()
+    }
 }
 
 /// What a [`MeshView`] is made from.
@@ -64,7 +114,7 @@ impl MeshView {
         Self {
             mesh: sources.mesh.clone(),
             zone: sources.zone.clone(),
-            permissions: permissions(sources),
+            policies: Policies::new(sources.mesh, policies(sources)),
             services: services::services(Sources {
                 mesh: sources.mesh,
                 zone: sources.zone,
@@ -123,17 +173,22 @@ pub(crate) fn of_kind<K: mesh_model::Kind>(sources: MeshSources<'_>) -> Vec<Arc<
     found
 }
 
-/// The permissions. What cannot be read must not widen what is allowed (invariant 6): in its place stands a permission
+/// The policies. What cannot be read must not widen what is allowed (invariant 6): in place of a permission stands one
 /// that denies everybody on the proxies it selects, as far as that much of it can be read, else on all.
-pub(crate) fn permissions(sources: MeshSources<'_>) -> Vec<Arc<Resource>> {
-    let mut permissions = of_kind::<MeshTrafficPermission>(sources);
+pub(crate) fn policies(sources: MeshSources<'_>) -> Vec<Arc<Resource>> {
+    let mut found: Vec<_> = sources
+        .resources
+        .iter()
+        .filter(|r| r.meta.mesh == sources.mesh.as_str() && r.policy().is_some())
+        .cloned()
+        .collect();
     for (key, text) in sources.unreadable {
-        if key.kind == "MeshTrafficPermission" && key.mesh == sources.mesh.as_str() {
-            permissions.extend(stand_in(key, text).map(Arc::new));
+        if key.kind == MeshTrafficPermission::DESCRIPTOR.name && key.mesh == sources.mesh.as_str() {
+            found.extend(stand_in(key, text).map(Arc::new));
         }
     }
-    permissions.sort_by(|a, b| a.meta.cmp(&b.meta));
-    permissions
+    found.sort_by(|a, b| (a.kind().name, &a.meta).cmp(&(b.kind().name, &b.meta)));
+    found
 }
 
 fn stand_in(key: &Key, text: &[u8]) -> Option<Resource> {

@@ -8,6 +8,7 @@ mod clock;
 mod dataplanes;
 mod global;
 mod push;
+mod questions;
 mod settle;
 
 use std::{
@@ -56,6 +57,8 @@ const SAVE_DELAY: Duration = Duration::from_millis(200);
 const SAVE_DELAY_MAX: Duration = Duration::from_secs(5);
 /// How often leases and tokens are looked at.
 const TICK: Duration = Duration::from_secs(1);
+/// How often a mesh's conditions are found anew at most. A little less than a tick, so that none is missed.
+const JUDGE_INTERVAL: Duration = Duration::from_millis(900);
 /// Every how many ticks CAs are looked at, and cursors kept that moved without a change.
 const SLOW_TICKS: u64 = 30;
 /// Refusals that a status lists at most.
@@ -106,6 +109,7 @@ pub struct Zone {
     link: Option<Link>,
     reporter: Reporter,
     trust_problems: BTreeMap<MeshName, String>,
+    plans: questions::Plans,
 
     started_ms: u64,
     /// Registrations were lost: what is missing may come back until the grace period is over.
@@ -126,6 +130,8 @@ struct Slot {
     mesh: Mesh,
     authorities: Authorities,
     streams: BTreeMap<String, (StreamId, Outgoing<ToDataplane>)>,
+    /// When its conditions were found last.
+    judged_at: Option<Instant>,
 }
 
 /// Who is at the other end of a stream.
@@ -167,6 +173,7 @@ impl Zone {
                 mesh,
                 authorities,
                 streams: BTreeMap::new(),
+                judged_at: None,
             };
             meshes.insert(name, slot);
         }
@@ -189,6 +196,7 @@ impl Zone {
             link: None,
             reporter: Reporter::new(loaded.epoch),
             trust_problems: BTreeMap::new(),
+            plans: questions::Plans::default(),
             started_ms: now,
             additive: loaded.registrations_damaged,
             ticks: 0,
@@ -256,7 +264,7 @@ impl Zone {
                 reason,
             } => self.handle_gone(stream, heard_ms, &reason),
             Event::Asked(question, answer) => {
-                let _ = answer.send(self.answer(&question));
+                self.handle_question(question, Box::new(|found| drop(answer.send(found))))
             }
         }
     }

@@ -17,7 +17,7 @@ use mesh_proto::{
     document::hex_sha256,
     names::{MeshName, ZoneName},
     proxy::{
-        Document, IdentityMatch, Protocol, SocketAddress, TlsMode, document::Body,
+        Document, IdentityMatch, Protocol, SocketAddress, Timeouts, TlsMode, document::Body,
         identity_match::SpiffeId,
     },
 };
@@ -136,7 +136,8 @@ impl Case {
                 closed_zones: &closed_zones,
                 own_anchors: &[format!("CA of {mesh} in east").into_bytes()],
             });
-            let mut shared = BTreeMap::new();
+            let mut shared: BTreeMap<String, BTreeMap<String, (Arc<Document>, Vec<String>)>> =
+                BTreeMap::new();
             for dataplane in dataplanes.values() {
                 let compiled = compiler::compile(&view, dataplane, &BTreeSet::new(), &[]);
                 writeln!(text, "# mesh {mesh}, dataplane {}", dataplane.meta.name).unwrap();
@@ -145,14 +146,26 @@ impl Case {
                     if name == "proxy" {
                         render(&mut text, document);
                     } else {
-                        shared.insert(name.clone(), document.clone());
+                        // Callers may be told different things of one service.
+                        let told = shared.entry(name.clone()).or_default();
+                        let (_, to) = told
+                            .entry(document.version.clone())
+                            .or_insert_with(|| (document.clone(), Vec::new()));
+                        to.push(dataplane.meta.name.clone());
                     }
                     documents.push(Document::clone(document));
                 }
             }
             writeln!(text, "# mesh {mesh}, shared").unwrap();
-            for document in shared.values() {
-                render(&mut text, document);
+            for told in shared.values() {
+                let mut told: Vec<_> = told.values().collect();
+                told.sort_by(|a, b| a.1.cmp(&b.1));
+                for (document, to) in &told {
+                    if told.len() > 1 {
+                        writeln!(text, "as {} is told:", to.join(", ")).unwrap();
+                    }
+                    render(&mut text, document);
+                }
             }
             views.insert(mesh, view);
         }
@@ -188,6 +201,26 @@ fn matches(text: &mut String, word: &str, entries: &[IdentityMatch]) {
             SpiffeId::Any(_) => "everyone".to_owned(),
         };
         writeln!(text, "    {word} {what} ({})", entry.origin).unwrap();
+    }
+}
+
+/// What a policy says; what is built in goes without saying.
+fn timeouts(text: &mut String, indent: &str, timeouts: Option<&Timeouts>) {
+    let timeouts = timeouts.expect("time-outs are always given");
+    for (name, ms, built_in, origin) in [
+        (
+            "connects",
+            timeouts.connect_ms,
+            5_000,
+            &timeouts.connect_origin,
+        ),
+        ("idle", timeouts.idle_ms, 3_600_000, &timeouts.idle_origin),
+    ] {
+        if !origin.is_empty() {
+            writeln!(text, "{indent}{name} within {ms} ms ({origin})").unwrap();
+        } else {
+            assert_eq!(ms, built_in);
+        }
     }
 }
 
@@ -227,6 +260,7 @@ fn render(text: &mut String, document: &Document) {
                 matches(text, "deny", &permissions.deny);
                 matches(text, "shadow deny", &permissions.allow_with_shadow_deny);
                 matches(text, "allow", &permissions.allow);
+                timeouts(text, "    ", inbound.timeouts.as_ref());
                 if let Some(p) = &inbound.probe {
                     writeln!(
                         text,
@@ -256,6 +290,18 @@ fn render(text: &mut String, document: &Document) {
                 protocol(service.protocol())
             )
             .unwrap();
+            timeouts(text, "  ", service.timeouts.as_ref());
+            if let Some(route) = &service.tcp_route {
+                writeln!(text, "  goes, by {}:", route.origin).unwrap();
+                for backend in &route.backends {
+                    writeln!(
+                        text,
+                        "    {} to {}",
+                        backend.weight, backend.service_document
+                    )
+                    .unwrap();
+                }
+            }
             for zone in &service.zones {
                 writeln!(text, "  zone {} by {}", zone.zone, zone.server_name).unwrap();
                 for id in &zone.identities {

@@ -1,10 +1,6 @@
 //! What a mesh takes in: each event changes state and marks what it touches.
 
-use std::collections::BTreeSet;
-
-use mesh_model::{
-    Dataplane, MeshIdentity, MeshService, MeshTrafficPermission, MeshTrust, api::Key,
-};
+use mesh_model::{Dataplane, MeshIdentity, MeshService, MeshTrust, api::Key};
 use mesh_proto::{
     discovery::{Ack, DocumentVersion, InboundReadiness, Nack},
     document,
@@ -13,6 +9,7 @@ use mesh_proto::{
 
 use super::{Mesh, Surroundings};
 use crate::{
+    compiler::Needed,
     registry::{Admission, Arrival, StreamId},
     scope::Taken,
 };
@@ -31,12 +28,15 @@ impl Mesh {
 
     pub(super) fn touch(&mut self, key: &Key) {
         use mesh_model::Kind as _;
+        self.dirty.resources.insert(key.clone());
         match key.kind.as_str() {
             kind if kind == MeshIdentity::DESCRIPTOR.name => self.dirty.identities = true,
-            kind if kind == MeshTrafficPermission::DESCRIPTOR.name => self.dirty.permissions = true,
             kind if kind == MeshService::DESCRIPTOR.name => self.dirty.services = true,
             kind if kind == MeshTrust::DESCRIPTOR.name => self.dirty.trust = true,
-            _ => {}
+            kind => {
+                let kind = mesh_model::find_kind(kind);
+                self.dirty.policies |= kind.is_some_and(|kind| kind.policy().is_some());
+            }
         }
     }
 
@@ -93,6 +93,7 @@ impl Mesh {
     pub fn ack(&mut self, name: &str, ack: &Ack) {
         if let Some(session) = self.sessions.get_mut(name) {
             session.tracker.ack(&ack.documents);
+            session.causes.tidy(&session.tracker);
         }
         self.note_listening(name);
         self.refresh_currency(name);
@@ -186,7 +187,7 @@ impl Mesh {
         self.proxies.remove(name);
         self.view.spiffe_ids.remove(name);
         if let Some(session) = self.sessions.remove(name) {
-            self.set_users(name, &session.refs, &BTreeSet::new());
+            self.set_users(name, &session.services, &Needed::new());
             if let Some(currency) = session.currency {
                 *self.counts.of(currency) -= 1;
             }

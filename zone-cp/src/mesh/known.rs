@@ -1,24 +1,47 @@
 //! What can be asked of a mesh.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
-use mesh_model::{MeshIdentity, MeshTrust, Resource};
+use mesh_model::{MeshIdentity, MeshTrust, Resource, api::Condition};
 use mesh_proto::{
     document,
-    names::MeshName,
+    names::{MeshName, ZoneName},
     zone::{DataplaneRefusal, MeshStatus},
 };
 
 use super::{Counts, Mesh, NAMES_MAX};
 use crate::{
-    compiler::ServiceRef,
+    compiler::{Needed, ServiceDocuments, ServiceRef},
+    conditions,
     endpoints::{self, ServicePort, Set},
     registry::{Registration, Registry},
     scope::Scope,
     services::Services,
-    tracker::{Currency, Tracker},
+    tracker::{Currency, Documents, Tracker},
     view::MeshView,
 };
+
+/// A mesh at one moment.
+#[derive(Debug, Clone)]
+pub struct Snapshot {
+    /// The mesh.
+    pub mesh: MeshName,
+    /// This zone.
+    pub zone: ZoneName,
+    /// What was synchronised.
+    pub scope: Scope,
+    /// This zone's own CA certificates (DER).
+    pub own_anchors: Vec<Vec<u8>>,
+    /// Dataplanes of this zone, by name.
+    pub dataplanes: BTreeMap<String, Arc<Resource>>,
+    /// What each of them can do.
+    pub features: BTreeMap<String, Vec<String>>,
+    /// What each of them should run.
+    pub wanted: BTreeMap<String, Documents>,
+}
 
 impl Mesh {
     /// The mesh's name.
@@ -70,6 +93,52 @@ impl Mesh {
         match &reference.zone {
             None => set,
             Some(zone) => endpoints::in_zone(&set, zone),
+        }
+    }
+
+    /// Documents that a dataplane has or would have to call a service.
+    #[must_use]
+    pub fn needed(&self, dataplane: &str, reference: &ServiceRef) -> Needed {
+        let Some(session) = self.sessions.get(dataplane) else {
+            return Needed::new();
+        };
+        let mut needed = session.services.clone();
+        if let Some(resource) = self.dataplanes.get(dataplane)
+            && !needed.contains_key(reference)
+        {
+            let called = BTreeSet::from([reference.clone()]);
+            let more = ServiceDocuments::default().needed(&self.view, resource, &called);
+            for (reference, document) in more {
+                needed.entry(reference).or_insert(document);
+            }
+        }
+        needed
+    }
+
+    /// Whether a document is kept from a dataplane because those who tried it have refused it.
+    #[must_use]
+    pub fn is_stopped(&self, dataplane: &str, document: &str) -> bool {
+        self.rollouts.stopped(dataplane).contains(document)
+    }
+
+    /// The mesh as it is now, for work that takes its time elsewhere. Resources and documents are shared, not copied.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        let registered = self.registry.iter();
+        Snapshot {
+            mesh: self.name.clone(),
+            zone: self.zone.clone(),
+            scope: self.scope.clone(),
+            own_anchors: self.own_anchors.clone(),
+            dataplanes: self.dataplanes.clone(),
+            features: registered
+                .map(|(name, r)| (name.to_owned(), r.features.clone()))
+                .collect(),
+            wanted: self
+                .sessions
+                .iter()
+                .map(|(name, s)| (name.clone(), s.tracker.wanted().clone()))
+                .collect(),
         }
     }
 
@@ -175,6 +244,9 @@ impl Mesh {
             })
             .take(NAMES_MAX)
             .collect();
+        let refusals = self.refusals();
+        // What is refused comes first: it is the worst.
+        let conditions: Vec<_> = refusals.iter().chain(&self.conditions).collect();
         MeshStatus {
             mesh: self.name.to_string(),
             revision,
@@ -186,9 +258,40 @@ impl Mesh {
             pending_count: self.counts.pending,
             refused_count: self.counts.refused,
             silent_count: self.counts.silent,
-            conditions: Vec::new(),
-            condition_count: 0,
+            condition_count: u32::try_from(conditions.len()).unwrap_or(u32::MAX),
+            conditions: conditions
+                .into_iter()
+                .take(conditions::MAX)
+                .map(conditions::to_wire)
+                .collect(),
         }
+    }
+
+    /// Whether something that the policies' conditions depend on is other since [`Self::judge`].
+    #[must_use]
+    pub fn is_unjudged(&self) -> bool {
+        self.conditions_dirty
+    }
+
+    /// Finds the conditions of the policies anew; true where they are others. It looks at all of them: not for every
+    /// change.
+    pub fn judge(&mut self) -> bool {
+        self.conditions_dirty = false;
+        let found = conditions::of_mesh(&self.scope, &self.view, &self.dataplanes);
+        let changed = self.conditions != found;
+        self.conditions = found;
+        changed
+    }
+
+    fn refusals(&self) -> Vec<Condition> {
+        if self.counts.refused == 0 {
+            return Vec::new();
+        }
+        let refusing = self
+            .sessions
+            .iter()
+            .filter(|(_, s)| s.currency == Some(Currency::Refused));
+        conditions::refusals(refusing.map(|(name, s)| (name.as_str(), &s.tracker, &s.causes)))
     }
 
     pub(super) fn refresh_currency(&mut self, name: &str) {

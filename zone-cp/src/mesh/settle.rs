@@ -6,7 +6,10 @@ use std::{
     time::Instant,
 };
 
-use mesh_model::{Dataplane, MeshIdentity, Resource, api::Key, dataplane::InboundState, identity};
+use mesh_model::{
+    Dataplane, MeshIdentity, MeshTCPRoute, Resource, api::Key, dataplane::InboundState, identity,
+    policy, selection,
+};
 use mesh_proto::{
     discovery::{Documents as DocumentsMessage, ToDataplane, to_dataplane},
     document,
@@ -19,12 +22,12 @@ use super::{
     endpoints_message,
 };
 use crate::{
-    compiler::{self, ServiceRef},
+    compiler::{self, Needed},
     endpoints::{self, Member, ServicePort, Set},
     registry::Registration,
     services::{self, Services, Sources},
     tracker::Documents,
-    view::{self, MeshSources},
+    view::{self, MeshSources, Policies},
 };
 
 impl Mesh {
@@ -49,12 +52,12 @@ impl Mesh {
             self.settle_trust(&mut affected, &mut settled, generation_of);
         }
         self.settle_proxies(&dirty, &mut affected);
-        self.settle_service_documents(&dirty, &mut affected);
+        self.settle_callers(&mut dirty, &mut affected);
         let changed = self.settle_sets(&dirty, &mut settled);
         // Make before break: endpoints go before the documents that named their zone, and come after.
         self.send_deltas(&changed, false, &mut settled);
         for name in affected.union(&released) {
-            self.want_documents(name);
+            self.want_documents(name, &dirty.resources);
         }
         let go = self.plan(&affected, &dirty.greet, &mut released, now);
         for name in &go {
@@ -68,14 +71,15 @@ impl Mesh {
         settled
     }
 
-    /// Identities, permissions, services.
+    /// Identities, policies, services.
     pub(super) fn settle_view(&mut self, dirty: &mut Dirty, settled: &mut Settled) {
         let registrations_changed = !dirty.dataplanes.is_empty();
-        if !(dirty.identities || dirty.permissions || dirty.services || registrations_changed) {
+        self.conditions_dirty |= dirty.policies || registrations_changed;
+        if !(dirty.identities || dirty.policies || dirty.services || registrations_changed) {
             return;
         }
         let resources: Vec<_> = self.scope.resources().cloned().collect();
-        let unreadable = self.unreadable();
+        let unreadable = self.scope.unreadable_texts();
         let sources = MeshSources {
             mesh: &self.name,
             zone: &self.zone,
@@ -101,10 +105,14 @@ impl Mesh {
                 }
             }
         }
-        if dirty.permissions {
-            let permissions = view::permissions(sources);
-            dirty.every_proxy |= permissions != self.view.permissions;
-            self.view.permissions = permissions;
+        if dirty.policies {
+            let policies = view::policies(sources);
+            touch_selected(
+                &self.view.policies.changes(&policies),
+                &self.dataplanes,
+                dirty,
+            );
+            self.view.policies = Policies::new(&self.name, policies);
         }
         if dirty.identities || dirty.services || registrations_changed {
             let services = services::services(Sources {
@@ -123,13 +131,6 @@ impl Mesh {
                 .filter_map(|name| self.view.services.behind.get(name));
             dirty.endpoints.extend(behind.flatten().cloned());
         }
-    }
-
-    pub(super) fn unreadable(&self) -> Vec<(Key, Arc<[u8]>)> {
-        self.scope
-            .unreadable()
-            .map(|(key, record, _)| (key.clone(), record.json.clone()))
-            .collect()
     }
 
     pub(super) fn replace_services(
@@ -160,7 +161,7 @@ impl Mesh {
                         .collect::<Vec<_>>()
                 };
                 let behind = [before, after].into_iter().flatten().flat_map(members);
-                dirty.dataplanes.extend(behind);
+                dirty.proxies.extend(behind);
             }
         }
         let names: BTreeSet<&String> = old
@@ -173,6 +174,16 @@ impl Mesh {
                 dirty.endpoints.insert(name.clone());
                 dirty.destinations.insert(name.clone());
             }
+        }
+        // Policies refer to declared services that nobody serves as well.
+        if old.targets != new.targets {
+            self.conditions_dirty = true;
+            let (before, after) = (by_name(&old.targets), by_name(&new.targets));
+            let names = before.keys().chain(after.keys());
+            let changed = names.filter(|name| before.get(*name) != after.get(*name));
+            dirty
+                .destinations
+                .extend(changed.map(|name| (*name).to_owned()));
         }
     }
 
@@ -208,36 +219,64 @@ impl Mesh {
         let names: Vec<String> = if dirty.every_proxy {
             self.dataplanes.keys().cloned().collect()
         } else {
-            dirty.dataplanes.iter().cloned().collect()
+            dirty.dataplanes.union(&dirty.proxies).cloned().collect()
         };
         for name in names {
-            let Some(resource) = self.dataplanes.get(&name).cloned() else {
+            let Some(resource) = self.dataplanes.get(&name) else {
                 continue;
             };
-            let document = compiler::proxy(&self.view, &resource);
+            let document = compiler::proxy(&self.view, resource);
             if self.proxies.get(&name).map(|known| &known.version) != Some(&document.version) {
                 self.proxies.insert(name.clone(), Arc::new(document));
-                affected.insert(name.clone());
-            }
-            let refs = compiler::declared(&resource);
-            let old = self.sessions.entry(name.clone()).or_default().refs.clone();
-            if old != refs {
-                self.set_users(&name, &old, &refs);
-                if let Some(session) = self.sessions.get_mut(&name) {
-                    session.refs = refs;
-                }
                 affected.insert(name);
             }
         }
     }
 
-    pub(super) fn set_users(
-        &mut self,
-        name: &str,
-        old: &BTreeSet<ServiceRef>,
-        new: &BTreeSet<ServiceRef>,
-    ) {
-        for reference in old.difference(new) {
+    /// Documents of services, for those who call them.
+    pub(super) fn settle_callers(&mut self, dirty: &mut Dirty, affected: &mut BTreeSet<String>) {
+        for service in &dirty.destinations {
+            self.services.forget(service);
+            let users = self.users.get(service).into_iter();
+            let names = users.flat_map(|of| of.values()).flatten();
+            dirty.callers.extend(names.cloned());
+        }
+        // What a route's references mean depends on which services there are.
+        if !dirty.destinations.is_empty() {
+            for policy in self.view.policies.resources.iter() {
+                if policy.get::<MeshTCPRoute>().is_some() {
+                    touch_selected(&[policy], &self.dataplanes, dirty);
+                }
+            }
+        }
+        let names: Vec<String> = if dirty.every_caller {
+            self.dataplanes.keys().cloned().collect()
+        } else {
+            dirty.dataplanes.union(&dirty.callers).cloned().collect()
+        };
+        let some = !names.is_empty();
+        for name in names {
+            let Some(resource) = self.dataplanes.get(&name).cloned() else {
+                continue;
+            };
+            let called = compiler::declared(&resource);
+            let needed = self.services.needed(&self.view, &resource, &called);
+            let session = self.sessions.entry(name.clone()).or_default();
+            if session.services == needed {
+                continue;
+            }
+            let old = std::mem::replace(&mut session.services, needed.clone());
+            self.set_users(&name, &old, &needed);
+            affected.insert(name);
+        }
+        if some {
+            self.services.tidy();
+        }
+    }
+
+    /// Who uses which service.
+    pub(super) fn set_users(&mut self, name: &str, old: &Needed, new: &Needed) {
+        for reference in old.keys().filter(|r| !new.contains_key(*r)) {
             let Some(of_service) = self.users.get_mut(&reference.of.service) else {
                 continue;
             };
@@ -245,14 +284,13 @@ impl Mesh {
                 names.remove(name);
                 if names.is_empty() {
                     of_service.remove(reference);
-                    self.service_documents.remove(reference);
                 }
             }
             if of_service.is_empty() {
                 self.users.remove(&reference.of.service);
             }
         }
-        for reference in new.difference(old) {
+        for reference in new.keys().filter(|r| !old.contains_key(*r)) {
             self.dirty_set(&reference.of);
             self.users
                 .entry(reference.of.service.clone())
@@ -268,28 +306,6 @@ impl Mesh {
         if !self.sets.contains_key(of) {
             let set = self.compute_set(of);
             self.sets.insert(of.clone(), set);
-        }
-    }
-
-    pub(super) fn settle_service_documents(
-        &mut self,
-        dirty: &Dirty,
-        affected: &mut BTreeSet<String>,
-    ) {
-        for (service, references) in &self.users {
-            let touched = dirty.destinations.contains(service);
-            for (reference, names) in references {
-                if self.service_documents.contains_key(reference) && !touched {
-                    continue;
-                }
-                let document = compiler::service(&self.view, reference);
-                let known = self.service_documents.get(reference).map(|d| &d.version);
-                if known != Some(&document.version) {
-                    self.service_documents
-                        .insert(reference.clone(), Arc::new(document));
-                    affected.extend(names.iter().cloned());
-                }
-            }
         }
     }
 
@@ -325,7 +341,9 @@ impl Mesh {
         set
     }
 
-    pub(super) fn is_ready(&self, member: &Member) -> bool {
+    /// Whether a workload of a service takes connections.
+    #[must_use]
+    pub fn is_ready(&self, member: &Member) -> bool {
         let Some(registration) = self.registry.get(&member.dataplane) else {
             return false;
         };
@@ -555,7 +573,7 @@ impl Mesh {
         go
     }
 
-    fn want_documents(&mut self, name: &str) {
+    fn want_documents(&mut self, name: &str, changed: &BTreeSet<Key>) {
         let Some(session) = self.sessions.get_mut(name) else {
             return;
         };
@@ -564,11 +582,10 @@ impl Mesh {
         if let Some(proxy) = self.proxies.get(name) {
             documents.insert(document::PROXY.to_owned(), proxy.clone());
         }
-        for reference in &session.refs {
-            if let Some(document) = self.service_documents.get(reference) {
-                documents.insert(document.name.clone(), document.clone());
-            }
+        for document in session.services.values() {
+            documents.insert(document.name.clone(), document.clone());
         }
+        session.causes.note(&session.tracker, &documents, changed);
         session.tracker.want(documents);
     }
 
@@ -626,8 +643,9 @@ impl Mesh {
         };
         // Never before the document that says whom to expect there.
         let lacking: Vec<_> = session
-            .refs
-            .difference(&session.fed)
+            .services
+            .keys()
+            .filter(|reference| !session.fed.contains(*reference))
             .filter(|reference| session.tracker.sent(&reference.document_name()).is_some())
             .cloned()
             .collect();
@@ -647,7 +665,7 @@ impl Mesh {
         }
         session
             .fed
-            .retain(|reference| session.refs.contains(reference));
+            .retain(|reference| session.services.contains_key(reference));
     }
 
     /// Everything that connected dataplanes have of endpoints is sent whole again: what they had beside it goes.
@@ -661,5 +679,37 @@ impl Mesh {
             self.feed(&name, false, &mut settled);
         }
         settled.sends
+    }
+}
+
+fn by_name(targets: &[policy::Service]) -> BTreeMap<&str, &policy::Service> {
+    targets.iter().map(|t| (t.name.as_str(), t)).collect()
+}
+
+/// Marks those whom policies may concern, by what they say.
+fn touch_selected(
+    policies: &[&Arc<Resource>],
+    dataplanes: &BTreeMap<String, Arc<Resource>>,
+    dirty: &mut Dirty,
+) {
+    for resource in policies {
+        let Some(policy) = resource.policy() else {
+            continue;
+        };
+        let target = policy.target_ref();
+        let (incoming, outgoing) = (!policy.rules().is_empty(), !policy.to().is_empty());
+        if !(incoming || outgoing) {
+            continue;
+        }
+        for (name, dataplane) in dataplanes {
+            if selection::selects_dataplane(target, &dataplane.meta) {
+                if incoming {
+                    dirty.proxies.insert(name.clone());
+                }
+                if outgoing {
+                    dirty.callers.insert(name.clone());
+                }
+            }
+        }
     }
 }

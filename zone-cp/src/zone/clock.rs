@@ -22,6 +22,7 @@ impl Zone {
         self.expire(now);
         self.end_invalid_tokens();
         self.measure();
+        self.judge();
         if self.ticks % SLOW_TICKS == 1 {
             self.handle_slow_tick();
         }

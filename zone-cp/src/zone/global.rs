@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use mesh_model::{TokenIssuer, Zone as ZoneKind, ZoneIngress};
+use mesh_model::TokenIssuer;
 use mesh_proto::{
     VERSION, features,
     names::MeshName,
@@ -16,8 +16,8 @@ use tonic::Status;
 use super::{Slot, Zone, anchors};
 
 use crate::{
-    endpoints::Address,
-    event::{Question, Unknown},
+    event::{Answer, Question, Unknown},
+    explain::Call,
     mesh::{Mesh, Surroundings},
     registry::Registry,
     scope::{Scope, Taken},
@@ -197,6 +197,7 @@ impl Zone {
                     mesh,
                     authorities,
                     streams: BTreeMap::new(),
+                    judged_at: None,
                 };
                 self.meshes.insert(name.clone(), slot);
                 true
@@ -239,26 +240,12 @@ impl Zone {
 
     /// Zones, ingresses of other zones, token keys.
     pub(super) fn take_global_scope(&mut self) {
-        let mut surroundings = Surroundings::default();
-        let mut issuers = Issuers::default();
-        for resource in self.global.resources() {
-            if let Some(zone) = resource.get::<ZoneKind>() {
-                if !zone.enabled {
-                    surroundings.closed_zones.insert(resource.meta.name.clone());
-                }
-            } else if let Some(ingress) = resource.get::<ZoneIngress>() {
-                let (host, port) = ingress.networking.reachable();
-                surroundings
-                    .ingresses
-                    .entry(resource.meta.zone.clone())
-                    .or_default()
-                    .insert(Address { host, port });
-            } else if let Some(issuer) = resource.get::<TokenIssuer>() {
-                issuers
-                    .0
-                    .insert(resource.meta.name.clone(), to_issuer(issuer));
-            }
-        }
+        let surroundings = Surroundings::of(&self.global);
+        let issuers = self.global.resources().filter_map(|resource| {
+            let issuer = resource.get::<TokenIssuer>()?;
+            Some((resource.meta.name.clone(), to_issuer(issuer)))
+        });
+        let issuers = Issuers(issuers.collect());
         for slot in self.meshes.values_mut() {
             slot.mesh.set_surroundings(&surroundings);
         }
@@ -270,41 +257,66 @@ impl Zone {
     }
 
     pub(super) fn handle_query(&mut self, query: Query) {
-        let question = match query.what {
-            Some(What::ListDataplanes(list)) => Question::Dataplanes { mesh: list.mesh },
-            Some(What::InspectDataplane(inspect)) => Question::Dataplane {
-                mesh: inspect.mesh,
-                name: inspect.name,
-            },
-            _ => return self.answer_query(
-                query.id,
-                Err(Unknown(
-                    "this zone control plane does not know the question: it is older than global"
-                        .to_owned(),
-                )),
-            ),
+        let id = query.id;
+        let Some(link) = self.link.clone() else {
+            return;
         };
-        self.settle();
-        let answer = self.answer(&question);
-        self.answer_query(query.id, answer);
-    }
-
-    pub(super) fn answer_query(&self, id: u64, answer: Result<serde_json::Value, Unknown>) {
-        let answer = match answer {
-            Ok(value) => QueryAnswer {
-                id,
-                json: value.to_string().into_bytes(),
-                error: String::new(),
-            },
-            Err(unknown) => QueryAnswer {
-                id,
-                json: Vec::new(),
-                error: unknown.to_string(),
-            },
+        let reply = move |answer| {
+            link.send(to_global::Message::Answer(to_wire(id, answer)));
         };
-        if let Some(link) = &self.link {
-            link.send(to_global::Message::Answer(answer));
+        match question(query) {
+            Some(question) => self.handle_question(question, Box::new(reply)),
+            None => reply(Err(Unknown(
+                "this zone control plane does not know the question: it is older than global"
+                    .to_owned(),
+            ))),
         }
+    }
+}
+
+fn question(query: Query) -> Option<Question> {
+    let port = |port: u32| u16::try_from(port).unwrap_or(0);
+    Some(match query.what? {
+        What::ListDataplanes(list) => Question::Dataplanes { mesh: list.mesh },
+        What::InspectDataplane(inspect) => Question::Dataplane {
+            mesh: inspect.mesh,
+            name: inspect.name,
+        },
+        What::InspectService(inspect) => Question::Service {
+            mesh: inspect.mesh,
+            name: inspect.name,
+        },
+        What::InspectPolicy(inspect) => Question::Policy(inspect.key?.into()),
+        What::ExplainCall(explain) => Question::Call {
+            mesh: explain.mesh,
+            call: Call {
+                from: explain.from,
+                to: explain.to,
+                port: port(explain.port),
+            },
+        },
+        What::ExplainInbound(explain) => Question::Inbound {
+            mesh: explain.mesh,
+            service: explain.service,
+            port: port(explain.port),
+            caller: explain.caller_spiffe_id,
+        },
+        What::PlanChanges(changes) => Question::Plan(changes),
+    })
+}
+
+fn to_wire(id: u64, answer: Answer) -> QueryAnswer {
+    match answer {
+        Ok(value) => QueryAnswer {
+            id,
+            json: value.to_string().into_bytes(),
+            error: String::new(),
+        },
+        Err(unknown) => QueryAnswer {
+            id,
+            json: Vec::new(),
+            error: unknown.to_string(),
+        },
     }
 }
 

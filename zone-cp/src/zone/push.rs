@@ -7,18 +7,16 @@ use mesh_proto::{
     names::MeshName,
     zone::{ReportRefusal, ZoneStatus, to_global},
 };
+use tokio::time::Instant;
 
-use super::{REFUSALS_MAX, Zone};
+use super::{JUDGE_INTERVAL, REFUSALS_MAX, Zone};
 
-use crate::{
-    event::{Question, Unknown},
-    inspect,
-    scope::Scope,
-};
+use crate::scope::Scope;
 
 impl Zone {
     pub(super) fn push(&mut self) {
         self.push_at = None;
+        self.judge();
         if self.report_dirty && !self.additive {
             self.report_dirty = false;
             let mut owned = BTreeMap::new();
@@ -45,6 +43,18 @@ impl Zone {
         self.status_dirty = false;
     }
 
+    /// Conditions look at all policies of a mesh: they are found anew once a second at most.
+    pub(super) fn judge(&mut self) {
+        let now = Instant::now();
+        for slot in self.meshes.values_mut() {
+            let due = slot.judged_at.is_none_or(|at| now - at >= JUDGE_INTERVAL);
+            if due && slot.mesh.is_unjudged() {
+                slot.judged_at = Some(now);
+                self.status_dirty |= slot.mesh.judge();
+            }
+        }
+    }
+
     pub(super) fn status(&self) -> ZoneStatus {
         let unreadable = std::iter::once(&self.global)
             .chain(self.meshes.values().map(|slot| slot.mesh.scope()))
@@ -66,26 +76,6 @@ impl Zone {
                     reason: reason.to_owned(),
                 })
                 .collect(),
-        }
-    }
-
-    pub(super) fn answer(&self, question: &Question) -> Result<serde_json::Value, Unknown> {
-        let find = |mesh: &str| {
-            self.meshes
-                .get(mesh)
-                .map(|slot| &slot.mesh)
-                .ok_or_else(|| Unknown(format!("mesh {mesh} is not known in zone {}", self.name)))
-        };
-        match question {
-            Question::Dataplanes { mesh } => Ok(inspect::dataplanes(find(mesh)?, &self.name)),
-            Question::Dataplane { mesh, name } => inspect::dataplane(find(mesh)?, &self.name, name),
-            Question::Services { mesh } => Ok(inspect::services(find(mesh)?)),
-            Question::Status => Ok(inspect::zone(
-                &self.name,
-                &self.status(),
-                self.link.is_some(),
-                &self.ingresses,
-            )),
         }
     }
 

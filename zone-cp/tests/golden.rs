@@ -27,6 +27,9 @@ use zone_cp::{
     view::{MeshSources, MeshView},
 };
 
+/// What callers are told of one service: by version, the document and who is sent it.
+type Told = BTreeMap<String, (Arc<Document>, Vec<String>)>;
+
 struct Case {
     name: String,
     directory: PathBuf,
@@ -136,8 +139,7 @@ impl Case {
                 closed_zones: &closed_zones,
                 own_anchors: &[format!("CA of {mesh} in east").into_bytes()],
             });
-            let mut shared: BTreeMap<String, BTreeMap<String, (Arc<Document>, Vec<String>)>> =
-                BTreeMap::new();
+            let mut shared: BTreeMap<String, Told> = BTreeMap::new();
             for dataplane in dataplanes.values() {
                 let compiled = compiler::compile(&view, dataplane, &BTreeSet::new(), &[]);
                 writeln!(text, "# mesh {mesh}, dataplane {}", dataplane.meta.name).unwrap();

@@ -5,7 +5,7 @@
 //! what differs.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     sync::Arc,
 };
 
@@ -60,10 +60,11 @@ impl ServiceDocuments {
             needed.insert(reference.clone(), document);
         }
         for reference in backends {
-            if !needed.contains_key(&reference) {
-                let destination = destination(view, &reference);
-                let document = self.get(view, &policies, &reference, &destination, None);
-                needed.insert(reference, document);
+            // One that is called as well has its document already.
+            if let Entry::Vacant(free) = needed.entry(reference) {
+                let destination = destination(view, free.key());
+                let document = self.get(view, &policies, free.key(), &destination, None);
+                free.insert(document);
             }
         }
         needed

@@ -10,7 +10,7 @@ use crate::{
     client::{Client, ClientError},
     failure::Failure,
     kinds,
-    output::{self, Format},
+    output::{self, Format, FormatParser, Found},
     rollout,
     sources::{self, Sourced},
 };
@@ -43,7 +43,7 @@ pub(crate) struct Apply {
     #[arg(long, default_value = "60s", value_parser = humantime::parse_duration, requires = "wait")]
     timeout: Duration,
     /// How the result is shown.
-    #[arg(short, long, value_enum, default_value_t)]
+    #[arg(short, long, value_name = "FORMAT", default_value = "table", value_parser = FormatParser)]
     output: Format,
 }
 
@@ -55,15 +55,20 @@ impl Apply {
         let written = write(&client, &batch(&resources)?, self.dry_run)
             .await
             .map_err(|error| at_sources(error, &resources))?;
-        output::print(&show(&written, self.output)?)?;
-        for warning in &written.warnings {
-            eprintln!("warning: {warning}");
-        }
+        output::print(&show(&written, &self.output)?)?;
+        warn(&written.warnings);
         if self.wait {
             let keys: Vec<_> = written.results.iter().map(|result| &result.key).collect();
             rollout::wait(&client, written.revision, &meshes(&keys), self.timeout).await?;
         }
         Ok(())
+    }
+}
+
+/// Says on standard error what is accepted and may not do what its author expects.
+pub(crate) fn warn(warnings: &[String]) {
+    for warning in warnings {
+        eprintln!("warning: {warning}");
     }
 }
 
@@ -80,7 +85,8 @@ pub(crate) async fn write(
     client.post(&["batch"], &query, batch).await
 }
 
-fn batch(resources: &[Sourced]) -> Result<Batch, Failure> {
+/// What puts all of them.
+pub(crate) fn batch(resources: &[Sourced]) -> Result<Batch, Failure> {
     let put = resources
         .iter()
         .map(|sourced| serde_json::from_slice(&sourced.resource.to_json()))
@@ -92,9 +98,20 @@ fn batch(resources: &[Sourced]) -> Result<Batch, Failure> {
     })
 }
 
+/// What puts all of them, or deletes them.
+pub(crate) fn batch_or_deletion(resources: &[Sourced], delete: bool) -> Result<Batch, Failure> {
+    if delete {
+        return Ok(Batch {
+            put: Vec::new(),
+            delete: resources.iter().map(Sourced::key).collect(),
+        });
+    }
+    batch(resources)
+}
+
 /// The server speaks of `put[3].spec.ports`; the person knows the file and the resource.
-fn at_sources(error: ClientError, resources: &[Sourced]) -> Failure {
-    let ClientError::Refused(mut problem) = error else {
+pub(crate) fn at_sources(error: ClientError, resources: &[Sourced]) -> Failure {
+    let ClientError::Refused(mut problem, after) = error else {
         return error.into();
     };
     for violation in &mut problem.violations {
@@ -114,7 +131,7 @@ fn at_sources(error: ClientError, resources: &[Sourced]) -> Failure {
             field => format!("{resource}: {field}"),
         };
     }
-    ClientError::Refused(problem).into()
+    ClientError::Refused(problem, after).into()
 }
 
 /// Takes `put[3].spec.ports` apart.
@@ -124,39 +141,35 @@ fn place_in_batch(path: &str) -> Option<(usize, &str)> {
 }
 
 /// The result as the person wants it.
-pub(crate) fn show(written: &Written, format: Format) -> Result<String, Failure> {
-    let lines = |line: &dyn Fn(&mesh_model::api::WriteResult) -> String| {
-        written
-            .results
-            .iter()
-            .map(|result| line(result) + "\n")
-            .collect::<String>()
+pub(crate) fn show(written: &Written, format: &Format) -> Result<String, Failure> {
+    let name = |written: &serde_json::Value| {
+        let results = written["results"].as_array().into_iter().flatten();
+        let names = results.map(|result| {
+            let word = |field: &str| kinds::text(&result["key"][field]);
+            kinds::short_name(&word("type"), &word("name"))
+        });
+        names.collect::<Vec<_>>().join("\n")
     };
-    Ok(match format {
-        Format::Json => output::json(written)?,
-        Format::Yaml => {
-            let value = serde_json::to_value(written).map_err(anyhow::Error::from)?;
-            output::yaml([&value])
+    let table = || {
+        let tail = if written.dry_run { " (dry run)" } else { "" };
+        let lines = written.results.iter().map(|result| {
+            format!(
+                "{} {}{tail}\n",
+                kinds::display(&result.key),
+                outcome(result.outcome)
+            )
+        });
+        let mut text: String = lines.collect();
+        if !written.dry_run {
+            text.push_str(&format!("revision {}\n", written.revision));
         }
-        Format::Name => lines(&|result| kinds::short_name(&result.key.kind, &result.key.name)),
-        Format::Table => {
-            let tail = if written.dry_run { " (dry run)" } else { "" };
-            let mut text = lines(&|result| {
-                format!(
-                    "{} {}{tail}",
-                    kinds::display(&result.key),
-                    outcome(result.outcome)
-                )
-            });
-            if !written.dry_run {
-                text.push_str(&format!("revision {}\n", written.revision));
-            }
-            text
-        }
-    })
+        text
+    };
+    format.show(&Found::one(written)?, table, name)
 }
 
-fn outcome(outcome: WriteOutcome) -> &'static str {
+/// What happened, in a word.
+pub(crate) fn outcome(outcome: WriteOutcome) -> &'static str {
     match outcome {
         WriteOutcome::Created => "created",
         WriteOutcome::Updated => "updated",
@@ -167,7 +180,7 @@ fn outcome(outcome: WriteOutcome) -> &'static str {
 }
 
 /// The meshes a change concerns; none: all of them.
-fn meshes(keys: &[&Key]) -> Vec<String> {
+pub(crate) fn meshes(keys: &[&Key]) -> Vec<String> {
     let mut meshes = Vec::new();
     for key in keys {
         let mesh = if key.kind == "Mesh" {

@@ -9,7 +9,11 @@ use reqwest::{Method, StatusCode, Url, header};
 use rustls::{RootCertStore, client::WebPkiServerVerifier, client::danger::ServerCertVerifier};
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::{cli::Connection, failure::Failure};
+use crate::{
+    cli::Connection,
+    events::{Event, Events},
+    failure::Failure,
+};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The server answers within this, or says why not.
@@ -27,6 +31,35 @@ pub(crate) struct Client {
     http: reqwest::Client,
     server: Url,
     token: Option<String>,
+}
+
+/// Server-sent events of one answer.
+pub(crate) struct EventStream {
+    answer: reqwest::Response,
+    server: String,
+    silence_max: Duration,
+    events: Events,
+}
+
+impl EventStream {
+    /// The next event; `None` where the server ended the stream.
+    pub(crate) async fn next(&mut self) -> Result<Option<Event>, ClientError> {
+        loop {
+            if let Some(event) = self.events.next() {
+                return Ok(Some(event));
+            }
+            let lost = |reason: String| ClientError::Lost {
+                server: self.server.clone(),
+                reason,
+            };
+            match tokio::time::timeout(self.silence_max, self.answer.chunk()).await {
+                Err(_) => return Err(lost("nothing was heard for too long".to_owned())),
+                Ok(Err(error)) => return Err(lost(innermost(&error))),
+                Ok(Ok(None)) => return Ok(None),
+                Ok(Ok(Some(bytes))) => self.events.push(&bytes).map_err(lost)?,
+            }
+        }
+    }
 }
 
 /// Why a request did not get its answer.
@@ -52,19 +85,33 @@ pub(crate) enum ClientError {
         "{server} answers, but not as the API of global-cp ({what})\nIs the port right? The API of global-cp is on 5682; zones join at 5685; a zone's own control plane is asked on its own machine."
     )]
     Foreign { server: String, what: String },
-    /// The server refused, and said why.
-    #[error("{}", explain(.0))]
-    Refused(Box<Problem>),
+    /// The server refused, said why, and after how many seconds to come back, where it did.
+    #[error("{}", explain(.0, *.1))]
+    Refused(Box<Problem>, Option<u64>),
 }
 
 /// The problem as a person reads it: every violation on a line of its own, then what to do.
-fn explain(problem: &Problem) -> String {
+fn explain(problem: &Problem, after: Option<u64>) -> String {
     let mut lines = vec![problem.title.clone()];
     if !problem.violations.is_empty() {
         lines = problem.violations.iter().map(ToString::to_string).collect();
     }
     lines.extend(problem.detail.clone());
+    let waiting;
     let advice = match problem.status {
+        429 => {
+            waiting = match after {
+                Some(seconds) => format!(
+                    "Too much was asked with this token in a short time. Come back in {seconds} s."
+                ),
+                None => {
+                    "Too much was asked with this token in a short time. Come back a little later."
+                        .to_owned()
+                }
+            };
+            Some(waiting.as_str())
+        }
+        413 => Some("Send it in several smaller parts: fewer files or folders at once."),
         401 => Some(
             "The token is expired, revoked or of another installation. Make a new one with `meshctl token create api` \
                  and give it by --token, --token-file or ISTHMUS_TOKEN.",
@@ -87,14 +134,22 @@ impl ClientError {
     /// The HTTP status of a refusal.
     pub(crate) fn status(&self) -> Option<u16> {
         match self {
-            Self::Refused(problem) => Some(problem.status),
+            Self::Refused(problem, _) => Some(problem.status),
             _ => None,
         }
     }
 
     /// Another attempt may succeed, and the server may or may not have done what was asked.
     fn passes_by_itself(&self) -> bool {
-        matches!(self, Self::Lost { .. }) || self.status() == Some(503)
+        matches!(self, Self::Lost { .. }) || matches!(self.status(), Some(429 | 503))
+    }
+
+    /// How long the server asks to wait, within what a person waits.
+    fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Refused(_, Some(seconds)) => Some(Duration::from_secs((*seconds).min(5))),
+            _ => None,
+        }
     }
 }
 
@@ -110,14 +165,14 @@ impl From<ClientError> for Failure {
 impl Client {
     /// Prepares to talk to the server; nothing is sent yet.
     pub(crate) fn new(connection: &Connection) -> Result<Self, Failure> {
-        let server = server_url(&connection.server)?;
+        let server = server_url(connection.server())?;
         let token = connection.token()?;
         let verifier = match (&connection.ca_file, &token) {
             (Some(path), _) => host_name_verifier(path)?,
             (None, Some(token)) => pin_verifier(token)?,
             (None, None) => {
                 return Err(Failure::invalid(
-                    "no token: give one by --token, --token-file or ISTHMUS_TOKEN\nThe first admin token is printed by \
+                    "no token: give one by --token, --token-file or ISTHMUS_TOKEN, or keep one with `meshctl context set`\nThe first admin token is printed by \
                      global-cp at its first start; others are made with `meshctl token create api`.",
                 ));
             }
@@ -165,6 +220,58 @@ impl Client {
         self.send_write(request).await
     }
 
+    /// Replaces a resource, where it is still at `revision`; once, even where it has to be sent again.
+    pub(crate) async fn put_at<T: DeserializeOwned>(
+        &self,
+        path: &[&str],
+        query: &[(&str, String)],
+        revision: u64,
+        body: &impl Serialize,
+    ) -> Result<T, ClientError> {
+        let request = self
+            .request(Method::PUT, path, query)
+            .header(header::IF_MATCH, format!("\"{revision}\""))
+            .json(body);
+        self.send_write(request).await
+    }
+
+    /// Opens a stream of server-sent events. `silence_max` is how long the server may say nothing at all.
+    pub(crate) async fn stream(
+        &self,
+        path: &[&str],
+        query: &[(&str, String)],
+        last_event: Option<&str>,
+        silence_max: Duration,
+    ) -> Result<EventStream, ClientError> {
+        let mut request = self
+            .request(Method::GET, path, query)
+            .header(header::ACCEPT, "text/event-stream")
+            // Without an end of its own; each read has one.
+            .timeout(Duration::from_secs(365 * 24 * 3600));
+        if let Some(id) = last_event {
+            request = request.header("last-event-id", id);
+        }
+        let answer = tokio::time::timeout(REQUEST_TIMEOUT, request.send());
+        let answer = match answer.await {
+            Ok(answer) => answer.map_err(|error| self.not_sent(&error))?,
+            Err(_) => {
+                return Err(ClientError::Lost {
+                    server: self.server(),
+                    reason: "no answer in time".to_owned(),
+                });
+            }
+        };
+        if !answer.status().is_success() {
+            return Err(self.refusal(answer).await);
+        }
+        Ok(EventStream {
+            answer,
+            server: self.server(),
+            silence_max,
+            events: Events::default(),
+        })
+    }
+
     /// Deletes, once, even where it has to be sent again.
     pub(crate) async fn delete<T: DeserializeOwned>(
         &self,
@@ -202,7 +309,9 @@ impl Client {
                 break;
             };
             match self.send(attempt).await {
-                Err(error) if error.passes_by_itself() => tokio::time::sleep(wait).await,
+                Err(error) if error.passes_by_itself() => {
+                    tokio::time::sleep(error.retry_after().unwrap_or(wait)).await;
+                }
                 answer => return answer,
             }
         }
@@ -218,14 +327,10 @@ impl Client {
             .await
             .map_err(|error| self.not_sent(&error))?;
         let status = answer.status();
-        let what = format!(
-            "{status}, {}",
-            answer
-                .headers()
-                .get(header::CONTENT_TYPE)
-                .and_then(|value| value.to_str().ok())
-                .unwrap_or("no content type")
-        );
+        if !status.is_success() {
+            return Err(self.refusal(answer).await);
+        }
+        let what = in_words(&answer);
         let body = answer.bytes().await.map_err(|error| ClientError::Lost {
             server: self.server(),
             reason: innermost(&error),
@@ -234,14 +339,35 @@ impl Client {
             server: self.server(),
             what,
         };
-        if !status.is_success() {
-            let problem: Problem = serde_json::from_slice(&body).map_err(|_| foreign(what))?;
-            return Err(ClientError::Refused(Box::new(problem)));
-        }
         if body.is_empty() && status == StatusCode::NO_CONTENT {
             return serde_json::from_str("null").map_err(|_| foreign(what));
         }
         serde_json::from_slice(&body).map_err(|error| foreign(format!("{what}; {error}")))
+    }
+
+    /// What an answer that is no success says.
+    async fn refusal(&self, answer: reqwest::Response) -> ClientError {
+        let what = in_words(&answer);
+        let after = answer
+            .headers()
+            .get(header::RETRY_AFTER)
+            .and_then(|value| value.to_str().ok()?.parse().ok());
+        let body = match answer.bytes().await {
+            Ok(body) => body,
+            Err(error) => {
+                return ClientError::Lost {
+                    server: self.server(),
+                    reason: innermost(&error),
+                };
+            }
+        };
+        match serde_json::from_slice::<Problem>(&body) {
+            Ok(problem) => ClientError::Refused(Box::new(problem), after),
+            Err(_) => ClientError::Foreign {
+                server: self.server(),
+                what,
+            },
+        }
     }
 
     fn not_sent(&self, error: &reqwest::Error) -> ClientError {
@@ -273,7 +399,15 @@ impl Client {
     }
 }
 
-fn server_url(text: &str) -> Result<Url, Failure> {
+/// Status and form of an answer.
+fn in_words(answer: &reqwest::Response) -> String {
+    let form = answer.headers().get(header::CONTENT_TYPE);
+    let form = form.and_then(|value| value.to_str().ok());
+    format!("{}, {}", answer.status(), form.unwrap_or("no content type"))
+}
+
+/// A server as it is typed.
+pub(crate) fn server_url(text: &str) -> Result<Url, Failure> {
     let refused =
         |why: &str| Failure::invalid(format!("--server {text:?}: {why}; write https://HOST:5682"));
     let with_scheme = if text.contains("://") {
@@ -291,15 +425,21 @@ fn server_url(text: &str) -> Result<Url, Failure> {
     Ok(url)
 }
 
-/// Checks the server by the CA pin in the token. A token of another sort is told where it belongs.
+/// Checks the server by the CA pin in the token.
 fn pin_verifier(token: &str) -> Result<Arc<dyn ServerCertVerifier>, Failure> {
+    let token = checked_token(token)?;
+    let accept = |id: &SpiffeId| match (id.as_global_node(), id.as_zone()) {
+        (Some(_), _) => Ok(()),
+        (None, Some(zone)) => Err(format!("this is the control plane of zone {zone}")),
+        (None, None) => Err("this is no global control plane node".to_owned()),
+    };
+    Ok(Arc::new(tls::PinVerifier::new(token.pin, Arc::new(accept))))
+}
+
+/// An API token. One of another sort is told where it belongs.
+pub(crate) fn checked_token(token: &str) -> Result<ApiToken, Failure> {
     if let Some(token) = ApiToken::parse(token) {
-        let accept = |id: &SpiffeId| match (id.as_global_node(), id.as_zone()) {
-            (Some(_), _) => Ok(()),
-            (None, Some(zone)) => Err(format!("this is the control plane of zone {zone}")),
-            (None, None) => Err("this is no global control plane node".to_owned()),
-        };
-        return Ok(Arc::new(tls::PinVerifier::new(token.pin, Arc::new(accept))));
+        return Ok(token);
     }
     Err(Failure::invalid(match crate::zone::claims::read(token) {
         Some(claims) => format!(
@@ -313,7 +453,9 @@ fn pin_verifier(token: &str) -> Result<Arc<dyn ServerCertVerifier>, Failure> {
 }
 
 /// Checks the server by host name and the CAs in a file, as browsers do.
-fn host_name_verifier(path: &std::path::Path) -> Result<Arc<dyn ServerCertVerifier>, Failure> {
+pub(crate) fn host_name_verifier(
+    path: &std::path::Path,
+) -> Result<Arc<dyn ServerCertVerifier>, Failure> {
     let refused =
         |error: &dyn std::fmt::Display| Failure::invalid(format!("{}: {error}", path.display()));
     let text = std::fs::read_to_string(path).map_err(|error| refused(&error))?;
@@ -382,11 +524,13 @@ mod tests {
             });
         }
         assert_eq!(
-            explain(&problem),
+            explain(&problem, None),
             "a.yaml:3:1: spec: no\na.yaml:7:1: spec: no"
         );
         problem.violations.clear();
+        problem.status = 429;
+        assert!(explain(&problem, Some(3)).contains("Come back in 3 s"));
         problem.status = 401;
-        assert!(explain(&problem).contains("meshctl token create api"));
+        assert!(explain(&problem, None).contains("meshctl token create api"));
     }
 }

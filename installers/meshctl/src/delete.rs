@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use clap_complete::ArgValueCompleter;
 use mesh_model::{
     Scope, Writers,
     api::{Batch, Key, WriteOutcome},
@@ -13,9 +14,10 @@ use crate::{
     apply,
     cli::Connection,
     client::Client,
+    completion,
     failure::Failure,
     kinds::{self, Targets, targets},
-    output::{self, Format},
+    output::{self, Format, FormatParser},
     sources,
 };
 
@@ -33,7 +35,8 @@ pub(crate) struct Delete {
     #[arg(
         value_name = "KIND NAME",
         required_unless_present = "files",
-        conflicts_with = "files"
+        conflicts_with = "files",
+        add = ArgValueCompleter::new(completion::kind_and_names)
     )]
     what: Vec<String>,
     /// Delete what these files, folders or - (standard input) name.
@@ -46,7 +49,7 @@ pub(crate) struct Delete {
     #[arg(long)]
     dry_run: bool,
     /// How the result is shown.
-    #[arg(short, long, value_enum, default_value_t)]
+    #[arg(short, long, value_name = "FORMAT", default_value = "table", value_parser = FormatParser)]
     output: Format,
 }
 
@@ -65,10 +68,8 @@ impl Delete {
             ..Batch::default()
         };
         let written = apply::write(&client, &batch, self.dry_run).await?;
-        output::print(&apply::show(&written, self.output)?)?;
-        for warning in &written.warnings {
-            eprintln!("warning: {warning}");
-        }
+        output::print(&apply::show(&written, &self.output)?)?;
+        apply::warn(&written.warnings);
         let missing: Vec<_> = written
             .results
             .iter()

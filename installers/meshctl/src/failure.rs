@@ -11,6 +11,8 @@ pub(crate) enum Failure {
     Invalid(String),
     /// Exit code 3: written, but refused somewhere or not in effect everywhere in time.
     Incomplete(String),
+    /// Exit code 4: done, and the answer is not the good one.
+    Finding(String),
 }
 
 impl Failure {
@@ -30,14 +32,20 @@ impl Failure {
             Self::Failed(_) => 1,
             Self::Invalid(_) => 2,
             Self::Incomplete(_) => 3,
+            Self::Finding(_) => 4,
         })
     }
 }
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (Self::Failed(message) | Self::Invalid(message) | Self::Incomplete(message)) = self;
-        write!(f, "error: {message}")
+        match self {
+            Self::Failed(message) | Self::Invalid(message) | Self::Incomplete(message) => {
+                write!(f, "error: {message}")
+            }
+            // Nothing went wrong with the command itself.
+            Self::Finding(message) => f.write_str(message),
+        }
     }
 }
 

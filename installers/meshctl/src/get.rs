@@ -3,9 +3,10 @@
 use std::time::SystemTime;
 
 use clap::Args;
+use clap_complete::ArgValueCompleter;
 use mesh_model::{
     Descriptor, Writers,
-    api::{DataplaneView, List},
+    api::{DataplaneView, List, Unanswered},
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -13,9 +14,10 @@ use serde_json::Value;
 use crate::{
     cli::Connection,
     client::Client,
+    completion,
     failure::Failure,
     kinds::{self, Targets, targets},
-    output::{self, Format},
+    output::{self, Format, FormatParser, Found},
 };
 
 /// Resources asked for at once; the pages are put together here.
@@ -26,6 +28,8 @@ Examples:
   meshctl get meshes
   meshctl get meshservices -m payments
   meshctl get msvc store -m payments --zone west -o yaml
+  meshctl get meshtrafficpermissions -m payments -o wide
+  meshctl get meshes -o jsonpath='{.items[*].name}'
   meshctl get meshtrafficpermissions -m payments -l team=checkout
   meshctl get dataplanes -m payments          as their zones see them now";
 
@@ -36,16 +40,16 @@ Examples:
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Get {
     /// The kind, and the names of the resources to show; none: all.
-    #[arg(value_name = "KIND [NAME]", required = true)]
+    #[arg(value_name = "KIND [NAME]", required = true, add = ArgValueCompleter::new(completion::kind_and_names))]
     what: Vec<String>,
     /// Only resources with these labels: key=value, key!=value, key, !key, joined by commas.
     #[arg(short = 'l', long, value_name = "SELECTOR")]
     selector: Option<String>,
     /// Only what this zone owns.
-    #[arg(long, value_name = "ZONE")]
+    #[arg(long, value_name = "ZONE", add = ArgValueCompleter::new(completion::zones))]
     zone: Option<String>,
     /// How the result is shown.
-    #[arg(short, long, value_enum, default_value_t)]
+    #[arg(short, long, value_name = "FORMAT", default_value = "table", value_parser = FormatParser)]
     output: Format,
 }
 
@@ -76,15 +80,24 @@ impl Get {
         } else {
             self.named(place, &names).await?
         };
-        if items.is_empty() && self.output == Format::Table {
+        if items.is_empty() && self.output.is_table() {
             eprintln!("{}", place.nothing());
             return Ok(());
         }
-        let text = match self.output {
-            Format::Table => kinds::table(kind, &items, SystemTime::now()),
-            format => show(kind.name, &items, format, !names.is_empty())?,
-        };
-        output::print(&text)
+        let wide = self.output.is_wide();
+        let table = || kinds::table(kind, &items, SystemTime::now(), wide);
+        output::print(&self.show(kind, found(items.clone(), &names), table)?)
+    }
+
+    fn show(
+        &self,
+        kind: &Descriptor,
+        found: Found,
+        table: impl FnOnce() -> String,
+    ) -> Result<String, Failure> {
+        self.output.show(&found, table, |item| {
+            kinds::short_name(kind.name, &kinds::text(&item["name"]))
+        })
     }
 
     async fn list(&self, place: Place<'_>) -> Result<Vec<Value>, Failure> {
@@ -166,16 +179,13 @@ impl Get {
             views.push(place.client.get(&path, &query).await?);
         }
         views.sort_by(|a, b| (&a.name, &a.zone).cmp(&(&b.name, &b.zone)));
-        if views.is_empty() && self.output == Format::Table {
+        if views.is_empty() && self.output.is_table() {
             eprintln!("{}", place.nothing());
         } else {
-            let text = if self.output == Format::Table {
-                dataplane_table(&views, SystemTime::now())
-            } else {
-                let items: Vec<_> = views.into_iter().map(|view| view.resource).collect();
-                show(kinds::DATAPLANE, &items, self.output, !names.is_empty())?
-            };
-            output::print(&text)?;
+            let items = views.iter().map(|view| view.resource.clone()).collect();
+            let wide = self.output.is_wide();
+            let table = || dataplane_table(&views, SystemTime::now(), wide);
+            output::print(&self.show(place.kind, found(items, names), table)?)?;
         }
         if unanswered.is_empty() {
             return Ok(());
@@ -224,27 +234,15 @@ struct Dataplanes {
     unanswered: Vec<Unanswered>,
 }
 
-/// A zone that did not answer.
-#[derive(Deserialize)]
-struct Unanswered {
-    zone: String,
-    reason: String,
+/// One named resource is shown as itself, several as a list.
+fn found(mut items: Vec<Value>, names: &[String]) -> Found {
+    match (names, items.len()) {
+        ([_], 1) => Found::One(items.remove(0)),
+        _ => Found::List(items),
+    }
 }
 
-/// Everything but a table. One named resource is shown as itself, several as a list.
-fn show(kind: &str, items: &[Value], format: Format, named: bool) -> Result<String, Failure> {
-    Ok(match (format, items) {
-        (Format::Json, [one]) if named => output::json(one)?,
-        (Format::Json, _) => output::json(&items)?,
-        (Format::Yaml, _) => output::yaml(items),
-        (Format::Table | Format::Name, _) => items
-            .iter()
-            .map(|item| kinds::short_name(kind, &kinds::text(&item["name"])) + "\n")
-            .collect(),
-    })
-}
-
-fn dataplane_table(views: &[DataplaneView], now: SystemTime) -> String {
+fn dataplane_table(views: &[DataplaneView], now: SystemTime, wide: bool) -> String {
     let rows = views.iter().map(|view| {
         let refused = view
             .documents
@@ -255,7 +253,7 @@ fn dataplane_table(views: &[DataplaneView], now: SystemTime) -> String {
             .iter()
             .filter(|document| document.running.as_ref() == Some(&document.wanted))
             .count();
-        vec![
+        let mut row = vec![
             view.name.clone(),
             view.zone.clone(),
             view.state.clone(),
@@ -270,9 +268,15 @@ fn dataplane_table(views: &[DataplaneView], now: SystemTime) -> String {
                 end => output::until(end, now),
             },
             view.version.clone(),
-        ]
+        ];
+        if wide {
+            row.push(kinds::text(&view.resource["networking"]["address"]));
+            row.push(view.spiffe_id.clone());
+            row.push(kinds::labels(&view.resource["labels"]));
+        }
+        row
     });
-    let header = [
+    let mut header = vec![
         "NAME",
         "ZONE",
         "STATE",
@@ -281,6 +285,9 @@ fn dataplane_table(views: &[DataplaneView], now: SystemTime) -> String {
         "CERTIFICATE",
         "VERSION",
     ];
+    if wide {
+        header.extend(["ADDRESS", "IDENTITY", "LABELS"]);
+    }
     output::table(&header, rows.collect())
 }
 
@@ -291,19 +298,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_named_resource_is_no_list() {
-        let items = [json!({"type": "Mesh", "name": "pay"})];
-        let one = show("Mesh", &items, Format::Json, true).unwrap();
-        assert!(one.starts_with('{'), "{one}");
-        let list = show("Mesh", &items, Format::Json, false).unwrap();
-        assert!(list.starts_with('['), "{list}");
-        assert_eq!(
-            show("Mesh", &items, Format::Name, false).unwrap(),
-            "mesh/pay\n"
-        );
-    }
-
-    #[test]
     fn a_refusing_dataplane_is_shown_as_such() {
         let view: DataplaneView = serde_json::from_value(json!({
             "mesh": "pay", "zone": "east", "name": "web-1", "state": "online", "spiffeId": "", "version": "0.1.0",
@@ -311,7 +305,9 @@ mod tests {
             "documents": [{"name": "proxy", "wanted": "b", "running": "a", "refused": "unknown feature"}],
         }))
         .unwrap();
-        let table = dataplane_table(&[view], SystemTime::now());
+        let table = dataplane_table(std::slice::from_ref(&view), SystemTime::now(), false);
         assert!(table.contains("refused"), "{table}");
+        let wide = dataplane_table(&[view], SystemTime::now(), true);
+        assert!(wide.contains("IDENTITY"), "{wide}");
     }
 }

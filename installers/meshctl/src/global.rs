@@ -7,7 +7,7 @@ use crate::{
     cli::Connection,
     client::Client,
     failure::Failure,
-    output::{self, Format},
+    output::{self, Format, FormatParser, Found},
     zone,
 };
 
@@ -19,6 +19,7 @@ Examples:
 
 /// The global control plane.
 #[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct Global {
     #[command(subcommand)]
     command: Command,
@@ -35,7 +36,7 @@ enum Command {
 #[command(after_help = EXAMPLES)]
 struct Status {
     /// How the result is shown.
-    #[arg(short, long, value_enum, default_value_t)]
+    #[arg(short, long, value_name = "FORMAT", default_value = "table", value_parser = FormatParser)]
     output: Format,
 }
 
@@ -59,20 +60,13 @@ impl Global {
             }
         };
         let status: GlobalStatus = client.get(&["status"], &[]).await?;
-        let text = match command.output {
-            Format::Table => text(&status),
-            Format::Json => output::json(&status)?,
-            Format::Yaml => {
-                let value = serde_json::to_value(&status).map_err(anyhow::Error::from)?;
-                output::yaml([&value])
-            }
-            Format::Name => status
-                .nodes
-                .iter()
-                .map(|node| format!("node/{}\n", node.id))
-                .collect(),
+        let name = |status: &serde_json::Value| {
+            let nodes = status["nodes"].as_array().into_iter().flatten();
+            let names = nodes.map(|node| format!("node/{}", node["id"]));
+            names.collect::<Vec<_>>().join("\n")
         };
-        output::print(&text)
+        let found = Found::one(&status)?;
+        output::print(&command.output.show(&found, || text(&status), name)?)
     }
 }
 

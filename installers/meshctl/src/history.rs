@@ -1,34 +1,37 @@
 //! `meshctl history`: who changed a resource, when and into what.
 
 use clap::Args;
+use clap_complete::ArgValueCompleter;
 use mesh_model::api::{History as Answer, HistoryItem};
 use serde_json::Value;
 
 use crate::{
     cli::Connection,
     client::Client,
+    completion,
     failure::Failure,
     kinds::{self, Targets, targets},
-    output::{self, Format},
+    output::{self, Format, FormatParser, Found},
 };
 
 const EXAMPLES: &str = "\
 Examples:
   meshctl history meshtrafficpermission web-to-api -m payments
-  meshctl history zone east -o yaml          with the resource after each change";
+  meshctl history zone east -o yaml          with the resource after each change
+  meshctl rollback mesh payments --to 41     back to what it was at a revision";
 
 /// Show a resource's changes, newest first: revision, time, who and what.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct History {
     /// The kind, and the name.
-    #[arg(value_name = "KIND NAME", required = true)]
+    #[arg(value_name = "KIND NAME", required = true, add = ArgValueCompleter::new(completion::kind_and_names))]
     what: Vec<String>,
     /// The zone that owns the resource, where one does.
-    #[arg(long, value_name = "ZONE")]
+    #[arg(long, value_name = "ZONE", add = ArgValueCompleter::new(completion::zones))]
     zone: Option<String>,
     /// How the result is shown.
-    #[arg(short, long, value_enum, default_value_t)]
+    #[arg(short, long, value_name = "FORMAT", default_value = "table", value_parser = FormatParser)]
     output: Format,
 }
 
@@ -50,20 +53,9 @@ impl History {
         path.extend([name.as_str(), "history"]);
         let query: Vec<_> = self.zone.map(|zone| ("zone", zone)).into_iter().collect();
         let answer: Answer = client.get(&path, &query).await?;
-        let text = match self.output {
-            Format::Table => table(&answer),
-            Format::Json => output::json(&answer)?,
-            Format::Yaml => {
-                let items: Result<Vec<Value>, _> =
-                    answer.items.iter().map(serde_json::to_value).collect();
-                output::yaml(&items.map_err(anyhow::Error::from)?)
-            }
-            Format::Name => answer
-                .items
-                .iter()
-                .map(|item| format!("{}\n", item.revision))
-                .collect(),
-        };
+        let found = Found::list(&answer.items)?;
+        let revision = |item: &Value| kinds::text(&item["revision"]);
+        let text = self.output.show(&found, || table(&answer), revision)?;
         output::print(&text)?;
         if answer.truncated {
             eprintln!("Older changes existed; the history is bounded and they are forgotten.");

@@ -1,24 +1,24 @@
-//! `meshctl inspect`: what a proxy does and why.
-
-use std::time::SystemTime;
+//! `meshctl inspect`: what a proxy does and why, whom a policy concerns, what stands behind a service.
 
 use clap::{Args, Subcommand};
-use mesh_model::api::DataplaneView;
+use mesh_model::api::Unanswered;
 
-use crate::{
-    cli::{Connection, checked_name},
-    client::Client,
-    failure::Failure,
-    output::{self, Format},
-};
+use crate::{cli::Connection, failure::Failure};
+
+mod dataplane;
+mod policy;
+mod service;
 
 const EXAMPLES: &str = "\
 Examples:
-  meshctl inspect dataplane web-1 -m payments
-  meshctl inspect dataplane web-1 -m payments -o json";
+  meshctl inspect dataplane web-1 -m payments                       what it does now, and which policy says so
+  meshctl inspect policy meshtrafficpermission web-to-api -m payments
+                                                                    whom it concerns, in each zone
+  meshctl inspect service api -m payments                           who serves it, and what concerns calls to it";
 
 /// Look into what runs.
 #[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct Inspect {
     #[command(subcommand)]
     what: What,
@@ -26,153 +26,49 @@ pub(crate) struct Inspect {
 
 #[derive(Debug, Subcommand)]
 enum What {
-    Dataplane(Dataplane),
-}
-
-/// Show what a dataplane does now, as its zone sees it: documents, permissions with the policy each comes from,
-/// endpoints.
-#[derive(Debug, Args)]
-#[command(visible_alias = "dp", after_help = EXAMPLES)]
-struct Dataplane {
-    /// Its name.
-    name: String,
-    /// Its zone, where several zones have one of that name.
-    #[arg(long, value_name = "ZONE")]
-    zone: Option<String>,
-    /// How the result is shown.
-    #[arg(short, long, value_enum, default_value_t)]
-    output: Format,
+    Dataplane(dataplane::Dataplane),
+    Policy(policy::Policy),
+    Service(service::Service),
 }
 
 impl Inspect {
-    /// Asks and shows.
+    /// Carries out one of them.
     pub(crate) async fn run(self, connection: &Connection) -> Result<(), Failure> {
-        let What::Dataplane(command) = self.what;
-        checked_name(&command.name)?;
-        let mesh = connection.mesh()?;
-        let client = Client::new(connection)?;
-        let path = ["meshes", &mesh, "dataplanes", &command.name];
-        let query: Vec<_> = command
-            .zone
-            .map(|zone| ("zone", zone))
-            .into_iter()
-            .collect();
-        let view: DataplaneView = client.get(&path, &query).await?;
-        let text = match command.output {
-            Format::Table => text(&view, SystemTime::now()),
-            Format::Json => output::json(&view)?,
-            Format::Yaml => {
-                let value = serde_json::to_value(&view).map_err(anyhow::Error::from)?;
-                output::yaml([&value])
-            }
-            Format::Name => format!("dataplane/{}", view.name),
-        };
-        output::print(&text)
+        match self.what {
+            What::Dataplane(command) => command.run(connection).await,
+            What::Policy(command) => command.run(connection).await,
+            What::Service(command) => command.run(connection).await,
+        }
     }
 }
 
-fn text(view: &DataplaneView, now: SystemTime) -> String {
-    let mut lines = Vec::new();
-    let mut field = |name: &str, value: &str| {
-        let value = if value.is_empty() { "-" } else { value };
-        lines.push(format!("{name:<13}{value}"));
-    };
-    field("Name:", &view.name);
-    field("Mesh:", &view.mesh);
-    field("Zone:", &view.zone);
-    field("State:", &view.state);
-    field("Identity:", &view.spiffe_id);
-    field("Services:", &view.services.join(", "));
-    field("Version:", &view.version);
-    let certificate = match view.certificate_not_after {
-        0 => "none yet".to_owned(),
-        end => match output::until(end, now).as_str() {
-            "ended" => "ended".to_owned(),
-            left => format!("ends in {left}"),
-        },
-    };
-    field("Certificate:", &certificate);
-
-    lines.push("\nDocuments:".to_owned());
-    for document in &view.documents {
-        let state = match (&document.refused, &document.running) {
-            (Some(reason), _) => format!("refused: {reason}"),
-            (None, Some(running)) if *running == document.wanted => "current".to_owned(),
-            (None, Some(running)) => format!("runs {}, has not answered yet", short(running)),
-            (None, None) => "has not answered yet".to_owned(),
-        };
-        lines.push(format!(
-            "  {} {}: {state}",
-            document.name,
-            short(&document.wanted)
-        ));
+/// An answer that lacks what some zones know is no success.
+pub(crate) fn complete(unanswered: &[Unanswered]) -> Result<(), Failure> {
+    if unanswered.is_empty() {
+        return Ok(());
     }
-    lines.push("\nInbounds:".to_owned());
-    for inbound in &view.inbounds {
-        lines.push(format!(
-            "  {} {} -> {} ({}){}",
-            inbound.name,
-            inbound.listen,
-            inbound.application,
-            inbound.state,
-            match inbound.service.as_str() {
-                "" => String::new(),
-                service => format!(", service {service}"),
-            }
-        ));
-        if inbound.permissions.is_empty() {
-            lines.push("    nobody may call: no permission allows it".to_owned());
-        }
-        lines.extend(inbound.permissions.iter().map(|rule| format!("    {rule}")));
-    }
-    lines.push("\nOutbounds:".to_owned());
-    for outbound in &view.outbounds {
-        lines.push(format!("  {} -> {}", outbound.listen, outbound.service));
-        if outbound.endpoints.is_empty() {
-            lines.push("    no endpoint".to_owned());
-        }
-        lines.extend(outbound.endpoints.iter().map(|to| format!("    {to}")));
-        lines.extend(
-            outbound
-                .identities
-                .iter()
-                .map(|id| format!("    accepts {id}")),
-        );
-    }
-    lines.join("\n")
+    let zones: Vec<_> = unanswered
+        .iter()
+        .map(|zone| format!("zone {} did not answer: {}", zone.zone, zone.reason))
+        .collect();
+    Err(Failure::failed(format!(
+        "what holds in some zones is not known\n{}\n`meshctl zone list` shows how they are connected.",
+        zones.join("\n")
+    )))
 }
 
-/// Enough of a hash to compare by eye.
-fn short(version: &str) -> &str {
-    version.get(..12).unwrap_or(version)
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    #[test]
-    fn the_text_says_what_is_refused_who_may_call_and_where_calls_go() {
-        let view: DataplaneView = serde_json::from_value(json!({
-            "mesh": "pay", "zone": "east", "name": "web-1", "state": "online",
-            "spiffeId": "spiffe://pay.east.mesh.local/workload/web", "version": "0.1.0", "services": ["web"],
-            "certificateNotAfter": 0, "resource": {},
-            "documents": [{"name": "proxy", "wanted": "bbbbbbbbbbbbbbbb", "running": "a", "refused": "no such feature"}],
-            "inbounds": [{"name": "http", "listen": "10.0.0.1:80", "application": "127.0.0.1:8080", "state": "ready",
-                          "service": "web", "permissions": ["allow spiffe://x (web-to-api#0)"]}],
-            "outbounds": [{"listen": "127.0.0.1:9000", "service": "api", "endpoints": [], "identities": []}],
-        }))
-        .unwrap();
-        let text = text(&view, SystemTime::now());
-        for words in [
-            "proxy bbbbbbbbbbbb: refused: no such feature",
-            "allow spiffe://x (web-to-api#0)",
-            "127.0.0.1:9000 -> api",
-            "no endpoint",
-        ] {
-            assert!(text.contains(words), "{words} in {text}");
-        }
+/// Lines under a heading, or one that says that there are none.
+pub(crate) fn list(heading: &str, none: &str, lines: impl IntoIterator<Item = String>) -> String {
+    let mut text = format!("{heading}:");
+    let mut any = false;
+    for line in lines {
+        text.push_str("\n  ");
+        text.push_str(&line.replace('\n', "\n  "));
+        any = true;
     }
+    if !any {
+        text.push(' ');
+        text.push_str(none);
+    }
+    text
 }

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use mesh_model::{Descriptor, Scope, Writers, api::Key, find_kind, kinds};
 use serde_json::Value;
 
-use crate::{cli::checked_name, failure::Failure, output};
+use crate::{cli::checked_name, conditions, failure::Failure, output};
 
 /// The kind that lives in its zone's memory and not in global; it is looked at live.
 pub(crate) const DATAPLANE: &str = "Dataplane";
@@ -39,6 +39,15 @@ pub(crate) fn resolve(word: &str) -> Result<&'static Descriptor, Failure> {
     Err(Failure::invalid(format!(
         "{word:?} is no kind of resource. {hint}"
     )))
+}
+
+/// True for kinds that say what proxies do, and so select them by a `targetRef`.
+pub(crate) fn is_policy(kind: &Descriptor) -> bool {
+    kind.scope == Scope::Mesh
+        && kind.spec_field
+        && mesh_model::json_schema(kind)
+            .pointer("/properties/spec/properties/targetRef")
+            .is_some()
 }
 
 /// Resources of one kind by name, typed as `KIND NAME…` or `KIND/NAME…`.
@@ -105,8 +114,9 @@ pub(crate) fn display(key: &Key) -> String {
 }
 
 /// A table of resources of one kind: its own columns between name, origin, revision and age. A kind without columns of
-/// its own gets only those.
-pub(crate) fn table(kind: &Descriptor, items: &[Value], now: SystemTime) -> String {
+/// its own gets only those. STATUS is there where the server says something about it; `wide` adds mesh, labels and the
+/// time of the last change.
+pub(crate) fn table(kind: &Descriptor, items: &[Value], now: SystemTime, wide: bool) -> String {
     let own: &[Column] = match kind.name {
         "Mesh" => &[("ZONES", |item| {
             words(&item["zones"]).unwrap_or("all".to_owned())
@@ -131,28 +141,60 @@ pub(crate) fn table(kind: &Descriptor, items: &[Value], now: SystemTime) -> Stri
             ("TRUST DOMAIN", |item| text(&item["spec"]["trustDomain"])),
             ("ANCHORS", |item| count(&item["spec"]["caBundles"])),
         ],
-        "MeshTrafficPermission" => &[
-            ("TARGET", |item| target(&item["spec"]["targetRef"])),
-            ("RULES", |item| count(&item["spec"]["rules"])),
-        ],
-        "ZoneIngress" => &[("ADDRESS", ingress_address)],
+        "ZoneIngress" | "ZoneEgress" => &[("ADDRESS", ingress_address)],
+        _ if is_policy(kind) => POLICY,
         _ => &[],
     };
-    let mut header = vec!["NAME", "ORIGIN"];
+    let states: Vec<_> = items.iter().map(conditions::status).collect();
+    let says = states.iter().any(Option::is_some);
+    let mut header = Vec::new();
+    if wide && kind.scope == Scope::Mesh {
+        header.push("MESH");
+    }
+    header.extend(["NAME", "ORIGIN"]);
     header.extend(own.iter().map(|(name, _)| *name));
+    if says {
+        header.push("STATUS");
+    }
     header.extend(["REVISION", "AGE"]);
-    let rows = items.iter().map(|item| {
-        let mut row = vec![
-            text(&item["name"]),
-            text(&item["labels"]["isthmus.io/origin"]),
-        ];
+    if wide {
+        header.extend(["CHANGED", "LABELS"]);
+    }
+    let rows = items.iter().zip(states).map(|(item, state)| {
+        let mut row = Vec::new();
+        if wide && kind.scope == Scope::Mesh {
+            row.push(text(&item["mesh"]));
+        }
+        row.push(text(&item["name"]));
+        row.push(text(&item["labels"]["isthmus.io/origin"]));
         row.extend(own.iter().map(|(_, cell)| cell(item)));
+        if says {
+            row.push(state.unwrap_or_default());
+        }
         row.push(text(&item["revision"]));
         row.push(output::age(&text(&item["creationTime"]), now));
+        if wide {
+            row.push(output::age(&text(&item["modificationTime"]), now));
+            row.push(labels(&item["labels"]));
+        }
         row
     });
     output::table(&header, rows.collect())
 }
+
+/// What every policy is about.
+const POLICY: &[Column] = &[
+    ("TARGET", |item| target(&item["spec"]["targetRef"])),
+    ("TO", |item| {
+        let to = item["spec"]["to"].as_array().map(Vec::as_slice);
+        let targets = to.unwrap_or_default().iter();
+        targets
+            .map(|entry| target(&entry["targetRef"]))
+            .collect::<Vec<_>>()
+            .join(",")
+    }),
+    ("RULES", |item| count(&item["spec"]["rules"])),
+];
 
 type Column = (&'static str, fn(&Value) -> String);
 
@@ -183,23 +225,29 @@ fn ports(value: &Value) -> String {
     ports.iter().map(port).collect::<Vec<_>>().join(",")
 }
 
-fn target(value: &Value) -> String {
+/// What a `targetRef` selects, in words.
+pub(crate) fn target(value: &Value) -> String {
     if value.is_null() {
         return "Mesh".to_owned();
     }
-    let labels = value["labels"].as_object().map(|labels| {
-        let pairs: Vec<_> = labels
-            .iter()
-            .map(|(key, value)| format!("{key}={}", text(value)))
-            .collect();
-        pairs.join(",")
-    });
     let parts = [
-        Some(text(&value["kind"])),
-        labels,
-        value["sectionName"].as_str().map(str::to_owned),
+        text(&value["kind"]),
+        text(&value["name"]),
+        labels(&value["labels"]),
+        text(&value["sectionName"]),
     ];
-    parts.into_iter().flatten().collect::<Vec<_>>().join(" ")
+    let parts = parts.into_iter().filter(|part| !part.is_empty());
+    parts.collect::<Vec<_>>().join(" ")
+}
+
+/// `team=a,tier=b`; the origin has a column of its own.
+pub(crate) fn labels(value: &Value) -> String {
+    let pairs = value.as_object().into_iter().flatten();
+    pairs
+        .filter(|(key, _)| *key != "isthmus.io/origin")
+        .map(|(key, value)| format!("{key}={}", text(value)))
+        .collect::<Vec<_>>()
+        .join(",")
 }
 
 fn ingress_address(item: &Value) -> String {
@@ -254,18 +302,55 @@ mod tests {
         assert!(targets(&words("zone ..")).is_err());
     }
 
+    fn item() -> Value {
+        json!({
+            "type": "MeshService", "mesh": "pay", "name": "web", "revision": 7,
+            "labels": {"isthmus.io/origin": "west", "team": "a"}, "creationTime": "1970-01-01T00:00:00Z",
+            "modificationTime": "1970-01-01T00:00:30Z",
+            "spec": {"ports": [{"port": 80, "appProtocol": "tcp"}, {"port": 90}]},
+        })
+    }
+
+    fn shown(item: Value, wide: bool) -> String {
+        let now = std::time::UNIX_EPOCH + std::time::Duration::from_secs(60);
+        table(
+            resolve(item["type"].as_str().unwrap()).unwrap(),
+            &[item],
+            now,
+            wide,
+        )
+    }
+
     #[test]
     fn a_table_shows_what_a_kind_is_about() {
-        let now = std::time::UNIX_EPOCH + std::time::Duration::from_secs(60);
-        let item = json!({
-            "type": "MeshService", "mesh": "pay", "name": "web", "revision": 7,
-            "labels": {"isthmus.io/origin": "west"}, "creationTime": "1970-01-01T00:00:00Z",
-            "spec": {"ports": [{"port": 80, "appProtocol": "tcp"}, {"port": 90}]},
-        });
         assert_eq!(
-            table(resolve("msvc").unwrap(), &[item], now),
+            shown(item(), false),
             "NAME   ORIGIN   PORTS       STATE   REVISION   AGE\n\
              web    west     80/tcp,90   -       7          60s"
+        );
+    }
+
+    #[test]
+    fn a_wide_table_shows_more() {
+        assert_eq!(
+            shown(item(), true),
+            "MESH   NAME   ORIGIN   PORTS       STATE   REVISION   AGE   CHANGED   LABELS\n\
+             pay    web    west     80/tcp,90   -       7          60s   30s       team=a"
+        );
+    }
+
+    #[test]
+    fn what_the_server_says_about_a_policy_is_a_column() {
+        let policy = json!({
+            "type": "MeshTrafficPermission", "mesh": "pay", "name": "web", "revision": 7,
+            "labels": {"isthmus.io/origin": "global"}, "creationTime": "1970-01-01T00:00:00Z",
+            "spec": {"targetRef": {"kind": "Dataplane", "labels": {"a": "b"}}, "rules": [{}]},
+            "status": {"conditions": [{"type": "Effective", "status": false, "reason": "SelectsNothing"}]},
+        });
+        assert_eq!(
+            shown(policy, false),
+            "NAME   ORIGIN   TARGET          TO   RULES   STATUS           REVISION   AGE\n\
+             web    global   Dataplane a=b   -    1       SelectsNothing   7          60s"
         );
     }
 }

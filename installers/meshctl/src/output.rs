@@ -1,29 +1,178 @@
-//! What reaches the terminal: tables without decoration, YAML, JSON and names. Colour only on a terminal.
+//! What reaches the terminal: tables without decoration, YAML, JSON, names and what JSONPath picks. Colour only on a
+//! terminal.
 
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 
-use clap::ValueEnum;
+use clap::{
+    Arg, Command,
+    builder::{PossibleValue, TypedValueParser},
+    error::ErrorKind,
+};
 use comfy_table::{Cell, Color, ContentArrangement, Table, presets};
 use serde::Serialize;
+use serde_json::{Value, json};
 
-use crate::failure::Failure;
+use crate::{failure::Failure, jsonpath::Template};
 
 /// How a result is shown.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) enum Format {
     /// Columns for people.
     #[default]
     Table,
-    /// YAML documents, which `meshctl apply` takes back.
+    /// More columns.
+    Wide,
+    /// YAML documents, which `meshctl apply` takes back where they are resources.
     Yaml,
-    /// JSON.
+    /// JSON; lists as `{"items": […]}`.
     Json,
     /// One `kind/name` a line, for scripts.
     Name,
+    /// What a template picks from the JSON.
+    JsonPath(Template),
+}
+
+impl Format {
+    /// For the eyes of people.
+    pub(crate) fn is_table(&self) -> bool {
+        matches!(self, Self::Table | Self::Wide)
+    }
+
+    /// With more columns.
+    pub(crate) fn is_wide(&self) -> bool {
+        *self == Self::Wide
+    }
+
+    /// `found` as text. `table` makes what people read, `name` what `-o name` prints of one thing.
+    pub(crate) fn show(
+        &self,
+        found: &Found,
+        table: impl FnOnce() -> String,
+        name: impl Fn(&Value) -> String,
+    ) -> Result<String, Failure> {
+        Ok(match self {
+            Self::Table | Self::Wide => table(),
+            Self::Json => json(&found.json())?,
+            Self::JsonPath(template) => template.of(&found.json()),
+            Self::Yaml => yaml(found.items()),
+            Self::Name => found.items().iter().map(|item| name(item) + "\n").collect(),
+        })
+    }
+}
+
+/// What a command found.
+pub(crate) enum Found {
+    /// What was asked for by name.
+    One(Value),
+    /// A list, of whatever length.
+    List(Vec<Value>),
+}
+
+impl Found {
+    /// One thing.
+    pub(crate) fn one(thing: &impl Serialize) -> Result<Self, Failure> {
+        Ok(Self::One(value(thing)?))
+    }
+
+    /// A list.
+    pub(crate) fn list(things: &[impl Serialize]) -> Result<Self, Failure> {
+        Ok(Self::List(
+            things.iter().map(value).collect::<Result<_, _>>()?,
+        ))
+    }
+
+    fn items(&self) -> &[Value] {
+        match self {
+            Self::One(one) => std::slice::from_ref(one),
+            Self::List(items) => items,
+        }
+    }
+
+    fn json(&self) -> Value {
+        match self {
+            Self::One(one) => one.clone(),
+            Self::List(items) => json!({"items": items}),
+        }
+    }
+}
+
+fn value(thing: &impl Serialize) -> Result<Value, Failure> {
+    serde_json::to_value(thing)
+        .map_err(|error| Failure::failed(format!("the result does not become JSON: {error}")))
+}
+
+/// Reads a [`Format`] as it is typed.
+#[derive(Debug, Clone)]
+pub(crate) struct FormatParser;
+
+/// What stands before a template.
+const JSONPATH: &str = "jsonpath=";
+
+impl TypedValueParser for FormatParser {
+    type Value = Format;
+
+    fn parse_ref(
+        &self,
+        command: &Command,
+        arg: Option<&Arg>,
+        value: &std::ffi::OsStr,
+    ) -> Result<Format, clap::Error> {
+        let text = value.to_str().unwrap_or_default();
+        let refused = |why: &str| {
+            let arg = arg.map_or_else(String::new, |arg| format!(" for '{arg}'"));
+            clap::Error::raw(
+                ErrorKind::ValueValidation,
+                format!("invalid value '{text}'{arg}: {why}\n"),
+            )
+            .with_cmd(command)
+        };
+        if let Some(template) = text.strip_prefix(JSONPATH) {
+            return match Template::parse(template) {
+                Ok(template) => Ok(Format::JsonPath(template)),
+                Err(why) => Err(refused(&why)),
+            };
+        }
+        Ok(match text {
+            "table" => Format::Table,
+            "wide" => Format::Wide,
+            "yaml" => Format::Yaml,
+            "json" => Format::Json,
+            "name" => Format::Name,
+            _ => {
+                return Err(refused(
+                    "write table, wide, yaml, json, name, or jsonpath='{.items[*].name}'",
+                ));
+            }
+        })
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue>>> {
+        let values = [
+            ("table", "columns for people"),
+            ("wide", "more columns"),
+            ("yaml", "YAML documents, which `meshctl apply` takes back"),
+            ("json", "JSON; lists as {\"items\": […]}"),
+            ("name", "one kind/name a line, for scripts"),
+            (
+                JSONPATH,
+                "what a template picks from the JSON: jsonpath='{.items[*].name}'",
+            ),
+        ];
+        Some(Box::new(
+            values
+                .into_iter()
+                .map(|(value, help)| PossibleValue::new(value).help(help)),
+        ))
+    }
 }
 
 /// Writes to standard output. Nobody who reads on (as behind `| head`) is no failure.
 pub(crate) fn print(text: &str) -> Result<(), Failure> {
+    print_unless_left(text).map(|_| ())
+}
+
+/// As [`print`]; false where nobody reads on.
+pub(crate) fn print_unless_left(text: &str) -> Result<bool, Failure> {
     let mut out = std::io::stdout().lock();
     let mut write = || {
         out.write_all(text.as_bytes())?;
@@ -33,10 +182,9 @@ pub(crate) fn print(text: &str) -> Result<(), Failure> {
         out.flush()
     };
     match write() {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
-            Err(Failure::failed(format!("standard output: {error}")))
-        }
-        _ => Ok(()),
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(Failure::failed(format!("standard output: {error}"))),
     }
 }
 
@@ -47,9 +195,17 @@ pub(crate) fn json(value: &impl Serialize) -> Result<String, Failure> {
 }
 
 /// Several values as YAML documents.
-pub(crate) fn yaml<'a>(values: impl IntoIterator<Item = &'a serde_json::Value>) -> String {
+pub(crate) fn yaml<'a>(values: impl IntoIterator<Item = &'a Value>) -> String {
     let documents: Vec<_> = values.into_iter().map(mesh_model::to_yaml).collect();
     documents.join("---\n")
+}
+
+/// Whether standard output takes colours: a terminal, and nobody has said no.
+pub(crate) fn colours() -> bool {
+    let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    std::io::stdout().is_terminal()
+        && !set("NO_COLOR")
+        && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
 }
 
 /// A table: a header in capitals and rows.
@@ -59,7 +215,7 @@ pub(crate) fn table(header: &[&str], rows: Vec<Vec<String>>) -> String {
         .load_style(presets::NOTHING)
         .set_content_arrangement(ContentArrangement::Disabled)
         .set_header(header);
-    if std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty()) {
+    if !colours() {
         table.force_no_tty();
     }
     for row in rows {
@@ -85,11 +241,12 @@ pub(crate) fn table(header: &[&str], rows: Vec<Vec<String>>) -> String {
 /// Words that say how something is.
 fn colour(word: &str) -> Option<Color> {
     match word {
-        "online" | "active" | "ready" => Some(Color::Green),
-        "behind" | "stale" | "used" | "not ready" | "unjoined" => Some(Color::Yellow),
-        "offline" | "disabled" | "expired" | "revoked" | "refused" | "unreachable" => {
-            Some(Color::Red)
+        "online" | "active" | "ready" | "ok" | "allowed" | "done" => Some(Color::Green),
+        "behind" | "stale" | "used" | "not ready" | "unjoined" | "warning" | "mixed" => {
+            Some(Color::Yellow)
         }
+        "offline" | "disabled" | "expired" | "revoked" | "refused" | "unreachable" | "error"
+        | "denied" => Some(Color::Red),
         _ => None,
     }
 }
@@ -137,6 +294,24 @@ mod tests {
             ],
         );
         assert_eq!(text, "NAME       STATE\neast       online\nfar-west   -");
+    }
+
+    #[test]
+    fn one_named_thing_is_no_list() {
+        let item = json!({"type": "Mesh", "name": "pay"});
+        let show = |found: Found, format: Format| {
+            let name = |item: &Value| format!("mesh/{}", item["name"].as_str().unwrap());
+            format.show(&found, || "table".to_owned(), name).unwrap()
+        };
+        let one = || Found::One(item.clone());
+        let list = || Found::List(vec![item.clone()]);
+        assert!(show(one(), Format::Json).starts_with("{\n  \"name\""));
+        assert!(show(list(), Format::Json).starts_with("{\n  \"items\": ["));
+        assert_eq!(show(list(), Format::Name), "mesh/pay\n");
+        assert_eq!(show(list(), Format::Yaml), show(one(), Format::Yaml));
+        assert_eq!(show(list(), Format::Wide), "table");
+        let picked = Format::JsonPath(Template::parse("{.items[*].name}").unwrap());
+        assert_eq!(show(list(), picked), "pay");
     }
 
     #[test]

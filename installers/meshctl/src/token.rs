@@ -3,14 +3,17 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use clap::{Args, Subcommand, ValueEnum};
+use clap_complete::ArgValueCompleter;
 use mesh_model::api::{CreateToken, CreatedToken, Role, TokenInfo, TokenUse};
 use serde::Deserialize;
 
 use crate::{
     cli::{Connection, checked_name},
     client::Client,
+    completion,
     failure::Failure,
-    output::{self, Format},
+    kinds,
+    output::{self, Format, FormatParser, Found},
 };
 
 const EXAMPLES: &str = "\
@@ -20,6 +23,37 @@ Examples:
   meshctl token create dataplane -m payments --label isthmus.io/service=web
   meshctl token create api --role mesh-admin --for-mesh payments --description 'CI of payments'
   meshctl token list
+  meshctl token revoke 0a1b2c3d4e5f6071";
+
+const CREATE_EXAMPLES: &str = "\
+Examples:
+  meshctl token create zone-join --zone east
+  meshctl token create dataplane -m payments --name web-1 --valid-for 720h > web-1.token
+  meshctl token create api --role viewer --description dashboards";
+const DATAPLANE_EXAMPLES: &str = "\
+Examples:
+  meshctl token create dataplane -m payments --name web-1 > web-1.token
+  meshctl token create dataplane -m payments --label isthmus.io/service=web --valid-for 720h";
+const INGRESS_EXAMPLES: &str = "\
+Examples:
+  meshctl token create ingress --zone east > ingress.token";
+const ZONE_JOIN_EXAMPLES: &str = "\
+Examples:
+  meshctl token create zone-join --zone east
+  meshctl token create zone-join --zone east --valid-for 24h > east.token";
+const NODE_JOIN_EXAMPLES: &str = "\
+Examples:
+  meshctl token create node-join > node.token";
+const API_EXAMPLES: &str = "\
+Examples:
+  meshctl token create api --role viewer --description dashboards
+  meshctl token create api --role mesh-admin --for-mesh payments --description 'CI of payments'";
+const LIST_EXAMPLES: &str = "\
+Examples:
+  meshctl token list
+  meshctl token list -o wide";
+const REVOKE_EXAMPLES: &str = "\
+Examples:
   meshctl token revoke 0a1b2c3d4e5f6071";
 
 /// Make, list and revoke tokens.
@@ -43,6 +77,7 @@ enum Command {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = CREATE_EXAMPLES)]
 struct Create {
     #[command(subcommand)]
     usage: Usage,
@@ -51,6 +86,7 @@ struct Create {
 #[derive(Debug, Subcommand)]
 enum Usage {
     /// For sidecars of a mesh, at their zone.
+    #[command(after_help = DATAPLANE_EXAMPLES)]
     Dataplane {
         /// The only name the dataplane may have; absent: any.
         #[arg(long)]
@@ -62,27 +98,31 @@ enum Usage {
         common: Common,
     },
     /// For the ingress of a zone, at that zone. `zone join` gets one by itself.
+    #[command(after_help = INGRESS_EXAMPLES)]
     Ingress {
         /// The zone.
-        #[arg(long)]
+        #[arg(long, add = ArgValueCompleter::new(completion::zones))]
         zone: String,
         #[command(flatten)]
         common: Common,
     },
     /// For a zone that joins, once.
+    #[command(after_help = ZONE_JOIN_EXAMPLES)]
     ZoneJoin {
         /// The zone.
-        #[arg(long)]
+        #[arg(long, add = ArgValueCompleter::new(completion::zones))]
         zone: String,
         #[command(flatten)]
         common: Common,
     },
     /// For a further node of the global control plane, once.
+    #[command(after_help = NODE_JOIN_EXAMPLES)]
     NodeJoin {
         #[command(flatten)]
         common: Common,
     },
     /// For people and automation, at the API.
+    #[command(after_help = API_EXAMPLES)]
     Api {
         /// What its holder may do.
         #[arg(long, value_enum, default_value = "viewer")]
@@ -91,6 +131,7 @@ enum Usage {
         #[arg(
             long = "for-mesh",
             value_name = "MESH",
+            add = ArgValueCompleter::new(completion::meshes),
             required_if_eq("role", "mesh-admin")
         )]
         meshes: Vec<String>,
@@ -109,7 +150,7 @@ struct Common {
     description: String,
     /// table: the text of the token alone; json, yaml: with what lists show; name: its id, after which nobody can get
     /// the text any more.
-    #[arg(short, long, value_enum, default_value_t)]
+    #[arg(short, long, value_name = "FORMAT", default_value = "table", value_parser = FormatParser)]
     output: Format,
 }
 
@@ -135,14 +176,16 @@ impl From<RoleWord> for Role {
 
 /// List tokens, never their text.
 #[derive(Debug, Args)]
+#[command(after_help = LIST_EXAMPLES)]
 struct ListTokens {
     /// How the result is shown.
-    #[arg(short, long, value_enum, default_value_t)]
+    #[arg(short, long, value_name = "FORMAT", default_value = "table", value_parser = FormatParser)]
     output: Format,
 }
 
 /// Make tokens worthless.
 #[derive(Debug, Args)]
+#[command(after_help = REVOKE_EXAMPLES)]
 struct Revoke {
     /// The ids, as `token list` shows them.
     #[arg(required = true, value_name = "ID")]
@@ -162,8 +205,8 @@ impl Token {
                 let (request, format) = create.usage.request(connection)?;
                 let client = Client::new(connection)?;
                 let created: CreatedToken = client.post(&["tokens"], &[], &request).await?;
-                output::print(&show_created(&created, format)?)?;
-                if format == Format::Table {
+                output::print(&show_created(&created, &format)?)?;
+                if format.is_table() {
                     eprintln!(
                         "token {}, expires {}",
                         created.info.id, created.info.expires
@@ -174,7 +217,7 @@ impl Token {
             Command::List(list) => {
                 let client = Client::new(connection)?;
                 let tokens: Tokens = client.get(&["tokens"], &[]).await?;
-                output::print(&show_list(&tokens.items, list.output)?)
+                output::print(&show_list(&tokens.items, &list.output)?)
             }
             Command::Revoke(revoke) => {
                 for id in &revoke.ids {
@@ -259,44 +302,36 @@ fn label(text: &str) -> Result<(String, String), String> {
     }
 }
 
-fn show_created(created: &CreatedToken, format: Format) -> Result<String, Failure> {
-    Ok(match format {
-        Format::Table => created.token.clone(),
-        Format::Json => output::json(created)?,
-        Format::Yaml => {
-            let value = serde_json::to_value(created).map_err(anyhow::Error::from)?;
-            output::yaml([&value])
-        }
-        Format::Name => format!("token/{}", created.info.id),
-    })
+fn show_created(created: &CreatedToken, format: &Format) -> Result<String, Failure> {
+    let name =
+        |created: &serde_json::Value| format!("token/{}", kinds::text(&created["info"]["id"]));
+    format.show(&Found::one(created)?, || created.token.clone(), name)
 }
 
-fn show_list(tokens: &[TokenInfo], format: Format) -> Result<String, Failure> {
-    Ok(match format {
-        Format::Json => output::json(&tokens)?,
-        Format::Yaml => {
-            let values: Result<Vec<_>, _> = tokens.iter().map(serde_json::to_value).collect();
-            output::yaml(&values.map_err(anyhow::Error::from)?)
+fn show_list(tokens: &[TokenInfo], format: &Format) -> Result<String, Failure> {
+    let table = || {
+        let rows = tokens.iter().map(|token| {
+            let mut row = vec![
+                token.id.clone(),
+                word(token.asked.usage),
+                scope(token),
+                token.state.clone(),
+                token.expires.clone(),
+                token.asked.description.clone(),
+            ];
+            if format.is_wide() {
+                row.push(token.created.clone());
+            }
+            row
+        });
+        let mut header = vec!["ID", "USE", "FOR", "STATE", "EXPIRES", "DESCRIPTION"];
+        if format.is_wide() {
+            header.push("CREATED");
         }
-        Format::Name => tokens
-            .iter()
-            .map(|token| format!("token/{}\n", token.id))
-            .collect(),
-        Format::Table => {
-            let rows = tokens.iter().map(|token| {
-                vec![
-                    token.id.clone(),
-                    word(token.asked.usage),
-                    scope(token),
-                    token.state.clone(),
-                    token.expires.clone(),
-                    token.asked.description.clone(),
-                ]
-            });
-            let header = ["ID", "USE", "FOR", "STATE", "EXPIRES", "DESCRIPTION"];
-            output::table(&header, rows.collect())
-        }
-    })
+        output::table(&header, rows.collect())
+    };
+    let name = |token: &serde_json::Value| format!("token/{}", kinds::text(&token["id"]));
+    format.show(&Found::list(tokens)?, table, name)
 }
 
 /// A word as it stands in JSON.

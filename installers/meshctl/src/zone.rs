@@ -1,6 +1,7 @@
 //! `meshctl zone`: zones join, are listed, shown and removed.
 
 use clap::{Args, Subcommand};
+use clap_complete::ArgValueCompleter;
 use mesh_model::api::{Batch, GlobalStatus, WriteOutcome, ZoneConnection};
 use mesh_proto::zone::ResourceKey;
 
@@ -8,9 +9,10 @@ use crate::{
     apply,
     cli::{Connection, checked_name},
     client::Client,
+    completion,
     failure::Failure,
     kinds,
-    output::{self, Format},
+    output::{self, Format, FormatParser, Found},
 };
 
 pub(crate) mod claims;
@@ -26,6 +28,18 @@ Examples:
                                                         on the zone's machine: join and start
   meshctl zone list
   meshctl zone show east
+  meshctl zone remove east";
+
+const LIST_EXAMPLES: &str = "\
+Examples:
+  meshctl zone list
+  meshctl zone list -o jsonpath='{range .items[*]}{.name}: {.state}{\"\\n\"}{end}'";
+const SHOW_EXAMPLES: &str = "\
+Examples:
+  meshctl zone show east
+  meshctl zone show east -o json";
+const REMOVE_EXAMPLES: &str = "\
+Examples:
   meshctl zone remove east";
 
 /// Zones: join this machine's, list, show and remove.
@@ -46,19 +60,22 @@ enum Command {
 
 /// List zones and how they are connected.
 #[derive(Debug, Args)]
+#[command(after_help = LIST_EXAMPLES)]
 struct ListZones {
     /// How the result is shown.
-    #[arg(short, long, value_enum, default_value_t)]
+    #[arg(short, long, value_name = "FORMAT", default_value = "table", value_parser = FormatParser)]
     output: Format,
 }
 
 /// Show how a zone is connected and what it has.
 #[derive(Debug, Args)]
+#[command(after_help = SHOW_EXAMPLES)]
 struct Show {
     /// The zone.
+    #[arg(add = ArgValueCompleter::new(completion::zones))]
     name: String,
     /// How the result is shown.
-    #[arg(short, long, value_enum, default_value_t)]
+    #[arg(short, long, value_name = "FORMAT", default_value = "table", value_parser = FormatParser)]
     output: Format,
 }
 
@@ -66,12 +83,19 @@ struct Show {
 ///
 /// Its control plane is cut off; its dataplanes go on with what they have. Stop them on their machines.
 #[derive(Debug, Args)]
+#[command(after_help = REMOVE_EXAMPLES)]
 struct Remove {
     /// The zone.
+    #[arg(add = ArgValueCompleter::new(completion::zones))]
     name: String,
 }
 
 impl Zone {
+    /// True for the command that is at home on a zone's machine and needs no API.
+    pub(crate) fn is_join(&self) -> bool {
+        matches!(self.command, Command::Join(_))
+    }
+
     /// Carries out one of them.
     pub(crate) async fn run(self, connection: &Connection) -> Result<(), Failure> {
         match self.command {
@@ -87,24 +111,17 @@ async fn list(connection: &Connection, format: Format) -> Result<(), Failure> {
     let client = Client::new(connection)?;
     let status: GlobalStatus = client.get(&["status"], &[]).await?;
     let zones = status.zones;
-    if zones.is_empty() && format == Format::Table {
+    if zones.is_empty() && format.is_table() {
         eprintln!(
             "There are no zones; `meshctl token create zone-join --zone NAME` makes the token for one."
         );
         return Ok(());
     }
-    output::print(&match format {
-        Format::Table => table(&zones),
-        Format::Json => output::json(&zones)?,
-        Format::Yaml => {
-            let values: Result<Vec<_>, _> = zones.iter().map(serde_json::to_value).collect();
-            output::yaml(&values.map_err(anyhow::Error::from)?)
-        }
-        Format::Name => zones
-            .iter()
-            .map(|zone| kinds::short_name("Zone", &zone.name) + "\n")
-            .collect(),
-    })
+    output::print(&format.show(&Found::list(&zones)?, || table(&zones), name)?)
+}
+
+fn name(zone: &serde_json::Value) -> String {
+    kinds::short_name("Zone", &kinds::text(&zone["name"]))
 }
 
 /// Zones and how they are connected.
@@ -140,19 +157,14 @@ async fn show(connection: &Connection, command: &Show) -> Result<(), Failure> {
     checked_name(&command.name)?;
     let client = Client::new(connection)?;
     let zone: ZoneConnection = client.get(&["zones", &command.name, "status"], &[]).await?;
-    let text = match command.output {
-        Format::Json => output::json(&zone)?,
-        Format::Yaml => {
-            let value = serde_json::to_value(&zone).map_err(anyhow::Error::from)?;
-            output::yaml([&value])
-        }
-        Format::Name => kinds::short_name("Zone", &zone.name),
-        Format::Table => {
-            let resource: serde_json::Value = client.get(&["zones", &command.name], &[]).await?;
-            describe(&zone, &resource)
-        }
+    let described = if command.output.is_table() {
+        let resource: serde_json::Value = client.get(&["zones", &command.name], &[]).await?;
+        describe(&zone, &resource)
+    } else {
+        String::new()
     };
-    output::print(&text)
+    let found = Found::one(&zone)?;
+    output::print(&command.output.show(&found, || described, name)?)
 }
 
 fn describe(zone: &ZoneConnection, resource: &serde_json::Value) -> String {
@@ -181,14 +193,7 @@ fn describe(zone: &ZoneConnection, resource: &serde_json::Value) -> String {
     field("Last heard:", heard(zone));
     field("Version:", zone.version.clone());
     field("Platform:", kinds::text(&resource["platform"]));
-    let labels = resource["labels"].as_object().map(|labels| {
-        let pairs: Vec<_> = labels
-            .iter()
-            .map(|(key, value)| format!("{key}={}", kinds::text(value)))
-            .collect();
-        pairs.join(",")
-    });
-    field("Labels:", labels.unwrap_or_default());
+    field("Labels:", kinds::labels(&resource["labels"]));
     lines.join("\n")
 }
 

@@ -86,10 +86,44 @@ fn each_format_is_what_it_says() {
     mesh_model::parse(&yaml, "yaml").unwrap();
     let table = shown("table");
     assert!(table.starts_with("NAME    ORIGIN   PORTS"), "{table}");
+    let wide = shown("wide");
+    assert!(wide.starts_with("MESH   NAME    ORIGIN   PORTS"), "{wide}");
+    assert!(wide.contains("LABELS"), "{wide}");
+    assert_eq!(shown("jsonpath={.spec.ports[0].port}"), "80\n");
     assert!(
         !table.contains('\u{1b}'),
         "no colour where there is no terminal"
     );
+}
+
+#[test]
+fn a_list_is_its_items_in_json_and_for_templates() {
+    let server = server();
+    let (code, out, err) = run(server.meshctl("get msvc -m pay -o json"));
+    assert_eq!(code, 0, "{err}");
+    let json: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(json["items"].as_array().unwrap().len(), 1_234);
+    let mut command = server.meshctl("get msvc -m pay -o");
+    command.arg(r#"jsonpath={range .items[1:3]}{.name}{"\n"}{end}"#);
+    let (code, out, err) = run(command);
+    assert_eq!(code, 0, "{err}");
+    assert_eq!(out, "s0001\ns0002\n");
+}
+
+#[test]
+fn a_format_that_is_none_is_refused_with_what_there_is() {
+    let server = server();
+    for (format, words) in [
+        ("tabel", "table, wide, yaml, json, name"),
+        ("jsonpath={.items[}", "items["),
+        ("jsonpath={end}", "{range"),
+        ("jsonpath=", "jsonpath='{.items[*].name}'"),
+    ] {
+        let (code, _, err) = run(server.meshctl(&format!("get msvc -m pay -o {format}")));
+        assert_eq!(code, 2, "{format}");
+        assert!(err.contains(words), "{format}: {err}");
+    }
+    assert!(server.seen().is_empty());
 }
 
 #[test]

@@ -100,6 +100,8 @@ pub(crate) fn meshctl(line: &str) -> Command {
             command.env_remove(name);
         }
     }
+    // Nor any context of theirs.
+    command.env("ISTHMUS_CONFIG", "/nowhere/isthmus.yaml");
     command.args(line.split_whitespace());
     command
 }

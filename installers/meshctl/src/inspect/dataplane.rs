@@ -1,0 +1,159 @@
+//! `meshctl inspect dataplane`: what a proxy does and why.
+
+use std::time::SystemTime;
+
+use clap::Args;
+use clap_complete::ArgValueCompleter;
+use mesh_model::api::DataplaneView;
+use serde_json::Value;
+
+use crate::{
+    cli::{Connection, checked_name},
+    client::Client,
+    completion,
+    failure::Failure,
+    kinds,
+    output::{self, Format, FormatParser, Found},
+};
+
+const EXAMPLES: &str = "\
+Examples:
+  meshctl inspect dataplane web-1 -m payments
+  meshctl inspect dataplane web-1 -m payments -o json";
+
+/// Show what a dataplane does now, as its zone sees it: documents, permissions with the policy each comes from,
+/// endpoints.
+#[derive(Debug, Args)]
+#[command(visible_alias = "dp", after_help = EXAMPLES)]
+pub(super) struct Dataplane {
+    /// Its name.
+    #[arg(add = ArgValueCompleter::new(completion::dataplanes))]
+    name: String,
+    /// Its zone, where several zones have one of that name.
+    #[arg(long, value_name = "ZONE", add = ArgValueCompleter::new(completion::zones))]
+    zone: Option<String>,
+    /// How the result is shown.
+    #[arg(short, long, value_name = "FORMAT", default_value = "table", value_parser = FormatParser)]
+    output: Format,
+}
+
+impl Dataplane {
+    /// Asks and shows.
+    pub(super) async fn run(self, connection: &Connection) -> Result<(), Failure> {
+        checked_name(&self.name)?;
+        let mesh = connection.mesh()?;
+        let client = Client::new(connection)?;
+        let path = ["meshes", &mesh, "dataplanes", &self.name];
+        let query: Vec<_> = self.zone.map(|zone| ("zone", zone)).into_iter().collect();
+        let view: DataplaneView = client.get(&path, &query).await?;
+        let name = |view: &Value| kinds::short_name(kinds::DATAPLANE, &kinds::text(&view["name"]));
+        let text = || text(&view, SystemTime::now());
+        output::print(&self.output.show(&Found::one(&view)?, text, name)?)
+    }
+}
+
+fn text(view: &DataplaneView, now: SystemTime) -> String {
+    let mut lines = Vec::new();
+    let mut field = |name: &str, value: &str| {
+        let value = if value.is_empty() { "-" } else { value };
+        lines.push(format!("{name:<13}{value}"));
+    };
+    field("Name:", &view.name);
+    field("Mesh:", &view.mesh);
+    field("Zone:", &view.zone);
+    field("State:", &view.state);
+    field("Identity:", &view.spiffe_id);
+    field("Services:", &view.services.join(", "));
+    field("Version:", &view.version);
+    let certificate = match view.certificate_not_after {
+        0 => "none yet".to_owned(),
+        end => match output::until(end, now).as_str() {
+            "ended" => "ended".to_owned(),
+            left => format!("ends in {left}"),
+        },
+    };
+    field("Certificate:", &certificate);
+
+    lines.push("\nDocuments:".to_owned());
+    for document in &view.documents {
+        let state = match (&document.refused, &document.running) {
+            (Some(reason), _) => format!("refused: {reason}"),
+            (None, Some(running)) if *running == document.wanted => "current".to_owned(),
+            (None, Some(running)) => format!("runs {}, has not answered yet", short(running)),
+            (None, None) => "has not answered yet".to_owned(),
+        };
+        lines.push(format!(
+            "  {} {}: {state}",
+            document.name,
+            short(&document.wanted)
+        ));
+    }
+    lines.push("\nInbounds:".to_owned());
+    for inbound in &view.inbounds {
+        lines.push(format!(
+            "  {} {} -> {} ({}){}",
+            inbound.name,
+            inbound.listen,
+            inbound.application,
+            inbound.state,
+            match inbound.service.as_str() {
+                "" => String::new(),
+                service => format!(", service {service}"),
+            }
+        ));
+        if inbound.permissions.is_empty() {
+            lines.push("    nobody may call: no permission allows it".to_owned());
+        }
+        lines.extend(inbound.permissions.iter().map(|rule| format!("    {rule}")));
+    }
+    lines.push("\nOutbounds:".to_owned());
+    for outbound in &view.outbounds {
+        lines.push(format!("  {} -> {}", outbound.listen, outbound.service));
+        if outbound.endpoints.is_empty() {
+            lines.push("    no endpoint".to_owned());
+        }
+        lines.extend(outbound.endpoints.iter().map(|to| format!("    {to}")));
+        lines.extend(
+            outbound
+                .identities
+                .iter()
+                .map(|id| format!("    accepts {id}")),
+        );
+    }
+    lines.join("\n")
+}
+
+/// Enough of a hash to compare by eye.
+fn short(version: &str) -> &str {
+    version.get(..12).unwrap_or(version)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_text_says_what_is_refused_who_may_call_and_where_calls_go() {
+        let view: DataplaneView = serde_json::from_value(json!({
+            "mesh": "pay", "zone": "east", "name": "web-1", "state": "online",
+            "spiffeId": "spiffe://pay.east.mesh.local/workload/web", "version": "0.1.0", "services": ["web"],
+            "certificateNotAfter": 0, "resource": {},
+            "documents": [{"name": "proxy", "wanted": "bbbbbbbbbbbbbbbb", "running": "a", "refused": "no such feature"}],
+            "inbounds": [{"name": "http", "listen": "10.0.0.1:80", "application": "127.0.0.1:8080", "state": "ready",
+                          "service": "web", "permissions": ["allow spiffe://x (web-to-api#0)"]}],
+            "outbounds": [{"listen": "127.0.0.1:9000", "service": "api", "endpoints": [], "identities": []}],
+        }))
+        .unwrap();
+        let text = text(&view, SystemTime::now());
+        for words in [
+            "proxy bbbbbbbbbbbb: refused: no such feature",
+            "allow spiffe://x (web-to-api#0)",
+            "127.0.0.1:9000 -> api",
+            "no endpoint",
+        ] {
+            assert!(text.contains(words), "{words} in {text}");
+        }
+    }
+}

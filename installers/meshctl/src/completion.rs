@@ -179,8 +179,9 @@ fn kind_words(current: &OsStr, wanted: impl Fn(&Descriptor) -> bool) -> Vec<Comp
     starting(current, kinds.map(|kind| kind.plural.to_owned()).collect())
 }
 
-fn starting(current: &OsStr, names: Vec<String>) -> Vec<CompletionCandidate> {
+fn starting(current: &OsStr, mut names: Vec<String>) -> Vec<CompletionCandidate> {
     let text = current.to_str().unwrap_or_default();
+    names.sort();
     names
         .into_iter()
         .filter(|name| name.starts_with(text))

@@ -143,8 +143,8 @@ impl Context {
         let path = path()?;
         let mut config = Config::load(&path)?;
         match self.command {
-            Command::List { output } => return config.list(&path, &output),
-            Command::Show { name, output } => return config.show(typed, name, &output),
+            Command::List { output } => config.list(&path, &output),
+            Command::Show { name, output } => config.show(typed, name, &output),
             Command::Use { name } => {
                 config.find(&name)?;
                 config.current = Some(name.clone());

@@ -8,6 +8,7 @@ use mesh_model::api::{Batch, Key, WriteOutcome, Written};
 use crate::{
     cli::Connection,
     client::{Client, ClientError},
+    conditions,
     failure::Failure,
     kinds,
     output::{self, Format, FormatParser, Found},
@@ -59,7 +60,11 @@ impl Apply {
         warn(&written.warnings);
         if self.wait {
             let keys: Vec<_> = written.results.iter().map(|result| &result.key).collect();
-            rollout::wait(&client, written.revision, &meshes(&keys), self.timeout).await?;
+            let meshes = meshes(&keys);
+            let waited = rollout::wait(&client, written.revision, &meshes, self.timeout).await;
+            // The zones have spoken by now.
+            say_conditions(&client, &keys).await;
+            waited?;
         }
         Ok(())
     }
@@ -69,6 +74,28 @@ impl Apply {
 pub(crate) fn warn(warnings: &[String]) {
     for warning in warnings {
         eprintln!("warning: {warning}");
+    }
+}
+
+/// Resources that are asked about after a write.
+const ASKED_MAX: usize = 50;
+
+/// Says on standard error what the zones say about what was written: policies that select nothing, references that lead
+/// nowhere, conflicts.
+pub(crate) async fn say_conditions(client: &Client, keys: &[&Key]) {
+    for key in keys.iter().take(ASKED_MAX) {
+        let Ok(kind) = kinds::resolve(&key.kind) else {
+            continue;
+        };
+        let mut path = kinds::path(kind, &key.mesh);
+        path.push(&key.name);
+        // What was deleted says nothing, and the write itself has succeeded.
+        let Ok(read) = client.get::<serde_json::Value>(&path, &[]).await else {
+            continue;
+        };
+        for line in conditions::lines(&read) {
+            eprintln!("warning: {}: {line}", kinds::display(key));
+        }
     }
 }
 
@@ -102,8 +129,8 @@ pub(crate) fn batch(resources: &[Sourced]) -> Result<Batch, Failure> {
 pub(crate) fn batch_or_deletion(resources: &[Sourced], delete: bool) -> Result<Batch, Failure> {
     if delete {
         return Ok(Batch {
-            put: Vec::new(),
             delete: resources.iter().map(Sourced::key).collect(),
+            ..Batch::default()
         });
     }
     batch(resources)

@@ -48,6 +48,13 @@ pub(crate) fn block(conditions: &[Condition]) -> String {
     format!("\n\nConditions:{}", lines.collect::<String>())
 }
 
+/// The bad ones that a resource carries, as lines.
+pub(crate) fn lines(resource: &Value) -> Vec<String> {
+    let carried = resource["status"]["conditions"].clone();
+    let carried: Vec<Condition> = serde_json::from_value(carried).unwrap_or_default();
+    carried.iter().filter(|one| is_bad(one)).map(line).collect()
+}
+
 /// The word for a table: `ok`, or the reasons of what is not. `None` where the resource says nothing about itself.
 pub(crate) fn status(resource: &Value) -> Option<String> {
     let conditions = resource["status"]["conditions"].as_array()?;

@@ -114,7 +114,8 @@ pub(crate) fn display(key: &Key) -> String {
 }
 
 /// A table of resources of one kind: its own columns between name, origin, revision and age. A kind without columns of
-/// its own gets only those. STATUS is there where the server says something about it; `wide` adds mesh, labels and the
+/// its own gets only those. STATUS is there for policies, and where the server says
+/// something; `wide` adds mesh, labels and the
 /// time of the last change.
 pub(crate) fn table(kind: &Descriptor, items: &[Value], now: SystemTime, wide: bool) -> String {
     let own: &[Column] = match kind.name {
@@ -146,7 +147,7 @@ pub(crate) fn table(kind: &Descriptor, items: &[Value], now: SystemTime, wide: b
         _ => &[],
     };
     let states: Vec<_> = items.iter().map(conditions::status).collect();
-    let says = states.iter().any(Option::is_some);
+    let says = is_policy(kind) || states.iter().any(Option::is_some);
     let mut header = Vec::new();
     if wide && kind.scope == Scope::Mesh {
         header.push("MESH");

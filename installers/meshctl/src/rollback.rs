@@ -95,13 +95,10 @@ impl Rollback {
         apply::warn(&written.warnings);
         if self.wait {
             let keys: Vec<_> = written.results.iter().map(|result| &result.key).collect();
-            rollout::wait(
-                &client,
-                written.revision,
-                &apply::meshes(&keys),
-                self.timeout,
-            )
-            .await?;
+            let meshes = apply::meshes(&keys);
+            let waited = rollout::wait(&client, written.revision, &meshes, self.timeout).await;
+            apply::say_conditions(&client, &keys).await;
+            waited?;
         }
         Ok(())
     }

@@ -56,7 +56,10 @@ fn kinds_and_live_names_are_offered() {
         ["meshservice/api"]
     );
     assert_eq!(offered(&server, "meshctl get zones -m p"), ["pay"]);
-    assert_eq!(offered(&server, "meshctl zone show ")[..2], ["east", "west"]);
+    assert_eq!(
+        offered(&server, "meshctl zone show ")[..2],
+        ["east", "west"]
+    );
     assert_eq!(
         offered(&server, "meshctl explain -m pay --to web --from web"),
         ["web", "web-1", "web-admin"]

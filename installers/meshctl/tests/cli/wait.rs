@@ -79,6 +79,31 @@ fn it_ends_when_every_dataplane_has_acknowledged() {
 }
 
 #[test]
+fn what_the_zones_say_of_what_was_written_is_told_at_the_end() {
+    let policy = json!({"type": "MeshTrafficPermission", "mesh": "pay", "name": "p"});
+    let written = json!({"revision": 17, "results": [{"key": policy, "outcome": "created"}]});
+    let condition = json!({"key": policy, "type": "Effective", "status": false, "reason": "SelectsNothing",
+                           "message": "it selects no dataplane here", "zone": "east"});
+    let read = json!({"status": {"conditions": [condition]}});
+    let complete = rollout(true, vec![zone("east", true, 2, 2)]);
+    let server = Server::start(
+        Router::new()
+            .route("/v1/batch", post(move || async move { Json(written) }))
+            .route("/v1/rollout/17", get(move || async move { Json(complete) }))
+            .route(
+                "/v1/meshes/pay/meshtrafficpermissions/p",
+                get(move || async move { Json(read) }),
+            ),
+    );
+    let mut command = server.meshctl("apply -f - --wait");
+    command.write_stdin("type: MeshTrafficPermission\nmesh: pay\nname: p\nspec: {rules: []}\n");
+    let (code, _, err) = run(command);
+    assert_eq!(code, 0, "{err}");
+    let line = "warning: meshtrafficpermission/p in mesh pay: SelectsNothing: it selects no dataplane here (zone east)";
+    assert!(err.contains(line), "{err}");
+}
+
+#[test]
 fn a_refusal_is_named_with_its_reason_and_exits_3() {
     let mut refusing = zone("east", true, 2, 1);
     refusing["refused"] =

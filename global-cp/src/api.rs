@@ -23,16 +23,25 @@
 //! | [`explain`] | whether a call is allowed, and where it goes |
 //! | [`inspect`] | a policy as it takes effect, a service as zones know it |
 //! | [`plan`] | what a batch would change in what proxies do |
+//! | [`openapi`] | the API's own description |
 //! | [`serve`] | the server: TLS, connections, draining |
 
+use aide::{
+    axum::{
+        ApiRouter,
+        routing::{delete_with, get_with, post_with},
+    },
+    openapi::OpenApi,
+    transform::TransformOperation,
+};
 use axum::{
-    Router,
+    Json, Router,
     extract::{MatchedPath, Request, State},
     http::{HeaderValue, StatusCode, header},
     middleware::{self, Next},
     response::{IntoResponse, Response},
-    routing::{get, post},
 };
+use mesh_model::api::{AnyView, CreateToken, CreatedToken, Rollback, Written};
 
 use crate::{app::App, metrics::RequestLabels};
 
@@ -45,6 +54,7 @@ pub mod inspect;
 pub mod limits;
 pub mod nodes;
 pub mod observed;
+pub mod openapi;
 pub mod plan;
 pub mod problem;
 pub mod query;
@@ -61,62 +71,259 @@ mod tests;
 #[cfg(test)]
 mod zone_tests;
 
+use caller::Params;
+use openapi::{Document, about, gives_events, takes, takes_batch, takes_resource};
 use problem::Problem;
 
-/// The whole API.
+/// The whole API, with the document that describes it.
 pub fn router(app: App) -> Router {
-    let mesh = get(resources::get_mesh)
-        .put(resources::put_mesh)
-        .delete(resources::delete_mesh);
-    let in_mesh = get(resources::get_in_mesh)
-        .put(resources::put_in_mesh)
-        .delete(resources::delete_in_mesh);
-    let global = get(resources::get_global)
-        .put(resources::put_global)
-        .delete(resources::delete_global);
-    Router::new()
-        .route("/v1/version", get(status::version))
-        .route("/v1/status", get(status::status))
-        .route("/v1/audit", get(status::audit))
-        .route("/v1/schema/{type}", get(status::schema))
-        .route("/v1/rollout/{revision}", get(status::rollout))
-        .route("/v1/watch", get(watch::watch))
-        .route("/v1/batch", post(batch::batch))
-        .route("/v1/diff", post(diff::diff))
-        .route("/v1/rollback", post(rollback::rollback))
-        .route("/v1/rollback/diff", post(rollback::diff))
-        .route("/v1/plan", post(plan::plan))
-        .route("/v1/tokens", get(token::list).post(token::create))
-        .route("/v1/tokens/{id}", axum::routing::delete(token::revoke))
-        .route("/v1/nodes/{id}", axum::routing::delete(nodes::remove))
-        .route("/v1/zones/{zone}/status", get(status::zone_status))
-        .route("/v1/meshes", get(resources::list_meshes))
-        .route("/v1/meshes/{mesh}", mesh)
-        .route("/v1/meshes/{mesh}/history", get(resources::history_mesh))
-        .route("/v1/meshes/{mesh}/dataplanes", get(dataplanes::list))
+    let mut described = OpenApi::default();
+    let router = routes().finish_api(&mut described);
+    let document = Document::new(&described);
+    router
         .route(
-            "/v1/meshes/{mesh}/dataplanes/{name}",
-            get(dataplanes::inspect),
+            "/v1/openapi.json",
+            axum::routing::get(async move || document.answer()),
         )
-        .route("/v1/meshes/{mesh}/explain", get(explain::explain))
-        .route("/v1/meshes/{mesh}/services/{name}", get(inspect::service))
-        .route(
-            "/v1/meshes/{mesh}/{type}/{name}/inspect",
-            get(inspect::policy),
-        )
-        .route("/v1/meshes/{mesh}/{type}", get(resources::list_in_mesh))
-        .route("/v1/meshes/{mesh}/{type}/{name}", in_mesh)
-        .route(
-            "/v1/meshes/{mesh}/{type}/{name}/history",
-            get(resources::history_in_mesh),
-        )
-        .route("/v1/{type}", get(resources::list_global))
-        .route("/v1/{type}/{name}", global)
-        .route("/v1/{type}/{name}/history", get(resources::history_global))
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
         .layer(middleware::from_fn_with_state(app.clone(), around))
         .with_state(app)
+}
+
+fn routes() -> ApiRouter<App> {
+    // A resource is reached by three forms of paths: in a mesh, outside any, and meshes themselves.
+    let mesh = get_with(resources::get_mesh, |op| {
+        gives_view(about("getMesh", "A mesh")(op))
+    })
+    .put_with(resources::put_mesh, |op| {
+        puts(about("putMesh", "Creates or replaces a mesh")(op))
+    })
+    .delete_with(
+        resources::delete_mesh,
+        about("deleteMesh", "Deletes a mesh with all that is in it"),
+    );
+    let in_mesh = get_with(resources::get_in_mesh, |op| {
+        gives_view(about("getInMesh", "A resource of a mesh")(op))
+    })
+    .put_with(resources::put_in_mesh, |op| {
+        puts(about(
+            "putInMesh",
+            "Creates or replaces a resource of a mesh",
+        )(op))
+    })
+    .delete_with(
+        resources::delete_in_mesh,
+        about("deleteInMesh", "Deletes a resource of a mesh"),
+    );
+    let global = get_with(resources::get_global, |op| {
+        gives_view(about("get", "A resource outside any mesh")(op))
+    })
+    .put_with(resources::put_global, |op| {
+        puts(about(
+            "put",
+            "Creates or replaces a resource outside any mesh",
+        )(op))
+    })
+    .delete_with(
+        resources::delete_global,
+        about("delete", "Deletes a resource outside any mesh"),
+    );
+    let tokens = get_with(
+        token::list,
+        about("listTokens", "The tokens that the caller manages"),
+    )
+    .post_with(token::create, |op| {
+        takes::<CreateToken>(about(
+            "createToken",
+            "Makes a token; its text is shown this once",
+        )(op))
+        .response::<201, Json<CreatedToken>>()
+    });
+    ApiRouter::new()
+        .api_route(
+            "/v1/version",
+            get_with(status::version, about("version", "What runs here")),
+        )
+        .api_route(
+            "/v1/status",
+            get_with(status::status, about("status", "The nodes and the zones")),
+        )
+        .api_route(
+            "/v1/audit",
+            get_with(
+                status::audit,
+                about("audit", "Who did what, and who was refused what"),
+            ),
+        )
+        .api_route(
+            "/v1/schema/{type}",
+            get_with(status::schema, about("schema", "The JSON Schema of a kind")),
+        )
+        .api_route(
+            "/v1/rollout/{revision}",
+            get_with(status::rollout, |op| {
+                about("rollout", "How far a revision has come")(op)
+                    .input::<Params<status::RolloutQuery>>()
+            }),
+        )
+        .api_route(
+            "/v1/watch",
+            get_with(watch::watch, |op| {
+                gives_events(about("watch", "Changes as they happen")(op))
+            }),
+        )
+        .api_route(
+            "/v1/batch",
+            post_with(batch::batch, |op| {
+                takes_batch(about("batch", "Several changes as one")(op))
+            }),
+        )
+        .api_route(
+            "/v1/diff",
+            post_with(diff::diff, |op| {
+                takes_batch(about("diff", "What a batch would change")(op))
+            }),
+        )
+        .api_route(
+            "/v1/plan",
+            post_with(plan::plan, |op| {
+                takes_batch(about(
+                    "plan",
+                    "What a batch would change in what proxies do",
+                )(op))
+            }),
+        )
+        .api_route(
+            "/v1/rollback",
+            post_with(rollback::rollback, |op| {
+                takes::<Rollback>(about(
+                    "rollback",
+                    "Brings back what was at a revision, as one new change",
+                )(op))
+            }),
+        )
+        .api_route(
+            "/v1/rollback/diff",
+            post_with(rollback::diff, |op| {
+                takes::<Rollback>(about("rollbackDiff", "What a rollback would change")(op))
+            }),
+        )
+        .api_route("/v1/tokens", tokens)
+        .api_route(
+            "/v1/tokens/{id}",
+            delete_with(token::revoke, about("revokeToken", "Revokes a token")),
+        )
+        .api_route(
+            "/v1/nodes/{id}",
+            delete_with(
+                nodes::remove,
+                about("removeNode", "Removes a node that is lost"),
+            ),
+        )
+        .api_route(
+            "/v1/zones/{zone}/status",
+            get_with(
+                status::zone_status,
+                about("zoneStatus", "How a zone is connected"),
+            ),
+        )
+        .api_route(
+            "/v1/meshes",
+            get_with(resources::list_meshes, about("listMeshes", "The meshes")),
+        )
+        .api_route("/v1/meshes/{mesh}", mesh)
+        .api_route(
+            "/v1/meshes/{mesh}/history",
+            get_with(
+                resources::history_mesh,
+                about("historyOfMesh", "The changes of a mesh itself"),
+            ),
+        )
+        .api_route(
+            "/v1/meshes/{mesh}/dataplanes",
+            get_with(
+                dataplanes::list,
+                about(
+                    "listDataplanes",
+                    "The dataplanes of a mesh, as their zones see them",
+                ),
+            ),
+        )
+        .api_route(
+            "/v1/meshes/{mesh}/dataplanes/{name}",
+            get_with(
+                dataplanes::inspect,
+                about(
+                    "inspectDataplane",
+                    "A dataplane with its effective configuration",
+                ),
+            ),
+        )
+        .api_route(
+            "/v1/meshes/{mesh}/explain",
+            get_with(
+                explain::explain,
+                about("explain", "Whether a call is allowed, and where it goes"),
+            ),
+        )
+        .api_route(
+            "/v1/meshes/{mesh}/services/{name}",
+            get_with(
+                inspect::service,
+                about("inspectService", "A service as the zones know it"),
+            ),
+        )
+        .api_route(
+            "/v1/meshes/{mesh}/{type}/{name}/inspect",
+            get_with(
+                inspect::policy,
+                about("inspectPolicy", "A policy as it takes effect"),
+            ),
+        )
+        .api_route(
+            "/v1/meshes/{mesh}/{type}",
+            get_with(
+                resources::list_in_mesh,
+                about("listInMesh", "The resources of one kind in a mesh"),
+            ),
+        )
+        .api_route("/v1/meshes/{mesh}/{type}/{name}", in_mesh)
+        .api_route(
+            "/v1/meshes/{mesh}/{type}/{name}/history",
+            get_with(
+                resources::history_in_mesh,
+                about("historyInMesh", "The changes of a resource of a mesh"),
+            ),
+        )
+        .api_route(
+            "/v1/{type}",
+            get_with(
+                resources::list_global,
+                about(
+                    "list",
+                    "The resources of one kind, of all meshes that the caller sees",
+                ),
+            ),
+        )
+        .api_route("/v1/{type}/{name}", global)
+        .api_route(
+            "/v1/{type}/{name}/history",
+            get_with(
+                resources::history_global,
+                about("history", "The changes of a resource outside any mesh"),
+            ),
+        )
+}
+
+fn gives_view(operation: TransformOperation<'_>) -> TransformOperation<'_> {
+    operation.response::<200, Json<AnyView>>()
+}
+
+fn puts(operation: TransformOperation<'_>) -> TransformOperation<'_> {
+    takes_resource(operation)
+        .response::<200, Json<Written>>()
+        .response::<201, Json<Written>>()
 }
 
 /// What is done around every request: a place for it, and a count.

@@ -3,6 +3,7 @@
 use axum::{Json, extract::State};
 use mesh_model::api::{DataplaneView, Unanswered};
 use mesh_proto::zone::{InspectDataplane, ListDataplanes, query::What};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -13,22 +14,23 @@ use super::{
 use crate::{app::App, authorize::Action};
 
 /// Parameters.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DataplaneQuery {
     /// Ask this zone only.
     zone: Option<String>,
     #[serde(rename = "consistency")]
+    #[schemars(with = "Option<super::query::Consistency>")]
     _consistency: Option<String>,
 }
 
 /// The dataplanes of a mesh.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct Dataplanes {
     /// Ordered by zone and name.
     items: Vec<DataplaneView>,
     /// Zones that did not answer, with the reason: what they hold is missing above.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     unanswered: Vec<Unanswered>,
     /// Revision at which the zones to ask were chosen.
     revision: u64,

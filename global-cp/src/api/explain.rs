@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use axum::{Json, extract::State};
 use mesh_model::api::{ExplainedCall, ExplainedCaller, ExplainedInbound, Explanation, Unanswered};
 use mesh_proto::zone::{ExplainCall, ExplainInbound, query::What};
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::{
@@ -21,7 +22,7 @@ use crate::{app::App, authorize::Action};
 const INBOUND_QUESTIONS_MAX: usize = 500;
 
 /// Parameters.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ExplainQuery {
     /// A dataplane, a service or a workload.
@@ -31,6 +32,7 @@ pub struct ExplainQuery {
     /// Absent: each port.
     port: Option<u16>,
     #[serde(rename = "consistency")]
+    #[schemars(with = "Option<super::query::Consistency>")]
     _consistency: Option<String>,
 }
 

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use axum::{Json, extract::State};
 use mesh_model::api::{PolicyInspection, ServiceInspection, ZonePolicy, ZoneService};
 use mesh_proto::zone::{InspectPolicy, InspectService, query::What};
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::{
@@ -57,12 +58,13 @@ pub async fn policy(
 }
 
 /// Parameters.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ServiceQuery {
     /// Ask this zone only.
     zone: Option<String>,
     #[serde(rename = "consistency")]
+    #[schemars(with = "Option<super::query::Consistency>")]
     _consistency: Option<String>,
 }
 

@@ -1,7 +1,8 @@
 //! Members of the global control plane.
 
 use axum::{Json, extract::State};
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::Serialize;
 
 use super::{
     caller::{Caller, Segments},
@@ -11,13 +12,20 @@ use crate::{
     app::App, authorize::Action, cluster::membership::NotAdded, facts, writes::write_operations,
 };
 
+/// A node was removed.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Removed {
+    /// Its id.
+    removed: u64,
+}
+
 /// `DELETE /v1/nodes/{id}`: takes a node out for good, so that the quorum does not count on it. What it left behind is of
 /// no use any more: a machine that comes back joins with a new token, and is another node.
 pub async fn remove(
     State(app): State<App>,
     caller: Caller,
     Segments(id): Segments<u64>,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Json<Removed>, Problem> {
     caller.may(&app, Action::Delete, "", "Node")?;
     let status = app.cluster.status();
     if !status.members.iter().any(|member| member.id == id) {
@@ -43,5 +51,5 @@ pub async fn remove(
     let gone = facts::set(&facts::removed_node_name(id), Vec::new(), None);
     let summary = format!("node {id} removed");
     write_operations(&app, &caller.actor, vec![gone], summary).await?;
-    Ok(Json(json!({ "removed": id })))
+    Ok(Json(Removed { removed: id }))
 }

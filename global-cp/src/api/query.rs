@@ -6,6 +6,7 @@ use axum::http::{HeaderMap, header};
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use mesh_model::api::Key;
 use mesh_proto::zone::ResourceKey;
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::problem::Problem;
@@ -16,10 +17,11 @@ pub const PAGE_MAX: usize = 1000;
 pub const PAGE_DEFAULT: usize = 100;
 
 /// Parameters of a list.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ListQuery {
     /// Most items on the page.
+    #[schemars(range(min = 1, max = 1000))]
     pub limit: Option<usize>,
     /// Where the page begins, as the one before said.
     #[serde(rename = "continue")]
@@ -28,8 +30,20 @@ pub struct ListQuery {
     pub selector: Option<String>,
     /// Only what this zone owns.
     pub zone: Option<String>,
-    /// `stale` or `linearizable`.
+    /// How new what is read must be.
+    #[schemars(with = "Option<Consistency>")]
     pub consistency: Option<String>,
+}
+
+/// How new what is read must be. Looked at where the caller is established; here it is described.
+#[derive(JsonSchema)]
+#[schemars(rename_all = "lowercase")]
+#[allow(dead_code)] // a description
+pub enum Consistency {
+    /// Everything that was written before the request.
+    Linearizable,
+    /// What the answering node has applied, be it old: answered without a quorum too.
+    Stale,
 }
 
 /// One requirement on labels.

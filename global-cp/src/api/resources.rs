@@ -13,6 +13,7 @@ use mesh_model::{
     find_kind,
 };
 use mesh_proto::zone::ResourceKey;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -37,7 +38,7 @@ const SCANNED_MAX: usize = 20_000;
 const SCAN_STEP: usize = 500;
 
 /// Parameters of a read of one resource.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ReadQuery {
     /// The zone that owns it.
@@ -45,11 +46,12 @@ pub struct ReadQuery {
     pub zone: String,
     // Read where the caller is established.
     #[serde(rename = "consistency")]
+    #[schemars(with = "Option<super::query::Consistency>")]
     _consistency: Option<String>,
 }
 
 /// Parameters of a write of one resource.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct WriteQuery {
     /// Only say what would happen.
@@ -59,11 +61,12 @@ pub struct WriteQuery {
     #[serde(default)]
     zone: String,
     #[serde(rename = "consistency")]
+    #[schemars(with = "Option<super::query::Consistency>")]
     _consistency: Option<String>,
 }
 
 /// Parameters of a write of several resources.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DryRun {
     /// Only say what would happen.

@@ -8,6 +8,7 @@ use mesh_model::{
     api::{GlobalStatus, Key, NodeStatus, Rollout, ZoneConnection},
 };
 use mesh_proto::{raft::ConnectedZone, zone::ResourceKey};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -30,10 +31,12 @@ const WAIT_MAX: Duration = Duration::from_secs(30);
 const WAIT_STEP: Duration = Duration::from_millis(50);
 
 /// What runs here.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Version {
+    /// Of the answering node.
     version: &'static str,
+    /// Chosen at the first start of the first node.
     cluster_id: String,
 }
 
@@ -199,6 +202,19 @@ pub async fn rollout(
     }
 }
 
+/// Parameters of a roll-out, as they are described.
+#[derive(JsonSchema)]
+#[allow(dead_code)] // a description
+pub struct RolloutQuery {
+    /// Only of these meshes; may be given several times.
+    mesh: Option<Vec<String>>,
+    /// Seconds to wait for it to be complete.
+    #[schemars(range(min = 0, max = 30))]
+    wait: Option<f64>,
+    /// How new what is read must be.
+    consistency: Option<super::query::Consistency>,
+}
+
 /// `mesh` may be given several times, which is why this is read by hand. Names of meshes need no decoding.
 fn rollout_query(query: &str) -> Result<(BTreeSet<String>, Duration), Problem> {
     let mut meshes = BTreeSet::new();
@@ -239,40 +255,46 @@ fn rollout_query(query: &str) -> Result<(BTreeSet<String>, Duration), Problem> {
 }
 
 /// Parameters of the audit.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AuditQuery {
+    /// Most records.
+    #[schemars(range(min = 1, max = 1000))]
     limit: Option<usize>,
     #[serde(rename = "consistency")]
+    #[schemars(with = "Option<super::query::Consistency>")]
     _consistency: Option<String>,
 }
 
 /// Who did what, and who was refused what.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct Audit {
     /// Newest first.
     items: Vec<AuditItem>,
 }
 
 /// One record of the audit.
-#[derive(Debug, PartialEq, Eq, Serialize)]
+#[derive(Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct AuditItem {
+    /// RFC 3339.
     time: String,
+    /// Who.
     actor: String,
+    /// From where, as far as known.
     address: String,
     /// What was done or tried, in words.
     summary: String,
     /// `done`, `refused` or `read`.
     outcome: String,
-    #[serde(skip_serializing_if = "String::is_empty")]
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     reason: String,
     /// Revision of the change, for `done`.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     revision: Option<u64>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     changed: Vec<Key>,
-    #[serde(skip_serializing_if = "String::is_empty")]
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     request_id: String,
 }
 

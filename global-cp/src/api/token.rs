@@ -5,6 +5,7 @@ use mesh_model::{
     Violation,
     api::{CreateToken, CreatedToken, TokenInfo},
 };
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::{
@@ -14,7 +15,7 @@ use super::{
 use crate::{app::App, authorize::Action, clock, issue};
 
 /// The tokens that the caller manages.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct Tokens {
     /// Ordered by id.
     items: Vec<TokenInfo>,

@@ -15,11 +15,14 @@ use std::{convert::Infallible, time::Duration};
 use axum::{
     extract::State,
     http::HeaderMap,
-    response::sse::{Event, KeepAlive, Sse},
+    response::{
+        IntoResponse, Response,
+        sse::{Event, KeepAlive, Sse},
+    },
 };
-use futures::Stream;
 use mesh_model::api::WatchEvent;
 use mesh_proto::token::ApiToken;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -45,7 +48,7 @@ const SEND_TIMEOUT: Duration = Duration::from_secs(30);
 const PAGE: usize = 500;
 
 /// Parameters of a watch.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct WatchQuery {
     /// Changes after this revision; absent: from now on.
@@ -58,6 +61,7 @@ pub struct WatchQuery {
     /// The history that `from` is a revision of, as lists and bookmarks say it; absent: not checked.
     history: Option<String>,
     #[serde(rename = "consistency")]
+    #[schemars(with = "Option<super::query::Consistency>")]
     _consistency: Option<String>,
 }
 
@@ -82,7 +86,7 @@ pub async fn watch(
     caller: Caller,
     Params(params): Params<WatchQuery>,
     headers: HeaderMap,
-) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Problem> {
+) -> Result<Response, Problem> {
     let filter = Filter {
         kind: params
             .kind
@@ -124,7 +128,8 @@ pub async fn watch(
         app.metrics.watches(-1);
         drop(place);
     });
-    Ok(Sse::new(ReceiverStream::new(receiver)).keep_alive(KeepAlive::new()))
+    let events = Sse::new(ReceiverStream::new(receiver)).keep_alive(KeepAlive::new());
+    Ok(events.into_response())
 }
 
 /// Why a watch ends.

@@ -2,13 +2,49 @@
 //!
 //! Field names are camelCase on the wire. Times are RFC 3339, in UTC.
 
+use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::violation::Violation;
 
+/// Stands in the schema where a whole resource stands in the value: the document of the API says once what resources
+/// look like.
+pub struct AnyResource;
+
+impl JsonSchema for AnyResource {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Resource".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        Schema::new_ref("#/components/schemas/Resource".to_owned())
+    }
+}
+
+/// The same for a resource as it reads back.
+pub struct AnyView;
+
+impl JsonSchema for AnyView {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "ResourceView".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        Schema::new_ref("#/components/schemas/ResourceView".to_owned())
+    }
+}
+
 /// An error as `application/problem+json` (RFC 9457).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Problem {
     /// Stable machine-readable word, such as `invalid`, `unauthorized`, `not-found`, `conflict`, `unavailable`.
@@ -27,10 +63,11 @@ pub struct Problem {
 }
 
 /// A page of a list.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct List {
     /// Resources as they read back (see [`crate::Resource::to_view`]), ordered by mesh, zone and name.
+    #[schemars(with = "Vec<AnyView>")]
     pub items: Vec<Value>,
     /// Revision the page was read at.
     pub revision: u64,
@@ -40,11 +77,12 @@ pub struct List {
 }
 
 /// Several changes as one: all are made, in one revision, or none.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Batch {
     /// Resources to put.
     #[serde(default)]
+    #[schemars(with = "Vec<AnyResource>")]
     pub put: Vec<Value>,
     /// Resources to delete.
     #[serde(default)]
@@ -55,7 +93,7 @@ pub struct Batch {
 }
 
 /// The revision that a resource must have now.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Precondition {
     /// The resource.
@@ -65,7 +103,9 @@ pub struct Precondition {
 }
 
 /// Names a resource.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Key {
     /// The kind's name, such as `MeshService`.
@@ -105,7 +145,7 @@ impl From<Key> for mesh_proto::zone::ResourceKey {
 }
 
 /// The answer to every write.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Written {
     /// Revision of the change; the current one where nothing changed or `dry_run` was asked for.
@@ -121,7 +161,7 @@ pub struct Written {
 }
 
 /// What became of one change.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct WriteResult {
     /// The resource.
@@ -131,7 +171,7 @@ pub struct WriteResult {
 }
 
 /// What became of one change.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[allow(missing_docs)]
 pub enum WriteOutcome {
@@ -143,7 +183,7 @@ pub enum WriteOutcome {
 }
 
 /// One event of a watch, the `data` of a server-sent event whose `id` is the revision.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct WatchEvent {
     /// Revision of the change.
@@ -152,11 +192,12 @@ pub struct WatchEvent {
     pub key: Key,
     /// The resource as it reads back; absent where it was deleted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<AnyView>")]
     pub resource: Option<Value>,
 }
 
 /// One change in a resource's history, newest first in lists.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct HistoryItem {
     /// Revision of the change.
@@ -167,11 +208,12 @@ pub struct HistoryItem {
     pub actor: String,
     /// The resource after the change; absent where it was deleted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<AnyView>")]
     pub resource: Option<Value>,
 }
 
 /// A resource's history.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct History {
     /// Newest first.
@@ -181,7 +223,7 @@ pub struct History {
 }
 
 /// What a token is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 #[allow(missing_docs)]
 pub enum TokenUse {
@@ -198,7 +240,7 @@ pub enum TokenUse {
 }
 
 /// Asks for a token.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct CreateToken {
     /// What it is for.
@@ -231,7 +273,7 @@ pub struct CreateToken {
 }
 
 /// What the holder of an API token may do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Role {
     /// Everything.
@@ -243,7 +285,7 @@ pub enum Role {
 }
 
 /// A token as lists show it: never its secret.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct TokenInfo {
     /// Public id.
@@ -260,7 +302,7 @@ pub struct TokenInfo {
 }
 
 /// The lasting part of [`CreateToken`].
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[allow(missing_docs)]
 pub struct TokenScope {
@@ -283,7 +325,7 @@ pub struct TokenScope {
 }
 
 /// A new token: the only time its text is shown.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CreatedToken {
     /// The text to hand over.
@@ -293,7 +335,7 @@ pub struct CreatedToken {
 }
 
 /// State of the global control plane.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct GlobalStatus {
     /// Chosen at the first start of the first node.
@@ -315,7 +357,7 @@ pub struct GlobalStatus {
 }
 
 /// One member of the global control plane, as the answering node sees it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct NodeStatus {
     /// Raft node id.
@@ -333,7 +375,7 @@ pub struct NodeStatus {
 }
 
 /// How a zone is connected.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ZoneConnection {
     /// The zone.
@@ -354,7 +396,7 @@ pub struct ZoneConnection {
 }
 
 /// How far a revision has come, for `apply --wait`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Rollout {
     /// The revision asked about.
@@ -366,7 +408,7 @@ pub struct Rollout {
 }
 
 /// How far a revision has come in one zone.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ZoneRollout {
     /// The zone.
@@ -390,7 +432,7 @@ pub struct ZoneRollout {
 }
 
 /// A document that a dataplane refused.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Refused {
     /// `<mesh>/<name>`.
@@ -402,7 +444,7 @@ pub struct Refused {
 }
 
 /// A dataplane as its zone sees it now, for lists and `inspect dataplane`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DataplaneView {
     /// The mesh.
@@ -424,6 +466,7 @@ pub struct DataplaneView {
     /// Its documents.
     pub documents: Vec<DocumentView>,
     /// The Dataplane resource.
+    #[schemars(with = "AnyView")]
     pub resource: Value,
     /// Inbounds with readiness and the permissions in force, each with its origin. Filled by `inspect` only.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -434,7 +477,7 @@ pub struct DataplaneView {
 }
 
 /// One document of a dataplane.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DocumentView {
     /// Its name.
@@ -448,7 +491,7 @@ pub struct DocumentView {
 }
 
 /// One inbound of a dataplane.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct InboundView {
     /// Its name.
@@ -466,7 +509,7 @@ pub struct InboundView {
 }
 
 /// One outbound of a dataplane.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct OutboundView {
     /// Where the proxy listens.
@@ -480,7 +523,7 @@ pub struct OutboundView {
 }
 
 /// What became of a resource, where that is worth saying.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Condition {
     /// The resource.
@@ -503,7 +546,7 @@ pub struct Condition {
 }
 
 /// What a batch would change in what is stored. Nothing is written.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Diff {
     /// Revision it was compared with.
@@ -517,7 +560,7 @@ pub struct Diff {
 }
 
 /// What a batch would change in one resource.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DiffItem {
     /// The resource.
@@ -526,9 +569,11 @@ pub struct DiffItem {
     pub outcome: WriteOutcome,
     /// As it reads back now, without revision and times; absent where it does not exist. Secret values are not shown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<AnyView>")]
     pub before: Option<Value>,
     /// As it would read back; absent where it would be deleted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<AnyView>")]
     pub after: Option<Value>,
     /// Paths of the fields that differ.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -536,7 +581,7 @@ pub struct DiffItem {
 }
 
 /// Asks to bring resources back to what they were at a revision, as one new change.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Rollback {
     /// The revision; what was written after it is undone.
@@ -550,7 +595,7 @@ pub struct Rollback {
 }
 
 /// What a batch would change in what proxies do, from the zones' own compilers. Nothing is written.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Plan {
     /// What would change in what is stored.
@@ -563,7 +608,7 @@ pub struct Plan {
 }
 
 /// A zone that did not answer a question.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Unanswered {
     /// The zone.
@@ -573,7 +618,7 @@ pub struct Unanswered {
 }
 
 /// What would change in one zone.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ZonePlan {
     /// The zone.
@@ -590,7 +635,7 @@ pub struct ZonePlan {
 }
 
 /// What would change for one dataplane.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DataplanePlan {
     /// The mesh.
@@ -605,7 +650,7 @@ pub struct DataplanePlan {
 }
 
 /// One effective setting, before and after.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SettingChange {
     /// What it is a setting of: `inbound http`, `service store:80`, `identity`.
@@ -621,7 +666,7 @@ pub struct SettingChange {
 }
 
 /// Whether a call is allowed, where it goes, and which policies say so.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Explanation {
     /// The mesh.
@@ -638,7 +683,7 @@ pub struct Explanation {
 }
 
 /// One caller's way to one port.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ExplainedCall {
     /// The caller's side.
@@ -653,7 +698,7 @@ pub struct ExplainedCall {
 }
 
 /// The caller's side of a call.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ExplainedCaller {
     /// Its zone.
@@ -679,7 +724,7 @@ pub struct ExplainedCaller {
 }
 
 /// Where a share of calls goes.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ExplainedBackend {
     /// The service.
@@ -700,7 +745,7 @@ pub struct ExplainedBackend {
 }
 
 /// The called side of a call.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ExplainedInbound {
     /// Its zone.
@@ -730,10 +775,11 @@ pub struct ExplainedInbound {
 }
 
 /// A policy as it takes effect.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PolicyInspection {
     /// The resource as it reads back.
+    #[schemars(with = "AnyView")]
     pub resource: Value,
     /// What is to be said about it, from global and the zones.
     pub conditions: Vec<Condition>,
@@ -745,7 +791,7 @@ pub struct PolicyInspection {
 }
 
 /// Whom a policy concerns in one zone.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ZonePolicy {
     /// The zone.
@@ -760,7 +806,7 @@ pub struct ZonePolicy {
 }
 
 /// A service as the zones know it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ServiceInspection {
     /// The mesh.
@@ -777,7 +823,7 @@ pub struct ServiceInspection {
 }
 
 /// A service in the zone that runs it.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ZoneService {
     /// The zone.
@@ -792,7 +838,7 @@ pub struct ZoneService {
 }
 
 /// A port of a service in the zone that runs it.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ZoneServicePort {
     /// The port.
@@ -806,7 +852,7 @@ pub struct ZoneServicePort {
 }
 
 /// What deserves attention in the installation.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Check {
     /// Worst first.
@@ -816,7 +862,7 @@ pub struct Check {
 }
 
 /// One thing that deserves attention.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Finding {
     /// `error` or `warning`.
@@ -830,7 +876,7 @@ pub struct Finding {
 }
 
 /// When a certificate ends.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Expiry {
     /// Whose: `installation CA`, `global node 1`, `zone west`, `CA of payments in west`, `dataplane payments/web-1`.

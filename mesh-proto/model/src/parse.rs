@@ -32,6 +32,7 @@ use crate::{
     kinds::Spec,
     labels, path,
     resource::{Meta, Resource},
+    selection,
     violation::Violations,
 };
 
@@ -171,6 +172,9 @@ fn validate(spec: &Spec, meta: &Meta, origin: Origin, report: &mut Report) {
         checker = checker.of_stored();
     }
     spec.validate(meta, &mut checker);
+    if spec.policy().is_some() {
+        selection::check_role(meta, &mut checker);
+    }
     for (path, message) in checker.into_found() {
         report.add(&path, message);
     }

@@ -7,7 +7,7 @@ use mesh_proto::proxy::{IdentityMatch, Permissions, identity_match::SpiffeId};
 use crate::{
     kinds::{MeshTrafficPermission, dataplane::Inbound},
     policy::{Match, MatchForm},
-    resource::Resource,
+    resource::{Meta, Resource},
     selection::{self, Strength, Tie},
 };
 
@@ -16,6 +16,8 @@ use crate::{
 /// The rules of all `policies` that select the inbound count together. Other kinds and other meshes are ignored. The
 /// result is the same in whichever order the policies come: the strongest is first (see [`Strength`]), and a
 /// policy's rules keep their order. Order decides nothing: a deny anywhere wins, and any allow allows.
+///
+/// [`Selection::permissions`](crate::policy::Selection::permissions) gives the same for a whole mesh at less cost.
 ///
 /// Nobody is allowed where there is no policy, no rule, or nothing in the lists: what is allowed is always written.
 #[must_use]
@@ -31,21 +33,41 @@ pub fn effective(policies: &[&Resource], dataplane: &Resource, inbound: &Inbound
     selected
         .sort_by_cached_key(|(policy, _)| Reverse((Strength::of(policy), Tie::of(&policy.meta))));
 
+    together(
+        selected
+            .iter()
+            .map(|(policy, permission)| of_policy(&policy.meta, permission)),
+    )
+}
+
+/// What one permission says, whomever it selects.
+pub(crate) fn of_policy(meta: &Meta, permission: &MeshTrafficPermission) -> Permissions {
     let mut permissions = Permissions::default();
-    for (policy, permission) in selected {
-        for (index, rule) in permission.rules.iter().enumerate() {
-            let origin = format!("{}#{index}", policy.meta.name);
-            let lists = &rule.default;
-            extend(&mut permissions.deny, &lists.deny, &origin);
-            extend(
-                &mut permissions.allow_with_shadow_deny,
-                &lists.allow_with_shadow_deny,
-                &origin,
-            );
-            extend(&mut permissions.allow, &lists.allow, &origin);
-        }
+    for (index, rule) in permission.rules.iter().enumerate() {
+        let origin = format!("{}#{index}", meta.name);
+        let lists = &rule.default;
+        extend(&mut permissions.deny, &lists.deny, &origin);
+        extend(
+            &mut permissions.allow_with_shadow_deny,
+            &lists.allow_with_shadow_deny,
+            &origin,
+        );
+        extend(&mut permissions.allow, &lists.allow, &origin);
     }
     permissions
+}
+
+/// What several permissions say together.
+pub(crate) fn together(all: impl IntoIterator<Item = Permissions>) -> Permissions {
+    let mut together = Permissions::default();
+    for permissions in all {
+        together.deny.extend(permissions.deny);
+        together
+            .allow_with_shadow_deny
+            .extend(permissions.allow_with_shadow_deny);
+        together.allow.extend(permissions.allow);
+    }
+    together
 }
 
 /// What permissions say of one caller.

@@ -32,7 +32,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 pub use self::conditions::{Known, conditions};
-pub use self::destination::{Destination, Port, Service};
+pub use self::destination::{Backend, Destination, Port, Service, Services, Unresolved};
 pub use self::merge::{Entry, Merged, Origin};
 pub use self::set::{Incoming, IncomingRule, PolicySet, Proxy, Selection};
 pub use self::target::{BackendKind, BackendRef, ToKind, ToTarget};
@@ -276,18 +276,64 @@ pub fn check<K: Kind + Policy>(policy: &K, out: &mut Checker) {
 
 #[cfg(test)]
 mod tests {
-    use crate::kinds::kinds;
+    use serde_json::Value;
+
+    use crate::{
+        kinds::kinds,
+        shape::{ContentSchema, Shape},
+    };
 
     #[test]
     fn every_kind_that_has_a_target_is_registered_as_a_policy() {
         for kind in kinds() {
-            let has_target = kind.content_schema().fields().any(|f| f == "targetRef");
-            assert_eq!(kind.policy().is_some(), has_target, "{}", kind.name);
-            let Some(shape) = kind.policy() else { continue };
             let has = |field: &str| kind.content_schema().fields().any(|f| f == field);
+            assert_eq!(kind.policy().is_some(), has("targetRef"), "{}", kind.name);
+            let Some(shape) = kind.policy() else { continue };
             assert_eq!(has("to"), !shape.to.is_empty(), "{}", kind.name);
             assert_eq!(has("rules"), shape.rules, "{}", kind.name);
             assert_eq!(has("default"), shape.proxy, "{}", kind.name);
+        }
+    }
+
+    #[test]
+    fn what_is_built_in_is_an_object() {
+        for kind in kinds() {
+            let built_in = kind.built_in();
+            for text in [built_in.to, built_in.rules, built_in.proxy] {
+                let value = serde_json::from_str::<Value>(text);
+                assert!(text.is_empty() || value.is_ok_and(|v| v.is_object()), "{}: {text}", kind.name);
+            }
+        }
+    }
+
+    /// The shape of the field at `path`, through the items of lists.
+    fn inside<'s>(schema: &'s ContentSchema, mut shape: &'s Shape, path: &str) -> Option<&'s Shape> {
+        for name in path.split('.') {
+            shape = schema.resolve(shape);
+            while let Shape::List(items, _) = shape {
+                shape = schema.resolve(items);
+            }
+            let Shape::Object(fields) = shape else {
+                return None;
+            };
+            shape = &fields.get(name)?.shape;
+        }
+        Some(schema.resolve(shape))
+    }
+
+    #[test]
+    fn every_list_that_is_declared_is_a_list_of_the_kind() {
+        for kind in kinds() {
+            let Some(policy) = kind.policy() else { continue };
+            let schema = kind.content_schema();
+            for (path, _) in policy.lists {
+                // A route's configuration is the entry, without `default`.
+                let places = ["to.default", "rules.default", "default", "to"];
+                let found = places
+                    .iter()
+                    .any(|place| matches!(inside(schema, schema.root(), &format!("{place}.{path}")), Some(Shape::List(..))));
+                assert!(found, "{}: {path} is no list", kind.name);
+            }
         }
     }
 }

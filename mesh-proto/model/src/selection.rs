@@ -9,6 +9,7 @@ use crate::{
     check::Checker,
     kinds::dataplane::Inbound,
     labels::{self, Labels},
+    path,
     policy::{Policy, ToKind, ToTarget},
     resource::{Meta, Resource},
 };
@@ -62,15 +63,17 @@ impl TargetRef {
 
 /// True where everything that `inner` selects is selected by `outer`, whichever proxies there are.
 pub(crate) fn covers(outer: Option<&TargetRef>, inner: Option<&TargetRef>) -> bool {
-    let of = |target: Option<&TargetRef>| match target {
-        Some(target) if target.kind == TargetKind::Dataplane => {
-            (target.labels.clone(), target.section_name.clone())
-        }
-        _ => (Labels::new(), None),
+    let of_dataplanes = |target: &&TargetRef| target.kind == TargetKind::Dataplane;
+    let Some(outer) = outer.filter(of_dataplanes) else {
+        return true;
     };
-    let ((outer_labels, outer_section), (inner_labels, inner_section)) = (of(outer), of(inner));
-    labels::matches(&outer_labels, &inner_labels)
-        && (outer_section.is_none() || outer_section == inner_section)
+    match inner.filter(of_dataplanes) {
+        Some(inner) => {
+            labels::matches(&outer.labels, &inner.labels)
+                && (outer.section_name.is_none() || outer.section_name == inner.section_name)
+        }
+        None => outer.labels.is_empty() && outer.section_name.is_none(),
+    }
 }
 
 /// True where `target` (absent: the whole mesh) selects `dataplane` of the same mesh, at least one inbound of it.
@@ -158,6 +161,28 @@ pub enum Role {
     WorkloadOwner,
 }
 
+impl Role {
+    /// The role that the label `isthmus.io/policy-role` means.
+    fn of_label(value: &str) -> Option<Self> {
+        match value {
+            "system" => Some(Self::System),
+            "producer" => Some(Self::Producer),
+            "consumer" => Some(Self::Consumer),
+            "workload-owner" => Some(Self::WorkloadOwner),
+            _ => None,
+        }
+    }
+}
+
+/// Reports a role that is none.
+pub(crate) fn check_role(meta: &Meta, out: &mut Checker) {
+    let given = meta.labels.get(labels::POLICY_ROLE);
+    if let Some(role) = given.filter(|role| Role::of_label(role).is_none()) {
+        let message = format!("must be one of system, producer, consumer, workload-owner, not {role:?}");
+        out.add_envelope(path::field("labels", labels::POLICY_ROLE), message);
+    }
+}
+
 /// Whose `policy` is: as its label `isthmus.io/policy-role` says, else from the namespace it lives in.
 ///
 /// A policy in a namespace is a producer's where each entry of `to` names one service (or route) of that namespace, and of
@@ -165,12 +190,9 @@ pub enum Role {
 #[must_use]
 pub fn role(policy: &Resource) -> Role {
     let meta = &policy.meta;
-    match meta.labels.get(labels::POLICY_ROLE).map(String::as_str) {
-        Some("system") => return Role::System,
-        Some("producer") => return Role::Producer,
-        Some("consumer") => return Role::Consumer,
-        Some("workload-owner") => return Role::WorkloadOwner,
-        _ => {}
+    let given = meta.labels.get(labels::POLICY_ROLE);
+    if let Some(role) = given.and_then(|role| Role::of_label(role)) {
+        return role;
     }
     let Some(namespace) = meta.labels.get(labels::NAMESPACE) else {
         return Role::System;

@@ -8,13 +8,13 @@
 //! | `Conflicted` | true | `Shadowed` | a field that never takes effect, because a stronger policy says it wherever this one does |
 //! | `Conflicted` | true | `WinsByName` | the other side, where only the names decide |
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value};
 
 use super::{
     ListMerge, PolicyShape, SpiffeIdMatch, ToKind, ToTarget,
-    destination::{Service, Unresolved, backend_refs, means_route, resolve_target},
+    destination::{Services, Unresolved, backend_refs, means_route, resolve_target},
 };
 use crate::{
     api::{Condition, Key},
@@ -28,7 +28,7 @@ use crate::{
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Known<'a> {
     /// All services of the mesh that can be called.
-    pub services: Option<&'a [Service]>,
+    pub services: Option<&'a Services>,
     /// All dataplanes of the mesh: their resources.
     pub dataplanes: Option<&'a [&'a Resource]>,
 }
@@ -66,7 +66,7 @@ impl OfResource<'_> {
     }
 
     /// Reports references to nothing.
-    fn references(&mut self, resources: &[&Resource], services: Option<&[Service]>) {
+    fn references(&mut self, resources: &[&Resource], services: Option<&Services>) {
         let to = self.resource.policy().map(|policy| policy.to());
         for (index, entry) in to.unwrap_or_default().iter().enumerate() {
             let field = format!("spec.to[{index}].targetRef");
@@ -97,6 +97,10 @@ impl OfResource<'_> {
             }
         }
         let Some(services) = services else { return };
+        let may_refer = self.resource.policy().is_some() || self.resource.get::<Dataplane>().is_some();
+        if !may_refer {
+            return;
+        }
         let spec = self.resource.spec.to_value().unwrap_or_default();
         let prefix = if self.resource.kind().spec_field {
             "spec"
@@ -233,6 +237,7 @@ struct Inner {
 
 /// Which traffic an entry is about.
 enum About {
+    /// The name, where it is given as one, is among the labels.
     To(ToTarget),
     /// Callers; none: everyone.
     Rules(Vec<SpiffeIdMatch>),
@@ -240,13 +245,21 @@ enum About {
 }
 
 impl About {
+    /// The name of the destinations, where it gives one.
+    fn name(&self) -> Option<&str> {
+        match self {
+            Self::To(target) => target.labels.get(labels::DISPLAY_NAME).map(String::as_str),
+            Self::Rules(_) | Self::Proxy => None,
+        }
+    }
+
     /// True where everything that `other` is about, this is.
     fn covers(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::To(outer), Self::To(inner)) => {
                 outer.kind == ToKind::Mesh
                     || outer.kind == inner.kind
-                        && labels::matches(&with_name(outer), &with_name(inner))
+                        && labels::matches(&outer.labels, &inner.labels)
                         && (outer.section_name.is_none()
                             || outer.section_name == inner.section_name)
             }
@@ -261,12 +274,13 @@ impl About {
     }
 }
 
-fn with_name(target: &ToTarget) -> labels::Labels {
-    let mut labels = target.labels.clone();
-    if let Some(name) = &target.name {
-        labels.insert(labels::DISPLAY_NAME.to_owned(), name.clone());
+/// The target with its name among its labels.
+fn by_labels(target: &ToTarget) -> ToTarget {
+    let mut target = target.clone();
+    if let Some(name) = target.name.take() {
+        target.labels.insert(labels::DISPLAY_NAME.to_owned(), name);
     }
-    labels
+    target
 }
 
 /// Reports fields that never take effect, because a stronger entry says something else wherever they would.
@@ -280,69 +294,70 @@ fn conflicts(resources: &[&Resource], found: &mut Vec<Condition>) {
         said.extend(all_said(resource, shape));
     }
     for said in kinds.into_values() {
-        // Who says a field, so that only entries that share one are compared.
-        let mut sayers: BTreeMap<&str, Vec<&Said<'_>>> = BTreeMap::new();
+        // Who says a field about the destinations of a name, so that only entries that can meet are compared.
+        let mut sayers: BTreeMap<&str, Sayers<'_>> = BTreeMap::new();
         for entry in &said {
             for leaf in entry.leaves.keys() {
-                sayers.entry(leaf).or_default().push(entry);
+                let sayers = sayers.entry(leaf).or_default();
+                sayers.entry(entry.about.name()).or_default().push(entry);
             }
         }
-        for (leaf, entries) in sayers {
-            conflicts_about(leaf, &entries, found);
+        for (leaf, sayers) in sayers {
+            for weak in sayers.values().flatten() {
+                // What covers a named destination is about it by its name, or without a name.
+                let names: BTreeSet<Option<&str>> = [None, weak.about.name()].into();
+                let others = names.iter().filter_map(|name| sayers.get(name)).flatten();
+                conflict_about(leaf, weak, others.copied(), found);
+            }
         }
     }
 }
 
-fn conflicts_about(leaf: &str, entries: &[&Said<'_>], found: &mut Vec<Condition>) {
-    for weak in entries {
-        let (path, value) = &weak.leaves[leaf];
-        let shadowing = entries.iter().filter(|strong| {
-            (&strong.strength, &strong.tie) > (&weak.strength, &weak.tie)
-                && selection::covers(strong.top, weak.top)
-                && strong.reach.covers(&weak.reach)
-                && strong.about.covers(&weak.about)
-        });
-        let strongest = shadowing.max_by_key(|strong| (&strong.strength, &strong.tie));
-        let Some(strong) = strongest else { continue };
-        let (strong_path, strong_value) = &strong.leaves[leaf];
-        // Who says the same has lost nothing.
-        if strong_value == value {
-            continue;
-        }
-        let by_name = strong.strength == weak.strength;
-        let why = match (strong.resource.key() == weak.resource.key(), by_name) {
-            (true, _) => "a later entry of the same policy replaces an earlier one",
-            (false, true) => "it wins because its name is alphabetically first",
-            (false, false) => "it is stronger",
-        };
+/// Entries by the name of the destinations that they are about.
+type Sayers<'a> = BTreeMap<Option<&'a str>, Vec<&'a Said<'a>>>;
+
+/// Reports that `weak` loses the field `leaf` to one of `others`, where it does.
+fn conflict_about<'a>(
+    leaf: &str,
+    weak: &Said<'_>,
+    others: impl Iterator<Item = &'a Said<'a>>,
+    found: &mut Vec<Condition>,
+) {
+    let (path, value) = &weak.leaves[leaf];
+    let shadowing = others.filter(|strong| {
+        (&strong.strength, &strong.tie) > (&weak.strength, &weak.tie)
+            && selection::covers(strong.top, weak.top)
+            && strong.reach.covers(&weak.reach)
+            && strong.about.covers(&weak.about)
+    });
+    let strongest = shadowing.max_by_key(|strong| (&strong.strength, &strong.tie));
+    let Some(strong) = strongest else { return };
+    let (strong_path, strong_value) = &strong.leaves[leaf];
+    // Who says the same has lost nothing.
+    if strong_value == value {
+        return;
+    }
+    let by_name = strong.strength == weak.strength;
+    let why = match (strong.resource.key() == weak.resource.key(), by_name) {
+        (true, _) => "a later entry of the same policy replaces an earlier one",
+        (false, true) => "it wins because its name is alphabetically first",
+        (false, false) => "it is stronger",
+    };
+    let message = format!(
+        "has no effect: {} says {} wherever this policy applies, and {why}",
+        named(strong, strong_path),
+        text(strong_value),
+    );
+    let field = join(&weak.field, path);
+    found.push(condition(weak.resource, "Conflicted", "Shadowed", &field, message));
+    if by_name && strong.resource.key() != weak.resource.key() {
         let message = format!(
-            "has no effect: {} says {} wherever this policy applies, and {why}",
-            named(strong, strong_path),
-            text(strong_value),
+            "{} says {} for the same traffic; this policy wins because its name is alphabetically first",
+            named(weak, path),
+            text(value),
         );
-        let field = join(&weak.field, path);
-        found.push(condition(
-            weak.resource,
-            "Conflicted",
-            "Shadowed",
-            &field,
-            message,
-        ));
-        if by_name && strong.resource.key() != weak.resource.key() {
-            let message = format!(
-                "{} says {} for the same traffic; this policy wins because its name is alphabetically first",
-                named(weak, path),
-                text(value),
-            );
-            let field = join(&strong.field, strong_path);
-            found.push(condition(
-                strong.resource,
-                "Conflicted",
-                "WinsByName",
-                &field,
-                message,
-            ));
-        }
+        let field = join(&strong.field, strong_path);
+        found.push(condition(strong.resource, "Conflicted", "WinsByName", &field, message));
     }
 }
 
@@ -411,7 +426,7 @@ fn all_said<'a>(resource: &'a Resource, shape: &PolicyShape) -> Vec<Said<'a>> {
     for (index, entry) in policy.to().into_iter().enumerate() {
         let field = format!("spec.to[{index}].default");
         all.push(said(
-            About::To(entry.target.clone()),
+            About::To(by_labels(entry.target)),
             index,
             field,
             &entry.default,

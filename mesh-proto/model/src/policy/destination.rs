@@ -1,5 +1,7 @@
 //! What traffic goes to: real services and their ports, and which references mean them.
 
+use std::collections::BTreeMap;
+
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -61,28 +63,6 @@ fn seen_labels(meta: &Meta) -> Labels {
 }
 
 impl Service {
-    /// The services among `resources`, sorted; those of one kind and name together are one, with the ports of all.
-    #[must_use]
-    pub fn all<'a>(resources: impl IntoIterator<Item = &'a Resource>) -> Vec<Self> {
-        let mut services: Vec<Self> = Vec::new();
-        let mut found: Vec<Self> = resources.into_iter().filter_map(Self::of).collect();
-        found.sort_by(|a, b| (a.kind, &a.name, &a.resources).cmp(&(b.kind, &b.name, &b.resources)));
-        for service in found {
-            match services.last_mut() {
-                Some(last) if (last.kind, &last.name) == (service.kind, &service.name) => {
-                    last.resources.extend(service.resources);
-                    last.ports.extend(service.ports);
-                }
-                _ => services.push(service),
-            }
-        }
-        for service in &mut services {
-            service.ports.sort();
-            service.ports.dedup();
-        }
-        services
-    }
-
     /// The service that `resource` is.
     #[must_use]
     pub fn of(resource: &Resource) -> Option<Self> {
@@ -125,6 +105,89 @@ impl Service {
     #[must_use]
     pub fn port(&self, section: &str) -> Option<&Port> {
         self.ports.iter().find(|port| port.is(section))
+    }
+}
+
+/// The services of a mesh, found by what references say of them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Services {
+    /// Sorted by kind and name, each once.
+    all: Vec<Service>,
+    /// Indexes of `all` by kind and display name.
+    by_name: BTreeMap<ToKind, BTreeMap<String, Vec<usize>>>,
+}
+
+impl Services {
+    /// The services among `resources`.
+    #[must_use]
+    pub fn of<'a>(resources: impl IntoIterator<Item = &'a Resource>) -> Self {
+        Self::new(resources.into_iter().filter_map(Service::of))
+    }
+
+    /// These services; those of one kind and name together are one, with the ports of all.
+    #[must_use]
+    pub fn new(services: impl IntoIterator<Item = Service>) -> Self {
+        let mut found: Vec<Service> = services.into_iter().collect();
+        found.sort_by(|a, b| (a.kind, &a.name, &a.resources).cmp(&(b.kind, &b.name, &b.resources)));
+        let mut all: Vec<Service> = Vec::new();
+        for service in found {
+            match all.last_mut() {
+                Some(last) if (last.kind, &last.name) == (service.kind, &service.name) => {
+                    last.resources.extend(service.resources);
+                    last.ports.extend(service.ports);
+                }
+                _ => all.push(service),
+            }
+        }
+        let mut by_name: BTreeMap<ToKind, BTreeMap<String, Vec<usize>>> = BTreeMap::new();
+        for (index, service) in all.iter_mut().enumerate() {
+            service.ports.sort();
+            service.ports.dedup();
+            let shown = service.resources.iter();
+            let mut shown: Vec<_> = shown.filter_map(|l| l.get(labels::DISPLAY_NAME)).collect();
+            shown.sort();
+            shown.dedup();
+            for name in shown {
+                let of_kind = by_name.entry(service.kind).or_default();
+                of_kind.entry(name.clone()).or_default().push(index);
+            }
+        }
+        Self { all, by_name }
+    }
+
+    /// All of them, sorted by kind and name.
+    pub fn iter(&self) -> impl Iterator<Item = &Service> {
+        self.all.iter()
+    }
+
+    /// The service of this kind and name.
+    #[must_use]
+    pub fn get(&self, kind: ToKind, name: &str) -> Option<&Service> {
+        let key = |service: &Service| (service.kind, service.name.as_str()).cmp(&(kind, name));
+        let index = self.all.binary_search_by(key).ok()?;
+        self.all.get(index)
+    }
+
+    /// Those that a reference means, sorted: one resource of each fits it.
+    fn meant(
+        &self,
+        kind: ToKind,
+        name: Option<&str>,
+        wanted: &Labels,
+    ) -> impl Iterator<Item = &Service> {
+        let shown = name.or_else(|| wanted.get(labels::DISPLAY_NAME).map(String::as_str));
+        let candidates = match shown {
+            Some(shown) => {
+                let named = self.by_name.get(&kind).and_then(|names| names.get(shown));
+                named.cloned().unwrap_or_default()
+            }
+            None => (0..self.all.len()).collect(),
+        };
+        let candidates = candidates.into_iter().map(|index| &self.all[index]);
+        candidates.filter(move |service| {
+            let mut resources = service.resources.iter();
+            service.kind == kind && resources.any(|labels| has(labels, name, wanted))
+        })
     }
 }
 
@@ -258,14 +321,10 @@ impl BackendRef {
     ///
     /// # Errors
     /// Nothing is meant. Traffic for it fails, and goes nowhere else.
-    pub fn resolve<'a>(&'a self, services: &'a [Service]) -> Result<Backend<'a>, Unresolved> {
+    pub fn resolve<'a>(&'a self, services: &'a Services) -> Result<Backend<'a>, Unresolved> {
         let service = services
-            .iter()
-            .filter(|service| {
-                service.kind == ToKind::from(self.kind)
-                    && any_has(service, self.name.as_deref(), &self.labels)
-            })
-            .min_by(|a, b| a.name.cmp(&b.name))
+            .meant(self.kind.into(), self.name.as_deref(), &self.labels)
+            .next()
             .ok_or(Unresolved::NoSuchService)?;
         let port = match self.section() {
             Some(section) => Some(service.port(&section).ok_or(Unresolved::NoSuchPort)?),
@@ -321,12 +380,9 @@ fn backend_ref(value: &Value, at: String) -> Option<(String, BackendRef)> {
 }
 
 /// Whether `target` means one of `services`.
-pub(crate) fn resolve_target(target: &ToTarget, services: &[Service]) -> Result<(), Unresolved> {
+pub(crate) fn resolve_target(target: &ToTarget, services: &Services) -> Result<(), Unresolved> {
     let mut meant = services
-        .iter()
-        .filter(|service| {
-            service.kind == target.kind && any_has(service, target.name.as_deref(), &target.labels)
-        })
+        .meant(target.kind, target.name.as_deref(), &target.labels)
         .peekable();
     if meant.peek().is_none() {
         return Err(Unresolved::NoSuchService);
@@ -337,11 +393,6 @@ pub(crate) fn resolve_target(target: &ToTarget, services: &[Service]) -> Result<
         }
         _ => Ok(()),
     }
-}
-
-fn any_has(service: &Service, name: Option<&str>, wanted: &Labels) -> bool {
-    let mut resources = service.resources.iter();
-    resources.any(|labels| has(labels, name, wanted))
 }
 
 /// True where the route `meta` is meant by `target`.

@@ -293,3 +293,163 @@ impl Patch<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    const SHAPE: PolicyShape = PolicyShape {
+        to: &[],
+        rules: false,
+        proxy: true,
+        lists: &[
+            ("rules", ListMerge::Keyed("matches")),
+            ("rules.default.filters", ListMerge::Append),
+            ("append", ListMerge::Append),
+            ("a.append", ListMerge::Append),
+        ],
+    };
+
+    /// Merges policies `0`, `1`, …; the value, and each field with the policy it is from.
+    fn check(defaults: &[Value], value: &Value, fields: &[(&str, &str)]) {
+        let entries = defaults.iter().enumerate().map(|(index, default)| {
+            let key = ResourceKey::in_zone("Policy", "m", "", &index.to_string());
+            let entry = Entry::Proxy;
+            (Origin::Policy { key, entry }, default)
+        });
+        let merged = merge(&SHAPE, entries);
+        assert_eq!(merged.value(), value);
+        let found: Vec<(String, String)> = merged
+            .fields()
+            .map(|(path, _, origin)| (path.to_owned(), origin.to_string().replace("Policy/", "")))
+            .collect();
+        let found: Vec<(&str, &str)> = found
+            .iter()
+            .map(|(p, o)| (p.as_str(), o.as_str()))
+            .collect();
+        assert_eq!(found, fields);
+        assert_eq!(merged.origins().len(), defaults.len());
+    }
+
+    #[test]
+    fn nothing_comes_to_an_empty_object() {
+        check(&[], &json!({}), &[]);
+        check(&[json!({}), json!({})], &json!({}), &[]);
+    }
+
+    #[test]
+    fn later_fields_replace_earlier_ones_and_objects_merge() {
+        check(
+            &[
+                json!({"a": {"x": 1, "y": {"z": 2}}, "b": "1"}),
+                json!({"a": {"y": {"w": 3}}}),
+                json!({"a": {"x": 4}, "c": true}),
+            ],
+            &json!({"a": {"x": 4, "y": {"z": 2, "w": 3}}, "b": "1", "c": true}),
+            &[
+                ("a.x", "2"),
+                ("a.y.w", "1"),
+                ("a.y.z", "0"),
+                ("b", "0"),
+                ("c", "2"),
+            ],
+        );
+    }
+
+    #[test]
+    fn an_empty_object_says_nothing_of_what_is_there() {
+        check(
+            &[
+                json!({"a": {}}),
+                json!({"a": {"x": 1}}),
+                json!({"a": {}, "b": {}}),
+            ],
+            &json!({"a": {"x": 1}, "b": {}}),
+            &[("a.x", "1"), ("b", "2")],
+        );
+    }
+
+    #[test]
+    fn what_changes_its_form_replaces_what_was_there() {
+        check(
+            &[
+                json!({"a": {"x": {"y": 1}}}),
+                json!({"a": {"x": 2}}),
+                json!({"b": [1]}),
+            ],
+            &json!({"a": {"x": 2}, "b": [1]}),
+            &[("a.x", "1"), ("b", "2")],
+        );
+        check(
+            &[json!({"a": [1], "ab": 1}), json!({"a": {"x": 2}})],
+            &json!({"a": {"x": 2}, "ab": 1}),
+            &[("a.x", "1"), ("ab", "0")],
+        );
+    }
+
+    #[test]
+    fn lists_replace_unless_they_are_declared() {
+        check(
+            &[
+                json!({"list": [1, 2], "append": [1], "a": {"append": [1], "rules": [1]}}),
+                json!({"list": [], "append": [1, 2], "a": {"append": [], "rules": [2]}}),
+            ],
+            &json!({"list": [], "append": [1, 1, 2], "a": {"append": [1], "rules": [2]}}),
+            &[
+                ("a.append[0]", "0"),
+                ("a.rules", "1"),
+                ("append[0]", "0"),
+                ("append[1]", "1"),
+                ("append[2]", "1"),
+                ("list", "1"),
+            ],
+        );
+    }
+
+    #[test]
+    fn items_of_a_keyed_list_with_an_equal_key_are_one() {
+        check(
+            &[
+                json!({"rules": [
+                    {"matches": [{"path": "/a"}], "default": {"to": "x", "filters": [1], "weight": 1}},
+                    {"matches": [{"path": "/b"}], "default": {"to": "x"}},
+                ]}),
+                json!({"rules": [
+                    {"matches": [{"path": "/c"}], "default": {"to": "y"}},
+                    {"matches": [{"path": "/a"}], "default": {"to": "y", "filters": [2]}},
+                ]}),
+            ],
+            &json!({"rules": [
+                {"matches": [{"path": "/a"}], "default": {"to": "y", "filters": [1, 2], "weight": 1}},
+                {"matches": [{"path": "/b"}], "default": {"to": "x"}},
+                {"matches": [{"path": "/c"}], "default": {"to": "y"}},
+            ]}),
+            &[
+                ("rules[0].default.filters[0]", "0"),
+                ("rules[0].default.filters[1]", "1"),
+                ("rules[0].default.to", "1"),
+                ("rules[0].default.weight", "0"),
+                ("rules[0].matches", "0"),
+                ("rules[1].default.to", "0"),
+                ("rules[1].matches", "0"),
+                ("rules[2].default.to", "1"),
+                ("rules[2].matches", "1"),
+            ],
+        );
+    }
+
+    #[test]
+    fn any_name_of_a_field_has_its_origin() {
+        check(
+            &[json!({"a/b": {"~c": 1, "d.e[0]": 2}, "": 3})],
+            &json!({"a/b": {"~c": 1, "d.e[0]": 2}, "": 3}),
+            &[
+                ("[\"\"]", "0"),
+                ("[\"a/b\"][\"d.e[0]\"]", "0"),
+                ("[\"a/b\"][\"~c\"]", "0"),
+            ],
+        );
+    }
+}

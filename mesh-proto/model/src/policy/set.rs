@@ -18,7 +18,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use mesh_proto::zone::ResourceKey;
+use mesh_proto::{proxy::Permissions, zone::ResourceKey};
 use serde_json::Value;
 
 use super::{
@@ -26,9 +26,9 @@ use super::{
     ToTarget, merge::merge,
 };
 use crate::{
-    kind::Descriptor,
-    kinds::{Dataplane, dataplane::Inbound},
-    labels,
+    kind::{Descriptor, Kind},
+    kinds::{Dataplane, MeshTrafficPermission, dataplane::Inbound},
+    labels, permission,
     resource::{Meta, Resource},
     selection::{self, Reach, Strength, TargetRef, Tie},
 };
@@ -76,6 +76,8 @@ struct KindSet {
     to_labelled: Vec<usize>,
     rules: Vec<RuleEntry>,
     proxy: Vec<ProxyEntry>,
+    /// By policy, where this kind is `MeshTrafficPermission`.
+    permissions: Vec<Permissions>,
     built_in: BuiltIn,
     merged: Mutex<BTreeMap<(Level, Vec<usize>), Arc<Merged>>>,
 }
@@ -209,6 +211,7 @@ impl KindSet {
             to_labelled: Vec::new(),
             rules: Vec::new(),
             proxy: Vec::new(),
+            permissions: Vec::new(),
             built_in: BuiltIn {
                 to: serde_json::from_str(built_in.to).ok(),
                 rules: serde_json::from_str(built_in.rules).ok(),
@@ -287,6 +290,9 @@ impl KindSet {
             origin: origin(Entry::Proxy),
             default,
         }));
+        let permission = resource.get::<MeshTrafficPermission>();
+        self.permissions
+            .extend(permission.map(|permission| permission::of_policy(&resource.meta, permission)));
         self.policies.push(Selector {
             target: policy.target_ref().cloned(),
             reach: Reach::of(resource),
@@ -454,6 +460,19 @@ impl Selection<'_> {
             rules: rules.collect(),
             everyone: merged(None),
         }
+    }
+
+    /// Who may call `inbound`, as [`permission::effective`] says.
+    #[must_use]
+    pub fn permissions(&self, inbound: &Inbound) -> Permissions {
+        let Some(selected) = self.kinds.get(MeshTrafficPermission::DESCRIPTOR.name) else {
+            return Permissions::default();
+        };
+        let set = selected.set;
+        let strongest_first = set.policies.iter().zip(&set.permissions).enumerate().rev();
+        let concerned = strongest_first
+            .filter(|(index, (policy, _))| selected.some[*index] && policy.concerns(inbound));
+        permission::together(concerned.map(|(_, (_, permissions))| permissions.clone()))
     }
 
     /// What policies of `kind` come to for the proxy as a whole.

@@ -14,7 +14,9 @@ use mesh_model::{
 };
 
 fn main() {
-    let mut numbers = env::args().skip(1).filter_map(|word| word.parse::<usize>().ok());
+    let mut numbers = env::args()
+        .skip(1)
+        .filter_map(|word| word.parse::<usize>().ok());
     let services = numbers.next().unwrap_or(1_000);
     let policies = numbers.next().unwrap_or(500);
     let proxies = numbers.next().unwrap_or(1_000);
@@ -22,7 +24,12 @@ fn main() {
     let resources = mesh(services, policies);
     let destinations: Vec<Destination> = Services::of(&resources)
         .iter()
-        .flat_map(|service| service.ports.iter().map(|port| Destination::new(service).at(port)))
+        .flat_map(|service| {
+            service
+                .ports
+                .iter()
+                .map(|port| Destination::new(service).at(port))
+        })
         .collect();
     let dataplanes: Vec<Resource> = (0..proxies).map(dataplane).collect();
 
@@ -38,7 +45,8 @@ fn main() {
     say("the same again", time);
     let (fields, time) = timed(|| {
         let each = dataplanes.iter();
-        each.map(|dataplane| everything(&set, dataplane, &destinations)).sum::<usize>()
+        each.map(|dataplane| everything(&set, dataplane, &destinations))
+            .sum::<usize>()
     });
     say(&format!("{proxies} proxies ({fields} fields)"), time);
     let references: Vec<&Resource> = resources.iter().collect();
@@ -63,7 +71,10 @@ fn everything(set: &PolicySet, resource: &Resource, destinations: &[Destination]
     }
     let dataplane = resource.get::<Dataplane>();
     for inbound in dataplane.iter().flat_map(|d| &d.networking.inbound) {
-        fields += selection.incoming(&MeshTimeout::DESCRIPTOR, inbound).rules.len();
+        fields += selection
+            .incoming(&MeshTimeout::DESCRIPTOR, inbound)
+            .rules
+            .len();
         fields += selection.permissions(inbound).allow.len();
     }
     fields
@@ -96,7 +107,9 @@ fn mesh(services: usize, policies: usize) -> Vec<Resource> {
         let target = match index % 3 {
             0 => "{kind: Mesh}".to_owned(),
             1 => format!("{{kind: MeshService, name: s{service}}}"),
-            _ => format!("{{kind: MeshService, labels: {{isthmus.io/display-name: s{service}}}, sectionName: http}}"),
+            _ => format!(
+                "{{kind: MeshService, labels: {{isthmus.io/display-name: s{service}}}, sectionName: http}}"
+            ),
         };
         texts.push(match index % 5 {
             0 => format!(

@@ -301,13 +301,21 @@ mod tests {
             let built_in = kind.built_in();
             for text in [built_in.to, built_in.rules, built_in.proxy] {
                 let value = serde_json::from_str::<Value>(text);
-                assert!(text.is_empty() || value.is_ok_and(|v| v.is_object()), "{}: {text}", kind.name);
+                assert!(
+                    text.is_empty() || value.is_ok_and(|v| v.is_object()),
+                    "{}: {text}",
+                    kind.name
+                );
             }
         }
     }
 
     /// The shape of the field at `path`, through the items of lists.
-    fn inside<'s>(schema: &'s ContentSchema, mut shape: &'s Shape, path: &str) -> Option<&'s Shape> {
+    fn inside<'s>(
+        schema: &'s ContentSchema,
+        mut shape: &'s Shape,
+        path: &str,
+    ) -> Option<&'s Shape> {
         for name in path.split('.') {
             shape = schema.resolve(shape);
             while let Shape::List(items, _) = shape {
@@ -324,14 +332,19 @@ mod tests {
     #[test]
     fn every_list_that_is_declared_is_a_list_of_the_kind() {
         for kind in kinds() {
-            let Some(policy) = kind.policy() else { continue };
+            let Some(policy) = kind.policy() else {
+                continue;
+            };
             let schema = kind.content_schema();
             for (path, _) in policy.lists {
                 // A route's configuration is the entry, without `default`.
                 let places = ["to.default", "rules.default", "default", "to"];
-                let found = places
-                    .iter()
-                    .any(|place| matches!(inside(schema, schema.root(), &format!("{place}.{path}")), Some(Shape::List(..))));
+                let found = places.iter().any(|place| {
+                    matches!(
+                        inside(schema, schema.root(), &format!("{place}.{path}")),
+                        Some(Shape::List(..))
+                    )
+                });
                 assert!(found, "{}: {path} is no list", kind.name);
             }
         }

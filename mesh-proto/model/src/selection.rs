@@ -178,7 +178,8 @@ impl Role {
 pub(crate) fn check_role(meta: &Meta, out: &mut Checker) {
     let given = meta.labels.get(labels::POLICY_ROLE);
     if let Some(role) = given.filter(|role| Role::of_label(role).is_none()) {
-        let message = format!("must be one of system, producer, consumer, workload-owner, not {role:?}");
+        let message =
+            format!("must be one of system, producer, consumer, workload-owner, not {role:?}");
         out.add_envelope(path::field("labels", labels::POLICY_ROLE), message);
     }
 }

@@ -212,12 +212,23 @@ fn a_policy_gives_every_entry_without_its_kind_being_known() {
         let entries = |field: &str| view["spec"][field].as_array().map_or(0, Vec::len);
         assert_eq!(policy.to().len(), entries("to"), "{}", resource.key());
         assert_eq!(policy.rules().len(), entries("rules"), "{}", resource.key());
-        assert_eq!(policy.target_ref().is_some(), view["spec"].get("targetRef").is_some());
-        assert!(policy.proxy().is_none() || shape.proxy, "{}", resource.key());
+        assert_eq!(
+            policy.target_ref().is_some(),
+            view["spec"].get("targetRef").is_some()
+        );
+        assert!(
+            policy.proxy().is_none() || shape.proxy,
+            "{}",
+            resource.key()
+        );
         for entry in policy.to() {
             assert!(entry.default.is_object(), "{}", resource.key());
         }
-        for (entry, written) in policy.to().iter().zip(view["spec"]["to"].as_array().into_iter().flatten()) {
+        for (entry, written) in policy
+            .to()
+            .iter()
+            .zip(view["spec"]["to"].as_array().into_iter().flatten())
+        {
             let target = serde_json::to_value(entry.target).unwrap();
             assert_eq!(target, written["targetRef"], "{}", resource.key());
         }

@@ -97,7 +97,8 @@ impl OfResource<'_> {
             }
         }
         let Some(services) = services else { return };
-        let may_refer = self.resource.policy().is_some() || self.resource.get::<Dataplane>().is_some();
+        let may_refer =
+            self.resource.policy().is_some() || self.resource.get::<Dataplane>().is_some();
         if !may_refer {
             return;
         }
@@ -349,7 +350,13 @@ fn conflict_about<'a>(
         text(strong_value),
     );
     let field = join(&weak.field, path);
-    found.push(condition(weak.resource, "Conflicted", "Shadowed", &field, message));
+    found.push(condition(
+        weak.resource,
+        "Conflicted",
+        "Shadowed",
+        &field,
+        message,
+    ));
     if by_name && strong.resource.key() != weak.resource.key() {
         let message = format!(
             "{} says {} for the same traffic; this policy wins because its name is alphabetically first",
@@ -357,7 +364,13 @@ fn conflict_about<'a>(
             text(value),
         );
         let field = join(&strong.field, strong_path);
-        found.push(condition(strong.resource, "Conflicted", "WinsByName", &field, message));
+        found.push(condition(
+            strong.resource,
+            "Conflicted",
+            "WinsByName",
+            &field,
+            message,
+        ));
     }
 }
 

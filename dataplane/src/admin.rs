@@ -84,15 +84,7 @@ pub fn listen(path: &Path) -> io::Result<UnixListener> {
 }
 
 /// Serves `listener` until the process ends.
-///
-/// # Errors
-/// Where the listener fails.
-pub async fn serve(
-    listener: UnixListener,
-    admin: Admin,
-    health: Health,
-    metrics: Metrics,
-) -> io::Result<()> {
+pub async fn serve(listener: UnixListener, admin: Admin, health: Health, metrics: Metrics) {
     let router = Router::new()
         .route("/config", get(config))
         .route("/certificate", get(certificate))
@@ -101,7 +93,7 @@ pub async fn serve(
         .route("/log-level", put(log_level))
         .with_state(admin)
         .merge(mesh_runtime::admin::router(health, metrics));
-    axum::serve(listener, router).await
+    mesh_runtime::admin::serve_router(listener, router, CancellationToken::new()).await;
 }
 
 async fn describe(admin: &Admin) -> Option<Value> {

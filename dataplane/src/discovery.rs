@@ -215,8 +215,10 @@ impl Client {
         let token = self.token.read()?;
         let verifier = Recognise::new(&token, &self.anchors).map_err(StreamEnd::Token)?;
         let tls = tls::client_config(None, Arc::new(verifier), transport::GRPC_ALPN);
-        let channel = transport::channel(address, Arc::new(tls)).await?;
-        let mut client = DiscoveryClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
+        let connection = transport::connection(address, Arc::new(tls)).await?;
+        let origin = connection.origin();
+        let mut client = DiscoveryClient::with_origin(connection, origin)
+            .max_decoding_message_size(MESSAGE_BYTES_MAX);
 
         let (outbox, messages) = mpsc::channel(OUTBOX);
         let hello = self.hello().await?;

@@ -9,6 +9,7 @@ use dataplane::{
     settings::{Settings, Typed},
 };
 use mesh_runtime::{config, logging, shutdown};
+use tokio::runtime::LocalOptions;
 
 /// The proxy of Isthmus: sidecar and zone ingress
 #[derive(Parser)]
@@ -49,9 +50,10 @@ fn run(config: Option<PathBuf>, typed: Typed) -> anyhow::Result<()> {
     mesh_runtime::init();
     let settings: Settings = config::load(typed, config.as_deref())?.settings()?;
     let level = logging::init(&settings.log_level)?;
+    // Not `build`, which would bring the runtime of several threads, and the C library's mathematics, into memory.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        .build()
+        .build_local(LocalOptions::default())
         .context("the control runtime could not be started")?;
     runtime.block_on(async {
         let stop = shutdown::on_signal().context("signals can not be handled")?;

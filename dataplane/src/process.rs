@@ -88,11 +88,7 @@ pub async fn run(
         stop: stop.clone(),
     };
     let serving = admin::serve(socket, operator, health.clone(), registry.clone());
-    tokio::spawn(async move {
-        if let Err(error) = serving.await {
-            tracing::error!(%error, "the admin socket has failed");
-        }
-    });
+    tokio::spawn(serving);
     let ended = CancellationToken::new();
     if let Some(address) = settings.metrics_address {
         let listener = TcpListener::bind(address)
@@ -100,11 +96,7 @@ pub async fn run(
             .with_context(|| format!("metrics address {address}"))?;
         tracing::info!(address = %listener.local_addr()?, "metrics");
         let serving = mesh_runtime::admin::serve(listener, health.clone(), registry, ended.clone());
-        tokio::spawn(async move {
-            if let Err(error) = serving.await {
-                tracing::error!(%error, "the metrics address has failed");
-            }
-        });
+        tokio::spawn(serving);
     }
 
     // Control, from what is on disk; then the zone.

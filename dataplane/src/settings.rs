@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use granit_parser::{Event, Parser};
 use mesh_proto::discovery::Role;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -60,6 +61,10 @@ pub struct Typed {
     #[arg(long, env = "ISTHMUS_DRAIN_TIMEOUT_SECONDS")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub drain_timeout_seconds: Option<u64>,
+    /// How long a connection of which one side has ended may be silent [default: 60]
+    #[arg(long, env = "ISTHMUS_HALF_CLOSE_TIMEOUT_SECONDS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub half_close_timeout_seconds: Option<u64>,
     /// Open connections of the process [default: 16384]
     #[arg(long, env = "ISTHMUS_MAX_CONNECTIONS")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -163,6 +168,8 @@ pub enum InvalidSettings {
     Workers,
     #[error("--max-connections must be at least 1")]
     MaxConnections,
+    #[error("--half-close-timeout-seconds must be at least 1")]
+    HalfCloseTimeout,
 }
 
 impl Typed {
@@ -212,6 +219,12 @@ impl Typed {
                 return Err(InvalidSettings::MaxConnections);
             }
             limits.connections = connections;
+        }
+        if let Some(seconds) = self.half_close_timeout_seconds {
+            if seconds == 0 {
+                return Err(InvalidSettings::HalfCloseTimeout);
+            }
+            limits.half_close_timeout = Duration::from_secs(seconds);
         }
         Ok(Settings {
             role,
@@ -307,21 +320,53 @@ fn required(name: &'static str, value: &Option<String>) -> Result<String, Invali
 
 /// The file's text and the name in it.
 fn from_file(path: &Path) -> Result<(String, String), InvalidSettings> {
-    #[derive(Deserialize)]
-    struct Named {
-        name: String,
-    }
     let refused = |reason: String| InvalidSettings::File {
         path: path.to_owned(),
         reason,
     };
     let text = std::fs::read_to_string(path).map_err(|error| refused(error.to_string()))?;
-    let named: Named = serde_saphyr::from_str(&text).map_err(|error| refused(error.to_string()))?;
+    let name = name_in(&text).map_err(refused)?;
     // The name becomes part of paths.
-    if !mesh_proto::names::is_subdomain(&named.name) {
-        return Err(refused(format!("name {:?} is not a name", named.name)));
+    if !mesh_proto::names::is_subdomain(&name) {
+        return Err(refused(format!("name {name:?} is not a name")));
     }
-    Ok((text, named.name))
+    Ok((text, name))
+}
+
+/// The value of the key `name` at the top of a YAML (or JSON) document. The zone reads the rest, and says what is wrong
+/// with it.
+fn name_in(text: &str) -> Result<String, String> {
+    let (mut depth, mut key) = (0_usize, true);
+    let mut named = false;
+    for event in Parser::new_from_str(text) {
+        let (event, at) = event.map_err(|error| error.to_string())?;
+        match event {
+            Event::Scalar(value, ..) if depth == 1 && !key && named => {
+                return Ok(value.into_owned());
+            }
+            Event::Scalar(value, ..) if depth == 1 => {
+                named = key && value == "name";
+                key = !key;
+            }
+            Event::Alias(_) if depth == 1 => key = !key,
+            Event::MappingStart(..) | Event::SequenceStart(..) => {
+                if named && depth == 1 {
+                    let line = at.start.line();
+                    return Err(format!("line {line}: name is not a text"));
+                }
+                depth += 1;
+            }
+            Event::MappingEnd | Event::SequenceEnd => {
+                depth -= 1;
+                if depth == 1 {
+                    key = !key;
+                }
+            }
+            Event::DocumentEnd => break,
+            _ => {}
+        }
+    }
+    Err("it has no name".to_owned())
 }
 
 /// `[name=]PORT:SERVICEPORT[/protocol]`
@@ -442,11 +487,38 @@ mod tests {
             ),
             (refused(|t| t.workers = Some(0)), "--workers"),
             (
+                refused(|t| t.half_close_timeout_seconds = Some(0)),
+                "--half-close-timeout-seconds",
+            ),
+            (
                 refused(|t| t.dataplane_file = Some("/none".into())),
                 "leave out --mesh",
             ),
         ] {
             assert!(error.contains(word), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_name_is_found_where_the_resource_has_it() {
+        for text in [
+            "type: Dataplane\nname: web-2\n",
+            "labels: {name: other, a: [name, b]}\nnetworking:\n  inbound:\n  - name: main\nname: \"web-2\"\n",
+            "{\"networking\": {\"name\": \"other\"}, \"name\": \"web-2\"}",
+            "x: &n web-2\ny: *n\n? {a: b}\n: c\nname: web-2\n",
+        ] {
+            assert_eq!(name_in(text).as_deref(), Ok("web-2"), "{text}");
+        }
+        for (text, reason) in [
+            ("type: Dataplane\n", "no name"),
+            ("", "no name"),
+            ("- name: web-2\n", "no name"),
+            ("labels: name\n---\nname: web-2\n", "no name"),
+            ("mesh: pay\nname: {a: b}\n", "line 2: name is not a text"),
+            ("name: [\n", "line"),
+        ] {
+            let error = name_in(text).unwrap_err();
+            assert!(error.contains(reason), "{text}: {error}");
         }
     }
 

@@ -19,14 +19,15 @@ use std::{
 use arc_swap::ArcSwap;
 use slab::Slab;
 use tokio::{
+    runtime::LocalOptions,
     sync::{Notify, Semaphore, mpsc, oneshot},
-    task::LocalSet,
 };
 
 use crate::{
     config::Host,
     inbound, listener,
     metrics::{Counters, Labels, WorkerSeries},
+    permission::Decision,
     record::{Connection, End, Outcome, Reason},
     relay::Scratch,
     snapshot::Snapshot,
@@ -144,26 +145,34 @@ impl WorkerHandle {
 /// Starts worker `index`.
 ///
 /// # Errors
-/// Where the system gives no thread.
+/// Where the system gives no thread, or no runtime for it.
 pub fn spawn(index: usize, shared: Arc<Shared>) -> std::io::Result<WorkerHandle> {
     let (commands, receiver) = mpsc::channel(COMMANDS);
     let recheck = Arc::new(Notify::new());
     let rechecked = recheck.clone();
     let counters = Counters::default();
     let series = counters.shared();
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_io()
-        .enable_time()
-        .build()?;
+    let (started, starting) = std::sync::mpsc::sync_channel(1);
     let thread = thread::Builder::new()
         .name(format!("worker-{index}"))
         .spawn(move || {
+            let built = tokio::runtime::Builder::new_current_thread()
+                .enable_io()
+                .enable_time()
+                .build_local(LocalOptions::default());
+            let runtime = match built {
+                Ok(runtime) => runtime,
+                Err(error) => return drop(started.send(error)),
+            };
+            drop(started);
             let worker = Worker::new(shared, counters);
-            let local = LocalSet::new();
-            local.block_on(&runtime, run(worker, receiver, rechecked));
+            runtime.block_on(run(worker, receiver, rechecked));
             // Tasks are dropped here, and each writes its record.
-            drop(local);
+            drop(runtime);
         })?;
+    if let Ok(error) = starting.recv() {
+        return Err(error);
+    }
     Ok(WorkerHandle {
         commands,
         recheck,
@@ -386,8 +395,11 @@ fn withdrawn(connection: &Connection, snapshot: &Snapshot) -> Option<Reason> {
     }
     let name = connection.inbound.as_ref()?;
     match inbound::still_allowed(snapshot, name, peer) {
-        Ok(decision) if decision.allows() => None,
-        Ok(_) => Some(Reason::PermissionWithdrawn),
+        Ok(Decision::Denied { by }) => {
+            connection.policy.replace(by.map(Into::into));
+            Some(Reason::PermissionWithdrawn)
+        }
+        Ok(_) => None,
         Err(reason) => Some(reason),
     }
 }

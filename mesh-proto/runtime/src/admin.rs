@@ -11,10 +11,16 @@ use axum::{
     http::{StatusCode, header},
     response::{IntoResponse, Response},
     routing::get,
+    serve::Listener,
+};
+use hyper::server::conn::http1;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
 };
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// Which parts of the process are ready, and why the others are not. Clones share one state.
 #[derive(Debug, Clone, Default)]
@@ -66,19 +72,46 @@ pub fn router(health: Health, metrics: Metrics) -> Router {
         )
 }
 
-/// Serves [`router`] until `stop`.
-///
-/// # Errors
-/// Where the listener fails.
+/// Serves [`router`] until `stop`, then lets requests end.
 pub async fn serve(
     listener: TcpListener,
     health: Health,
     metrics: Metrics,
     stop: CancellationToken,
-) -> std::io::Result<()> {
-    axum::serve(listener, router(health, metrics))
-        .with_graceful_shutdown(stop.cancelled_owned())
-        .await
+) {
+    serve_router(listener, router(health, metrics), stop).await;
+}
+
+/// Serves `router` until `stop`, then lets requests end. HTTP/1 only, unlike [`axum::serve`]: probes, Prometheus and
+/// operators need no more, and an HTTP/2 server would be in the memory of every sidecar.
+pub async fn serve_router(mut listener: impl Listener, router: Router, stop: CancellationToken) {
+    let connections = TaskTracker::new();
+    loop {
+        let (stream, _) = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = stop.cancelled() => break,
+        };
+        let service = TowerToHyperService::new(router.clone());
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .serve_connection(TokioIo::new(stream), service);
+        let stop = stop.clone();
+        connections.spawn(async move {
+            tokio::pin!(connection);
+            let ended = tokio::select! {
+                ended = connection.as_mut() => ended,
+                () = stop.cancelled() => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
+                }
+            };
+            if let Err(error) = ended {
+                tracing::debug!(%error, "an admin connection broke");
+            }
+        });
+    }
+    connections.close();
+    connections.wait().await;
 }
 
 async fn ready(State(health): State<Health>) -> Response {

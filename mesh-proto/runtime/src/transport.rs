@@ -1,23 +1,37 @@
 //! gRPC over mutual TLS.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use futures::{Stream, StreamExt as _, TryFutureExt as _, stream};
-use hyper_util::rt::TokioIo;
+use hyper::{Request, Response, body::Incoming, client::conn::http2};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use mesh_proto::spiffe::SpiffeId;
 use rustls::{ClientConfig, ServerConfig};
 use rustls_pki_types::ServerName;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::{TlsAcceptor, TlsConnector, server::TlsStream};
-use tonic::transport::{
-    Channel, Endpoint, Uri,
-    server::{TcpConnectInfo, TlsConnectInfo},
+use tonic::{
+    body::Body,
+    transport::{
+        Channel, Endpoint, Uri,
+        server::{TcpConnectInfo, TlsConnectInfo},
+    },
 };
+use tower::Service;
 
 use crate::tls;
 
 /// How long a TCP connect with its TLS handshake may take.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Silence after which the server is asked whether it is still there, and how long it has for the answer.
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a client may take for its TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Handshakes under way at once on one listener; more clients wait in the kernel's queue.
@@ -48,19 +62,14 @@ pub enum ConnectError {
 /// # Errors
 /// Where the address is none, or the server is not reached or refused within [`CONNECT_TIMEOUT`].
 pub async fn channel(address: &str, tls: Arc<ClientConfig>) -> Result<Channel, ConnectError> {
-    let uri: Uri = format!("http://{address}")
-        .parse()
-        .map_err(|_| ConnectError::Address(address.to_owned()))?;
-    if uri.port().is_none() {
-        return Err(ConnectError::Address(address.to_owned()));
-    }
+    let uri = origin(address)?;
     let target = address.to_owned();
     let connector =
         tower::service_fn(move |_: Uri| connect(target.clone(), tls.clone()).map_ok(TokioIo::new));
     Endpoint::from(uri)
         .connect_timeout(CONNECT_TIMEOUT)
-        .http2_keep_alive_interval(Duration::from_secs(10))
-        .keep_alive_timeout(Duration::from_secs(5))
+        .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
+        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
         .keep_alive_while_idle(true)
         .tcp_nodelay(true)
         .connect_with_connector(connector)
@@ -69,6 +78,74 @@ pub async fn channel(address: &str, tls: Arc<ClientConfig>) -> Result<Channel, C
             address: address.to_owned(),
             reason: innermost(&error),
         })
+}
+
+/// One connection to `address`, for a client that itself decides when to connect anew. Otherwise as [`channel`], of
+/// which it has neither the queue nor the code, most of which every sidecar would have in memory.
+///
+/// # Errors
+/// As [`channel`].
+pub async fn connection(address: &str, tls: Arc<ClientConfig>) -> Result<Connection, ConnectError> {
+    let origin = origin(address)?;
+    let failed = |error: &(dyn std::error::Error + 'static)| ConnectError::Connect {
+        address: address.to_owned(),
+        reason: innermost(error),
+    };
+    let stream = connect(address.to_owned(), tls)
+        .await
+        .map_err(|error| failed(&error))?;
+    let (requests, driver) = http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .keep_alive_interval(KEEP_ALIVE_INTERVAL)
+        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
+        .keep_alive_while_idle(true)
+        .handshake(TokioIo::new(stream))
+        .await
+        .map_err(|error| failed(&error))?;
+    // It ends when the last request has; who waits for an answer hears of errors.
+    tokio::spawn(async move {
+        if let Err(error) = driver.await {
+            tracing::debug!(%error, "a connection to a control plane broke");
+        }
+    });
+    Ok(Connection { requests, origin })
+}
+
+/// What [`connection`] gives: a service for tonic's clients.
+#[derive(Debug, Clone)]
+pub struct Connection {
+    requests: http2::SendRequest<Body>,
+    origin: Uri,
+}
+
+impl Connection {
+    /// For the `with_origin` of tonic's clients.
+    #[must_use]
+    pub fn origin(&self) -> Uri {
+        self.origin.clone()
+    }
+}
+
+impl Service<Request<Body>> for Connection {
+    type Response = Response<Incoming>;
+    type Error = hyper::Error;
+    type Future = Pin<Box<dyn Future<Output = hyper::Result<Self::Response>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<hyper::Result<()>> {
+        self.requests.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        Box::pin(self.requests.send_request(request))
+    }
+}
+
+fn origin(address: &str) -> Result<Uri, ConnectError> {
+    format!("http://{address}")
+        .parse()
+        .ok()
+        .filter(|uri: &Uri| uri.port().is_some())
+        .ok_or_else(|| ConnectError::Address(address.to_owned()))
 }
 
 async fn connect(

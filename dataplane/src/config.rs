@@ -5,11 +5,12 @@
 
 mod endpoint;
 mod ingress;
+mod route;
 mod service;
 mod sidecar;
 mod trust;
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use mesh_proto::{
     discovery::Role, document, features, proxy as wire, proxy::document::Body as WireBody,
@@ -18,6 +19,7 @@ use mesh_proto::{
 pub(crate) use endpoint::place;
 pub use endpoint::{Endpoint, EndpointHealth, Host, InvalidEndpoint};
 pub use ingress::{Ingress, IngressRoute, InvalidIngress};
+pub use route::{InvalidRoute, TcpRoute};
 pub use service::{InvalidService, Service, ServiceZone};
 pub use sidecar::{Inbound, InvalidInbound, InvalidProxy, Outbound, Probe, Proxy, TlsMode};
 pub use trust::{Anchor, AnchorKey, InvalidTrust, Trust};
@@ -151,12 +153,16 @@ pub struct InvalidProtocol(i32);
 
 /// How long things may take. Nobody's identity or permission depends on it, so what a document leaves out has a
 /// default and is no reason to refuse it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Timeouts {
     /// One attempt to reach an endpoint, handshake included.
     pub connect: Duration,
     /// Without a byte in either direction. `None`: for ever.
     pub idle: Option<Duration>,
+    /// The policy entry that `connect` comes from, for records. Empty: none.
+    pub connect_origin: Arc<str>,
+    /// The policy entry that `idle` comes from, for records. Empty: none.
+    pub idle_origin: Arc<str>,
 }
 
 impl Default for Timeouts {
@@ -164,6 +170,8 @@ impl Default for Timeouts {
         Self {
             connect: Duration::from_secs(5),
             idle: Some(Duration::from_secs(3600)),
+            connect_origin: Arc::default(),
+            idle_origin: Arc::default(),
         }
     }
 }
@@ -180,6 +188,8 @@ impl Timeouts {
                 ms => Duration::from_millis(ms.into()),
             },
             idle: (wire.idle_ms > 0).then(|| Duration::from_millis(wire.idle_ms.into())),
+            connect_origin: text(&wire.connect_origin).unwrap_or_default(),
+            idle_origin: text(&wire.idle_origin).unwrap_or_default(),
         }
     }
 }
@@ -213,7 +223,7 @@ fn socket_address(wire: Option<&wire::SocketAddress>) -> Result<SocketAddr, Inva
 }
 
 /// Free text that ends up in records and labels: there, and not endless.
-fn text(value: &str) -> Option<std::sync::Arc<str>> {
+fn text(value: &str) -> Option<Arc<str>> {
     let printable = value.chars().all(|c| !c.is_control());
     (!value.is_empty() && value.len() <= TEXT_BYTES_MAX && printable).then(|| value.into())
 }

@@ -10,12 +10,12 @@ use crate::{
     config::Inbound,
     net,
     permission::Decision,
-    record::{ClosedBy, Connection, End, Reason},
+    record::{ClosedBy, Connection, End, Limit, Reason},
     relay::{Socket, relay},
     snapshot::{InboundRoute, Snapshot, Target},
     tls::{
         handshake::{self, Established, HandshakeError},
-        verify::{Refusal, VerifiedPeer},
+        verify::{Refusal, VerifiedPeer, denied},
     },
     workers::Worker,
 };
@@ -28,13 +28,13 @@ pub async fn serve(
     connection: &Rc<Connection>,
 ) -> End {
     let inbound = &route.inbound;
-    connection.idle.set(inbound.timeouts.idle);
-    let established = match Box::pin(shake_hands(worker, &mut stream, route)).await {
+    connection.limit_idle(&inbound.timeouts);
+    let shaking = shake_hands(worker, &mut stream, route, connection);
+    let established = match Box::pin(shaking).await {
         Ok(established) => established,
         Err(end) => return end,
     };
-    connection.peer.replace(Some(established.peer.clone()));
-    connection.source.replace(workload(&established.peer));
+    is_from(connection, &established.peer);
     if let Err(end) = authorize(worker, inbound, &established.peer, connection) {
         return end;
     }
@@ -50,6 +50,11 @@ pub async fn serve(
     relay(source, destination, connection, worker).await
 }
 
+fn is_from(connection: &Connection, peer: &VerifiedPeer) {
+    connection.source.replace(workload(peer));
+    connection.peer.replace(Some(peer.clone()));
+}
+
 /// What the caller is called in metrics: the last part of its identity, which the zone names after the workload.
 fn workload(peer: &VerifiedPeer) -> Arc<str> {
     peer.id.path().rsplit('/').next().unwrap_or_default().into()
@@ -59,6 +64,7 @@ async fn shake_hands(
     worker: &Worker,
     stream: &mut TcpStream,
     route: &InboundRoute,
+    connection: &Connection,
 ) -> Result<Established, End> {
     let Some(tls) = route.tls.clone() else {
         return Err(End::refused(
@@ -75,7 +81,13 @@ async fn shake_hands(
     };
     match timeout(limit, shaking).await {
         Ok(Ok(established)) => Ok(established),
-        Ok(Err(error)) => Err(refusal(&error)),
+        Ok(Err(error)) => {
+            if let HandshakeError::Refused(Refusal::Permission { peer, by }) = &error {
+                is_from(connection, peer);
+                connection.policy.replace(by.clone());
+            }
+            Err(refusal(&error))
+        }
         Err(_) => Err(End::failed(
             Reason::HandshakeTimeout,
             ClosedBy::Proxy,
@@ -93,6 +105,7 @@ fn refusal(error: &HandshakeError) -> End {
             Refusal::UnknownTrustDomain(_) | Refusal::Chain { .. } => Reason::PeerTrustDomain,
             Refusal::Time { .. } => Reason::PeerClock,
             Refusal::Certificate(_) | Refusal::OtherIdentity(_) => Reason::PeerCertificate,
+            Refusal::Permission { .. } => Reason::PermissionDenied,
         },
         HandshakeError::Plaintext => Reason::Plaintext,
         HandshakeError::Tls(error) => match error {
@@ -111,8 +124,8 @@ fn refusal(error: &HandshakeError) -> End {
     End::refused(reason, error)
 }
 
-/// Decides by the snapshot in force now, which may be newer than the one the handshake began with: what is decided here
-/// is looked at again whenever the snapshot changes.
+/// Decides by the snapshot in force now, which may be newer than the one the handshake began with and judged the caller
+/// by: what is decided here is looked at again whenever the snapshot changes.
 fn authorize(
     worker: &Worker,
     inbound: &Inbound,
@@ -131,11 +144,7 @@ fn authorize(
         }
         Ok(Decision::Denied { by }) => {
             connection.policy.replace(by.map(Into::into));
-            let detail = match by {
-                Some(by) => format!("{} is denied by {by}", peer.id),
-                None => format!("no MeshTrafficPermission allows {}", peer.id),
-            };
-            return Err(End::refused(Reason::PermissionDenied, detail));
+            return Err(End::refused(Reason::PermissionDenied, denied(&peer.id, by)));
         }
         Err(reason) => return Err(End::refused(reason, "withdrawn during the handshake")),
     }
@@ -180,7 +189,8 @@ async fn reach_application(inbound: &Inbound) -> Result<TcpStream, End> {
             format!("the application at {address} {detail}"),
         )
     };
-    match timeout(inbound.timeouts.connect, net::connect(address)).await {
+    let limit = inbound.timeouts.connect;
+    match timeout(limit, net::connect(address)).await {
         Ok(Ok(stream)) => Ok(stream),
         Ok(Err(error)) if error.kind() == std::io::ErrorKind::ConnectionRefused => Err(failed(
             Reason::ConnectRefused,
@@ -190,6 +200,12 @@ async fn reach_application(inbound: &Inbound) -> Result<TcpStream, End> {
             Reason::ConnectFailed,
             format!("is not reached: {error}"),
         )),
-        Err(_) => Err(failed(Reason::ConnectTimeout, "does not answer".to_owned())),
+        Err(_) => Err(failed(
+            Reason::ConnectTimeout,
+            format!(
+                "did not answer within the connection timeout {}",
+                Limit(limit, &inbound.timeouts.connect_origin)
+            ),
+        )),
     }
 }

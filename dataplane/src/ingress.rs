@@ -22,7 +22,7 @@ pub async fn serve(
     connection: &Rc<Connection>,
 ) -> End {
     let ingress = &table.ingress;
-    connection.idle.set(ingress.timeouts.idle);
+    connection.limit_idle(&ingress.timeouts);
     let limit = worker.shared.limits.handshake_timeout;
     let (server_name, hello) = match timeout(limit, Box::pin(read_hello(&mut stream))).await {
         Ok(Ok(read)) => read,

@@ -7,8 +7,8 @@
 //! | [`listener`] | accepts, and reads the snapshot, once |
 //! | [`inbound`], [`outbound`], [`ingress`] | one connection, from its first byte to its record |
 //! | [`permission`] | who may call |
-//! | *route* | which destination a request goes to; comes with the HTTP engine, between [`inbound`]/[`outbound`] and [`balance`] |
-//! | *resilience* | time-outs, retries, rate limits and faults of requests; comes with *route*, after it |
+//! | [`route`] | which service a connection of the application goes to: backends by weight; requests come with the HTTP engine |
+//! | *resilience* | time-outs, retries, rate limits and faults of requests; comes with the HTTP engine, after [`route`] |
 //! | [`balance`] | which endpoint |
 //! | [`upstream`] | one endpoint after another until one answers |
 //! | [`tls`] | mesh TLS: who is at the other end |
@@ -54,6 +54,7 @@ pub mod process;
 pub mod readiness;
 pub mod record;
 pub mod relay;
+pub mod route;
 pub mod settings;
 pub mod snapshot;
 pub mod state;

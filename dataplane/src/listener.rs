@@ -10,6 +10,7 @@ use tokio::{
 use crate::{
     inbound, ingress, net, outbound,
     record::{Connection, Direction, End, Reason, Record},
+    route,
     snapshot::{Snapshot, Target},
     workers::Worker,
 };
@@ -95,21 +96,17 @@ fn handle(worker: &Rc<Worker>, key: SocketAddr, stream: TcpStream, from: SocketA
         }
         Target::Outbound(outbound) => {
             let expired = own_certificate(&snapshot);
-            let service = snapshot.services.get(&outbound.service_document).cloned();
+            let destination = route::choose(&snapshot, &outbound.service_document);
             let zone = snapshot.proxy.as_ref().map(|proxy| proxy.zone.clone());
             tokio::task::spawn_local(async move {
-                let end = match (expired, service, zone) {
-                    (Err(end), ..) => end,
-                    (Ok(()), Some(service), Some(zone)) => {
-                        outbound::serve(&worker, stream, &service, &zone, &record.connection).await
+                let end = match (expired, destination, zone) {
+                    (Err(end), ..) | (Ok(()), Err(end), _) => end,
+                    (Ok(()), Ok(to), Some(zone)) => {
+                        outbound::serve(&worker, stream, &to, &zone, &record.connection).await
                     }
-                    (Ok(()), ..) => End::failed(
-                        Reason::NoService,
-                        crate::record::ClosedBy::Proxy,
-                        format!(
-                            "{} has not come from the zone control plane: is it connected, and does the service exist?",
-                            outbound.service_document
-                        ),
+                    (Ok(()), Ok(_), None) => End::refused(
+                        Reason::NotConfigured,
+                        "what this proxy is has not come from the zone control plane",
                     ),
                 };
                 record.end(end);

@@ -6,12 +6,13 @@ use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpStream};
 
 /// Silence after which the kernel asks whether the peer is still there.
-const KEEPALIVE_IDLE: Duration = Duration::from_secs(5);
-/// Between two such questions; two without answer end the connection, 9 s after the peer was last heard.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(4);
+/// Between two such questions; two without answer end the connection, 8 s after the peer was last heard.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
 const KEEPALIVE_COUNT: u32 = 2;
-/// How long sent bytes may stay unacknowledged (FIELD c6: a vanished peer is given up within 10 s).
-const USER_TIMEOUT: Duration = Duration::from_secs(9);
+/// How long sent bytes may stay unacknowledged. A peer that vanished is given up within 10 s (FIELD c6), of which the
+/// kernel's timers may take one.
+const USER_TIMEOUT: Duration = Duration::from_secs(8);
 /// Connections that wait in the kernel to be accepted.
 const BACKLOG: i32 = 4096;
 

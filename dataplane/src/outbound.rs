@@ -1,9 +1,9 @@
 //! Connections of the application to a service: balance, mesh TLS to an endpoint, then bytes.
 //!
-//! When routes and resilience come, they stand between the listener and [`upstream`](crate::upstream), each as a module
-//! with one type, as the crate's map says.
+//! When resilience comes, it stands between [`route`](crate::route) and [`upstream`](crate::upstream) as a module with
+//! one type, as the crate's map says.
 
-use std::{rc::Rc, sync::Arc};
+use std::rc::Rc;
 
 use mesh_proto::names::ZoneName;
 use tokio::net::TcpStream;
@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 use crate::{
     record::{Connection, End},
     relay::{Socket, relay},
-    snapshot::ServiceRoute,
+    route::Destination,
     upstream,
     workers::Worker,
 };
@@ -20,15 +20,20 @@ use crate::{
 pub async fn serve(
     worker: &Rc<Worker>,
     stream: TcpStream,
-    route: &Arc<ServiceRoute>,
+    to: &Destination,
     own_zone: &ZoneName,
     connection: &Rc<Connection>,
 ) -> End {
-    connection.idle.set(route.service.timeouts.idle);
-    let reached = Box::pin(upstream::reach_service(worker, route, own_zone, connection)).await;
-    let reached = match reached {
+    connection.limit_idle(&to.called.service.timeouts);
+    if let Some(route) = to.route() {
+        let reached = &to.reached.service.name;
+        connection.destination.replace(reached.clone());
+        connection.policy.replace(Some(route.clone()));
+    }
+    let reaching = upstream::reach_service(worker, &to.reached, own_zone, connection);
+    let reached = match Box::pin(reaching).await {
         Ok(reached) => reached,
-        Err(end) => return end,
+        Err(end) => return by_route(to, end),
     };
     connection
         .peer
@@ -42,4 +47,12 @@ pub async fn serve(
         worker,
     )
     .await
+}
+
+/// Who reads why a connection failed sees which route sent it there.
+fn by_route(to: &Destination, mut end: End) -> End {
+    if let Some(route) = to.route() {
+        end.detail = format!("{}, where {route} sends it", end.detail);
+    }
+    end
 }

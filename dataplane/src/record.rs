@@ -22,7 +22,7 @@ use std::{
 
 use prometheus_client::encoding::{EncodeLabelValue, LabelValueEncoder};
 
-use crate::{tls::verify::VerifiedPeer, workers::Worker};
+use crate::{config::Timeouts, tls::verify::VerifiedPeer, workers::Worker};
 
 /// Which way a connection goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -67,11 +67,13 @@ pub enum Reason {
     HandshakeTimeout,
     Handshake,
     NoService,
+    NoBackend,
     NoEndpoints,
     ConnectRefused,
     ConnectTimeout,
     ConnectFailed,
     ServerIdentity,
+    RefusedByPeer,
     Reset,
     Truncated,
     // Closed.
@@ -135,11 +137,13 @@ label!(Reason {
     HandshakeTimeout = "handshake_timeout",
     Handshake = "handshake",
     NoService = "no_service",
+    NoBackend = "no_backend",
     NoEndpoints = "no_endpoints",
     ConnectRefused = "connect_refused",
     ConnectTimeout = "connect_timeout",
     ConnectFailed = "connect_failed",
     ServerIdentity = "server_identity",
+    RefusedByPeer = "refused_by_peer",
     Reset = "reset",
     Truncated = "truncated",
     IdleTimeout = "idle_timeout",
@@ -188,12 +192,42 @@ impl End {
 
     /// The proxy ended it.
     #[must_use]
-    pub fn closed(reason: Reason) -> Self {
+    pub fn closed(reason: Reason, detail: impl fmt::Display) -> Self {
         Self {
             outcome: Outcome::Closed,
             reason,
             closed_by: ClosedBy::Proxy,
-            detail: String::new(),
+            detail: detail.to_string(),
+        }
+    }
+}
+
+/// A time-out and the policy entry it comes from, in words: `5m0s of MeshTimeout/fast to[0]`.
+pub struct Limit<'a>(pub Duration, pub &'a str);
+
+impl fmt::Display for Limit<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(duration, origin) = self;
+        // As policies write it: Go style.
+        let (seconds, millis) = (duration.as_secs(), duration.subsec_millis());
+        let (hours, minutes, rest) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+        if hours > 0 {
+            write!(f, "{hours}h")?;
+        }
+        if seconds >= 60 {
+            write!(f, "{minutes}m")?;
+        }
+        match (seconds, millis) {
+            (0, millis) => write!(f, "{millis}ms")?,
+            (_, 0) => write!(f, "{rest}s")?,
+            (_, millis) => {
+                let fraction = format!("{millis:03}");
+                write!(f, "{rest}.{}s", fraction.trim_end_matches('0'))?;
+            }
+        }
+        match *origin {
+            "" => f.write_str(" (built in)"),
+            origin => write!(f, " of {origin}"),
         }
     }
 }
@@ -231,6 +265,8 @@ pub struct Connection {
     pub active_at: Cell<u64>,
     /// Without a byte for so long it is closed.
     pub idle: Cell<Option<Duration>>,
+    /// The policy entry that says so. Empty: none.
+    pub idle_origin: RefCell<Arc<str>>,
     /// One side has ended what it sends.
     pub half_closed: Cell<bool>,
     /// Asked to end.
@@ -260,10 +296,17 @@ impl Connection {
             counted: Cell::default(),
             active_at: Cell::default(),
             idle: Cell::default(),
+            idle_origin: unknown(),
             half_closed: Cell::default(),
             close: Cell::default(),
             waker: RefCell::default(),
         }
+    }
+
+    /// Says for how long it may be silent.
+    pub fn limit_idle(&self, timeouts: &Timeouts) {
+        self.idle.set(timeouts.idle);
+        self.idle_origin.replace(timeouts.idle_origin.clone());
     }
 
     /// Asks the relay to end.
@@ -312,7 +355,7 @@ impl Drop for Record {
         let end = self
             .end
             .take()
-            .unwrap_or_else(|| End::closed(Reason::Stopped));
+            .unwrap_or_else(|| End::closed(Reason::Stopped, ""));
         self.worker.count(&connection, Some(&end));
         write(&connection, &end);
     }
@@ -354,5 +397,30 @@ impl Connection {
         let peer = self.peer.borrow();
         let peer = peer.as_ref()?;
         (self.direction == direction).then(|| peer.id.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_reads_as_policies_write_it() {
+        for (ms, text) in [
+            (300_000, "5m0s"),
+            (3_600_000, "1h0m0s"),
+            (90_500, "1m30.5s"),
+            (5000, "5s"),
+            (1050, "1.05s"),
+            (250, "250ms"),
+        ] {
+            let limit = Limit(Duration::from_millis(ms), "MeshTimeout/fast to[0]");
+            assert_eq!(
+                limit.to_string(),
+                format!("{text} of MeshTimeout/fast to[0]")
+            );
+        }
+        let built_in = Limit(Duration::from_secs(5), "");
+        assert_eq!(built_in.to_string(), "5s (built in)");
     }
 }

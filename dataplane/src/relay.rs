@@ -20,6 +20,7 @@ use std::{
     time::Duration,
 };
 
+use rustls::AlertDescription;
 use socket2::SockRef;
 use tokio::{
     io::{AsyncRead as _, AsyncWrite as _, ReadBuf},
@@ -28,10 +29,10 @@ use tokio::{
 
 use crate::{
     net,
-    record::{ClosedBy, Connection, End, Outcome, Reason},
+    record::{ClosedBy, Connection, End, Limit, Outcome, Reason},
     tls::{
         handshake::Established,
-        session::{RECORD_BYTES_MAX, Session, Standing},
+        session::{RECORD_BYTES_MAX, Session, SessionError, Standing},
     },
     workers::Worker,
 };
@@ -232,6 +233,20 @@ impl Broken {
     }
 }
 
+/// What it means that the peer's TLS is over. The alert access_denied after a handshake that this side took for done is
+/// how the peer's permissions answer.
+fn broken_session(error: SessionError) -> Broken {
+    match error {
+        SessionError::Tls(rustls::Error::AlertReceived(AlertDescription::AccessDenied)) => Broken {
+            at: At::From,
+            reason: Reason::RefusedByPeer,
+            detail: "the permissions at the destination do not let this caller in; its proxy's record names the policy"
+                .to_owned(),
+        },
+        error => Broken::from(&error),
+    }
+}
+
 /// One direction.
 struct Flow {
     state: FlowState,
@@ -381,7 +396,7 @@ impl Flow {
         let session = from.tls.as_mut().expect("asked only of TLS");
         let received = session
             .receive(input, &mut scratch.plain, &mut from.outgoing)
-            .map_err(|error| Broken::from(&error))?;
+            .map_err(broken_session)?;
         let rest = &input[received.consumed..];
         if rest.is_empty() {
             if kept > 0 {
@@ -545,7 +560,11 @@ impl Relay<'_> {
                 At::From => {
                     abort(&self.source, &self.down);
                     let by = ClosedBy::Destination;
-                    Some(End::failed(broken.reason, by, broken.detail))
+                    let mut end = End::failed(broken.reason, by, broken.detail);
+                    if end.reason == Reason::RefusedByPeer {
+                        end.outcome = Outcome::Refused;
+                    }
+                    Some(end)
                 }
                 At::To => {
                     self.source.broken = !self.up.done();
@@ -573,7 +592,27 @@ impl Relay<'_> {
             self.source.reset_on_close();
             self.destination.reset_on_close();
         }
-        End::closed(reason)
+        End::closed(reason, self.why(reason))
+    }
+
+    /// What a reason does not say by itself.
+    fn why(&self, reason: Reason) -> String {
+        match reason {
+            Reason::IdleTimeout => {
+                let limit = self.connection.idle.get().unwrap_or_default();
+                let origin = self.connection.idle_origin.borrow();
+                format!("idle timeout {}", Limit(limit, &origin))
+            }
+            Reason::HalfCloseTimeout => {
+                let limit = self.worker.shared.limits.half_close_timeout;
+                let first = self.first_to_end.unwrap_or(ClosedBy::Source);
+                format!(
+                    "silent after the {first} had ended, for {}",
+                    Limit(limit, "")
+                )
+            }
+            _ => String::new(),
+        }
     }
 }
 

@@ -115,7 +115,12 @@ impl Parts {
                 let route = InboundRoute {
                     inbound: inbound.clone(),
                     tls: self.tls().map(|(identity, trust)| {
-                        tls::server_config(identity, trust.clone(), inbound.server_names.clone())
+                        tls::server_config(
+                            identity,
+                            trust.clone(),
+                            inbound.server_names.clone(),
+                            inbound.permissions.clone(),
+                        )
                     }),
                 };
                 targets.insert(inbound.listen, Target::Inbound(Arc::new(route)));

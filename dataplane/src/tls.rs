@@ -25,7 +25,7 @@ use rustls::{
     version::TLS13,
 };
 
-use crate::config::Trust;
+use crate::{config::Trust, permission::Permissions};
 use identity::Identity;
 use verify::{ClientVerifier, Refusal, ServerVerifier, notes};
 
@@ -33,17 +33,18 @@ use verify::{ClientVerifier, Refusal, ServerVerifier, notes};
 static PROVIDER: LazyLock<Arc<CryptoProvider>> =
     LazyLock::new(|| Arc::new(aws_lc_rs::default_provider()));
 
-/// The server side of an inbound that answers to `server_names`.
+/// The server side of an inbound that answers to `server_names`, for callers that `permissions` let in.
 #[must_use]
 pub fn server_config(
     identity: &Identity,
     trust: Arc<Trust>,
     server_names: Arc<BTreeSet<String>>,
+    permissions: Arc<Permissions>,
 ) -> Arc<ServerConfig> {
     let mut config = ServerConfig::builder_with_provider(PROVIDER.clone())
         .with_protocol_versions(&[&TLS13])
         .expect("aws-lc-rs supports TLS 1.3")
-        .with_client_cert_verifier(Arc::new(ClientVerifier::new(trust)))
+        .with_client_cert_verifier(Arc::new(ClientVerifier::new(trust, permissions)))
         .with_cert_resolver(Arc::new(ServerNames {
             key: identity.key.clone(),
             server_names,

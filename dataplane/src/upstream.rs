@@ -17,9 +17,9 @@ use tokio::{net::TcpStream, sync::mpsc::error::TrySendError, time::timeout};
 
 use crate::{
     balance,
-    config::{Endpoint, Host, IngressRoute},
+    config::{Endpoint, Host, IngressRoute, Timeouts},
     net,
-    record::{ClosedBy, Connection, End, Reason},
+    record::{ClosedBy, Connection, End, Limit, Reason},
     snapshot::{IngressTable, ServiceRoute},
     tls::{
         handshake::{self, Established, HandshakeError},
@@ -68,7 +68,7 @@ pub async fn reach_service(
         &endpoints,
         unknown,
         own_zone,
-        service.timeouts.connect,
+        &service.timeouts,
         connection,
         {
             async |endpoint: &Endpoint| {
@@ -122,13 +122,12 @@ pub async fn reach_endpoint(
     // An ingress forwards into its own zone only: two that point at each other would make a loop.
     let foreign = indices(&endpoints, |e| e.through_ingress);
     let ingress = &table.ingress;
-    let limit = ingress.timeouts.connect;
     attempt_each(
         worker,
         &endpoints,
         foreign,
         &ingress.zone,
-        limit,
+        &ingress.timeouts,
         connection,
         async |endpoint: &Endpoint| connect(endpoint).await,
     )
@@ -148,7 +147,7 @@ async fn attempt_each<T>(
     endpoints: &[Endpoint],
     mut tried: Vec<usize>,
     own_zone: &ZoneName,
-    limit: Duration,
+    timeouts: &Timeouts,
     connection: &Connection,
     attempt: impl AsyncFn(&Endpoint) -> Result<T, Failed>,
 ) -> Result<(T, Outstanding), Option<Failed>> {
@@ -156,7 +155,7 @@ async fn attempt_each<T>(
     let mut last = None;
     loop {
         let now = Instant::now();
-        let left = (limit * ATTEMPTS_BUDGET).saturating_sub(now - begun);
+        let left = (timeouts.connect * ATTEMPTS_BUDGET).saturating_sub(now - begun);
         let load = |e: &Endpoint| worker.outstanding(&e.host, e.port);
         let picked = balance::pick(endpoints, own_zone, &tried, now, load, || worker.random());
         let Some(index) = picked.filter(|_| !left.is_zero()) else {
@@ -168,7 +167,7 @@ async fn attempt_each<T>(
         connection
             .destination_address
             .replace(Some(endpoint.to_string().into()));
-        let limit = limit.min(left);
+        let limit = timeouts.connect.min(left);
         let failed = match timeout(limit, attempt(endpoint)).await {
             Ok(Ok(reached)) => {
                 endpoint.health.succeeded();
@@ -177,7 +176,10 @@ async fn attempt_each<T>(
             Ok(Err(failed)) => failed,
             Err(_) => Failed {
                 reason: Reason::ConnectTimeout,
-                detail: format!("{endpoint} did not answer within {} ms", limit.as_millis()),
+                detail: format!(
+                    "{endpoint} did not answer within the connection timeout {}",
+                    Limit(limit, &timeouts.connect_origin)
+                ),
             },
         };
         endpoint.health.failed(Instant::now(), PENALTY);

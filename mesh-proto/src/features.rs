@@ -24,6 +24,7 @@ pub const DATAPLANE: &[&str] = &[
     PERMISSION_SPIFFE,
     PROBE_TCP,
     SERVICE_TCP,
+    ROUTE_TCP,
     INGRESS_SNI,
     TRUST_DOMAINS,
 ];

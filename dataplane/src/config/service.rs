@@ -12,7 +12,9 @@ use mesh_proto::{
 };
 use rustls_pki_types::ServerName;
 
-use super::{InvalidAddress, InvalidProtocol, Protocol, Timeouts, port, text};
+use super::{
+    InvalidAddress, InvalidProtocol, InvalidRoute, Protocol, TcpRoute, Timeouts, port, text,
+};
 use crate::tls::server_name;
 
 /// How to reach one port of one service, wherever it runs. Endpoints come separately.
@@ -30,6 +32,8 @@ pub struct Service {
     pub zones: HashMap<ZoneName, ServiceZone>,
     /// For connections to it.
     pub timeouts: Timeouts,
+    /// Where they really go. `None`: to `zones`.
+    pub route: Option<TcpRoute>,
 }
 
 /// The service in one zone.
@@ -53,6 +57,8 @@ pub enum InvalidService {
     Port(#[from] InvalidAddress),
     #[error("{0}")]
     Protocol(#[from] InvalidProtocol),
+    #[error("tcp_route: {0}")]
+    Route(#[from] InvalidRoute),
     #[error("zone: {0}")]
     Zone(InvalidName),
     #[error("zone {0} is there twice")]
@@ -86,6 +92,7 @@ impl TryFrom<&wire::Service> for Service {
             protocol: Protocol::read(wire.protocol)?,
             zones,
             timeouts: Timeouts::read(wire.timeouts.as_ref()),
+            route: wire.tcp_route.as_ref().map(TryInto::try_into).transpose()?,
         })
     }
 }

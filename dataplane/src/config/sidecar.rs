@@ -58,7 +58,7 @@ pub struct Inbound {
     /// Shown as destination in records and metrics.
     pub service: Arc<str>,
     /// Who may call.
-    pub permissions: Permissions,
+    pub permissions: Arc<Permissions>,
     /// For connections to the application.
     pub timeouts: Timeouts,
     /// How to find out whether the application is ready. `None`: it always is.
@@ -245,7 +245,7 @@ impl TryFrom<&wire::Inbound> for Inbound {
             server_names: Arc::new(server_names),
             // An inbound of no service is known by its own name.
             service: text(&wire.service).unwrap_or_else(|| name.clone()),
-            permissions: permissions.try_into()?,
+            permissions: Arc::new(permissions.try_into()?),
             timeouts: Timeouts::read(wire.timeouts.as_ref()),
             probe: wire.probe.as_ref().map(read_probe).transpose()?,
             name,

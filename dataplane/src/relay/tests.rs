@@ -12,12 +12,13 @@ use tokio::{
 
 use super::*;
 use crate::{
+    config::Timeouts,
     metrics::Counters,
     record::Direction,
     snapshot::Snapshot,
     tls::{
         self, handshake, server_name,
-        tests::{EAST, NAME, ca, identity, names, only, tcp, trust},
+        tests::{EAST, NAME, ca, everybody, identity, names, only, tcp, trust},
     },
     workers::{Limits, Shared},
 };
@@ -84,7 +85,7 @@ impl Path {
         let identities = only(&web);
         let accepting = handshake::accept(
             &mut into,
-            tls::server_config(&web, trust.clone(), names(&[NAME])),
+            tls::server_config(&web, trust.clone(), names(&[NAME]), everybody()),
         );
         let calling = handshake::connect(
             &mut out,
@@ -287,6 +288,23 @@ fn a_connection_that_is_asked_to_end_does_so_at_once() {
         assert!(path.client.read(&mut byte).await.is_err());
         let reasons = path.reasons().await;
         assert!(reasons.contains("permission_withdrawn"), "{reasons:?}");
+    });
+}
+
+#[test]
+fn the_record_names_the_time_out_that_ended_a_connection_and_its_policy() {
+    run(async {
+        let mut path = Path::plain().await;
+        let connection = &path.connections[0];
+        connection.limit_idle(&Timeouts {
+            idle: Some(Duration::from_secs(300)),
+            idle_origin: "MeshTimeout/fast to[0]".into(),
+            ..Timeouts::default()
+        });
+        connection.close(Reason::IdleTimeout);
+        let end = path.ends.remove(0).await.unwrap();
+        assert_eq!(end.closed_by, ClosedBy::Proxy);
+        assert_eq!(end.detail, "idle timeout 5m0s of MeshTimeout/fast to[0]");
     });
 }
 

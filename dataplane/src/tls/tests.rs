@@ -17,6 +17,7 @@ use super::{
     verify::Refusal,
     *,
 };
+use crate::permission::{Pattern, Rule};
 
 pub(crate) const EAST: &str = "pay.east.mesh.local";
 const WEST: &str = "pay.west.mesh.local";
@@ -57,6 +58,16 @@ pub(crate) fn identity(ca: &Ca, domain: &str, workload: &str, ago: Duration) -> 
 
 pub(crate) fn names(names: &[&str]) -> Arc<BTreeSet<String>> {
     Arc::new(names.iter().map(|name| (*name).to_owned()).collect())
+}
+
+pub(crate) fn everybody() -> Arc<Permissions> {
+    Arc::new(Permissions {
+        allow: vec![Rule {
+            pattern: Pattern::Any,
+            origin: "everybody#0".into(),
+        }],
+        ..Permissions::default()
+    })
 }
 
 pub(crate) fn only(identity: &Identity) -> Arc<HashSet<SpiffeId>> {
@@ -118,7 +129,12 @@ impl World {
     }
 
     fn server(&self) -> Arc<rustls::ServerConfig> {
-        server_config(&self.server, self.trust.clone(), names(&[NAME]))
+        server_config(
+            &self.server,
+            self.trust.clone(),
+            names(&[NAME]),
+            everybody(),
+        )
     }
 
     async fn server_refuses(&self, identity: &Identity) -> HandshakeError {
@@ -161,7 +177,7 @@ async fn a_ca_can_not_vouch_for_another_trust_domain() {
     );
     // And as a server, for a client that wants exactly this identity.
     let name = server_name::on_wire(NAME).unwrap();
-    let server = server_config(&poser, world.trust.clone(), names(&[NAME]));
+    let server = server_config(&poser, world.trust.clone(), names(&[NAME]), everybody());
     let (client, _) = shake(world.client(&world.client), name, server).await;
     let error = client.err().unwrap();
     assert!(
@@ -233,13 +249,57 @@ async fn another_server_name_is_refused() {
 async fn a_server_with_another_identity_is_refused_whatever_its_name() {
     let world = world();
     let other = identity(&world.east, EAST, "store", Duration::ZERO);
-    let server = server_config(&other, world.trust.clone(), names(&[NAME]));
+    let server = server_config(&other, world.trust.clone(), names(&[NAME]), everybody());
     let name = server_name::on_wire(NAME).unwrap();
     let (client, _) = shake(world.client(&world.client), name, server).await;
     let error = client.err().unwrap();
     assert!(
         matches!(error, HandshakeError::Refused(Refusal::OtherIdentity(_))),
         "{error}"
+    );
+}
+
+#[tokio::test]
+async fn a_caller_that_may_not_call_is_told_so() {
+    let world = world();
+    let name = server_name::on_wire(NAME).unwrap();
+    let nobody = Arc::new(Permissions::default());
+    let server = server_config(&world.server, world.trust.clone(), names(&[NAME]), nobody);
+    let (mut near, mut far) = tcp().await;
+    let serving = async {
+        let refused = handshake::accept(&mut far, server).await.err().unwrap();
+        drop(far);
+        refused
+    };
+    let calling = async {
+        // In TLS 1.3 the client is done before the server has seen its certificate: it hears of it afterwards.
+        let called = handshake::connect(&mut near, world.client(&world.client), name).await;
+        let Established {
+            mut session,
+            mut incoming,
+            ..
+        } = called.unwrap();
+        loop {
+            match session.receive(&mut incoming, &mut Vec::new(), &mut Vec::new()) {
+                Ok(received) => drop(incoming.drain(..received.consumed)),
+                Err(error) => return error,
+            }
+            assert_ne!(near.read_buf(&mut incoming).await.unwrap(), 0, "no alert");
+        }
+    };
+    let (refused, heard) = tokio::join!(serving, calling);
+    let HandshakeError::Refused(Refusal::Permission { peer, by: None }) = refused else {
+        panic!("{refused}");
+    };
+    assert_eq!(peer.id, world.client.spiffe_id);
+    assert!(
+        matches!(
+            heard,
+            SessionError::Tls(rustls::Error::AlertReceived(
+                rustls::AlertDescription::AccessDenied
+            ))
+        ),
+        "{heard}"
     );
 }
 

@@ -16,7 +16,10 @@ use time::OffsetDateTime;
 use webpki::{EndEntityCert, KeyUsage};
 
 use super::PROVIDER;
-use crate::config::{AnchorKey, Trust};
+use crate::{
+    config::{AnchorKey, Trust},
+    permission::{Decision, Permissions},
+};
 
 /// A peer whose certificate has been verified.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,6 +71,23 @@ pub enum Refusal {
     /// A workload that is not behind the service.
     #[error("{0} is not one of the service's identities")]
     OtherIdentity(SpiffeId),
+    /// A workload that may not call.
+    #[error("{}", denied(&.peer.id, .by.as_deref()))]
+    Permission {
+        /// Who it is.
+        peer: VerifiedPeer,
+        /// The rule that denies it. `None`: no rule allows it.
+        by: Option<Arc<str>>,
+    },
+}
+
+/// Why permissions do not let `caller` in, in words.
+#[must_use]
+pub fn denied(caller: &SpiffeId, by: Option<&str>) -> String {
+    match by {
+        Some(by) => format!("{caller} is denied by {by}"),
+        None => format!("no MeshTrafficPermission allows {caller}"),
+    }
 }
 
 /// Verifies a peer's chain at `now`.
@@ -181,6 +201,7 @@ fn conclude(result: Result<VerifiedPeer, Refusal>) -> Result<(), rustls::Error> 
         }
         Err(refusal) => {
             notes::refused(refusal);
+            // The alert for this is access_denied.
             Err(rustls::CertificateError::ApplicationVerificationFailure.into())
         }
     }
@@ -190,13 +211,25 @@ fn conclude(result: Result<VerifiedPeer, Refusal>) -> Result<(), rustls::Error> 
 #[derive(Debug)]
 pub struct ClientVerifier {
     trust: Arc<Trust>,
+    permissions: Arc<Permissions>,
 }
 
 impl ClientVerifier {
-    /// Accepts every identity that `trust` vouches for; what it may do is the permissions' to say.
+    /// Accepts every identity that `trust` vouches for and `permissions` let in. Permissions are judged here already, and
+    /// not only once the handshake is done, because here TLS can tell the caller that it is a policy that refuses it.
     #[must_use]
-    pub fn new(trust: Arc<Trust>) -> Self {
-        Self { trust }
+    pub fn new(trust: Arc<Trust>, permissions: Arc<Permissions>) -> Self {
+        Self { trust, permissions }
+    }
+
+    fn let_in(&self, peer: VerifiedPeer) -> Result<VerifiedPeer, Refusal> {
+        match self.permissions.decide(&peer.id) {
+            Decision::Denied { by } => Err(Refusal::Permission {
+                by: by.map(Into::into),
+                peer,
+            }),
+            Decision::Allowed { .. } | Decision::ShadowDenied { .. } => Ok(peer),
+        }
     }
 }
 
@@ -227,7 +260,8 @@ impl ClientCertVerifier for ClientVerifier {
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
         let usage = KeyUsage::client_auth();
-        conclude(verify(&self.trust, leaf, intermediates, now, usage))?;
+        let verified = verify(&self.trust, leaf, intermediates, now, usage);
+        conclude(verified.and_then(|peer| self.let_in(peer)))?;
         Ok(ClientCertVerified::assertion())
     }
 

@@ -431,7 +431,34 @@ pub fn identity(workload: &str) -> String {
 }
 
 pub fn service(name: &str) -> Document {
-    let service = wire::Service {
+    seal_service(service_body(name))
+}
+
+/// A service whose connections are split over others, as `(name, weight)`.
+pub fn split_service(name: &str, backends: &[(&str, u32)]) -> Document {
+    let mut service = service_body(name);
+    let backends = backends.iter().map(|(backend, weight)| wire::RouteBackend {
+        service_document: format!("service/{backend}:80"),
+        weight: *weight,
+    });
+    service.tcp_route = Some(wire::TcpRoute {
+        backends: backends.collect(),
+        origin: "MeshTCPRoute/split to[0].rules[0]".into(),
+    });
+    seal_service(service)
+}
+
+pub fn seal_service(service: wire::Service) -> Document {
+    let features = match service.tcp_route {
+        Some(_) => vec![mesh_proto::features::ROUTE_TCP.to_owned()],
+        None => vec![],
+    };
+    let name = format!("service/{}:{}", service.name, service.port);
+    seal(name, features, Body::Service(service))
+}
+
+pub fn service_body(name: &str) -> wire::Service {
+    wire::Service {
         mesh: "pay".into(),
         name: name.into(),
         port: 80,
@@ -443,8 +470,7 @@ pub fn service(name: &str) -> Document {
         }],
         timeouts: Some(timeouts()),
         tcp_route: None,
-    };
-    seal(format!("service/{name}:80"), vec![], Body::Service(service))
+    }
 }
 
 pub fn endpoints(name: &str, ports: &[u16]) -> EndpointsDelta {

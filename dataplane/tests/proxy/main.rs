@@ -1,6 +1,11 @@
 //! Whole proxies, each as it runs in its process, with a zone control plane that the test plays.
 
+mod descriptors;
+mod program;
+mod route;
+#[path = "../support/mod.rs"]
 mod support;
+mod vanished;
 
 use std::{
     path::PathBuf,
@@ -148,7 +153,13 @@ async fn eventually(what: &str, condition: impl AsyncFn() -> bool) {
 
 /// An application that sends back what it gets, with its name first.
 async fn echo(name: &'static str) -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    echo_on(std::net::TcpListener::bind("127.0.0.1:0").unwrap(), name)
+}
+
+/// The same with a listener that is there already.
+fn echo_on(listener: std::net::TcpListener, name: &'static str) -> u16 {
+    listener.set_nonblocking(true).unwrap();
+    let listener = TcpListener::from_std(listener).unwrap();
     let port = listener.local_addr().unwrap().port();
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
@@ -323,6 +334,15 @@ async fn a_withdrawn_permission_closes_open_connections_and_refuses_new_ones() {
             "reason=\"permission_denied\"",
             "outcome=\"refused\"",
             "source=\"web\"",
+        ])
+        .await;
+    // The caller's proxy knows that it was no accident.
+    scene
+        .web
+        .counted(&[
+            "reason=\"refused_by_peer\"",
+            "outcome=\"refused\"",
+            "destination=\"store\"",
         ])
         .await;
 

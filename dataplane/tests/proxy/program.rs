@@ -1,0 +1,85 @@
+//! The real program, as a process of its own.
+
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+};
+
+use super::support::Zone;
+
+/// A dataplane that runs until it is dropped.
+pub(crate) struct Process {
+    child: Child,
+    log: PathBuf,
+}
+
+/// How one is started.
+pub(crate) struct Plan<'a> {
+    /// Whom it calls.
+    pub(crate) zone: &'a Zone,
+    /// Below it, state and log.
+    pub(crate) dir: &'a Path,
+    /// The workload's service.
+    pub(crate) service: &'a str,
+    /// Its own name.
+    pub(crate) name: &'a str,
+    /// What its command line begins with, such as `ip netns exec x`: something that replaces itself by what follows.
+    pub(crate) within: &'a [&'a str],
+    /// What its command line ends with.
+    pub(crate) flags: &'a [&'a str],
+}
+
+impl Process {
+    /// Starts a sidecar. `ISTHMUS_DATAPLANE` names another build of the program.
+    pub(crate) fn sidecar(plan: &Plan<'_>) -> Self {
+        let state = plan.dir.join(plan.name);
+        fs::create_dir_all(&state).unwrap();
+        let log = plan.dir.join(format!("{}.log", plan.name));
+        let built = env!("CARGO_BIN_EXE_dataplane").to_owned();
+        let program = std::env::var("ISTHMUS_DATAPLANE").unwrap_or(built);
+        let mut words = plan.within.to_vec();
+        words.extend([&*program, "run", "--mode", "sidecar", "--mesh", "pay"]);
+        words.extend(["--address", "127.0.0.1", "--workers", "2"]);
+        let child = Command::new(words[0])
+            .args(&words[1..])
+            .args(["--name", plan.name, "--service", plan.service])
+            .args(["--zone-cp", &plan.zone.address.to_string()])
+            .args(["--token", &plan.zone.token()])
+            .arg("--state-dir")
+            .arg(&state)
+            .arg("--admin-socket")
+            .arg(state.join("admin.sock"))
+            .args(plan.flags)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(File::create(&log).unwrap())
+            .spawn()
+            .unwrap();
+        Self { child, log }
+    }
+
+    /// How many descriptors it has open.
+    pub(crate) fn descriptors(&self) -> usize {
+        let open = fs::read_dir(format!("/proc/{}/fd", self.child.id()));
+        open.unwrap().count()
+    }
+
+    /// Its records of connections.
+    pub(crate) fn records(&self) -> Vec<serde_json::Value> {
+        let text = fs::read_to_string(&self.log).unwrap();
+        let lines = text
+            .lines()
+            .filter_map(|line| serde_json::from_str(line).ok());
+        lines
+            .filter(|line: &serde_json::Value| line["message"] == "connection")
+            .collect()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

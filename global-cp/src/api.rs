@@ -67,6 +67,8 @@ pub mod watch;
 pub mod zones;
 
 #[cfg(test)]
+mod access_tests;
+#[cfg(test)]
 mod tests;
 #[cfg(test)]
 mod zone_tests;

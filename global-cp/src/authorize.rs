@@ -2,26 +2,63 @@
 //!
 //! Pure. Where nothing here says yes, the answer is no. A refusal never depends on whether the thing asked for
 //! exists, so that a tenant can not find out about another mesh by asking.
+//!
+//! Who somebody is, and which rights that gives, is [`crate::access`]'s to find out.
 
-use mesh_model::api::Role;
+use std::sync::Arc;
+
+use mesh_model::{Role as OwnRole, api::Role, role::RoleAction};
 use mesh_proto::zone::ResourceKey;
 
 /// Who asks, as established by its token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Actor {
-    /// `token/<id>`, as the audit shows it.
+    /// `token/<id>`, or `user/<name>/<token id>` where the token belongs to a user, as the audit shows it.
     pub name: String,
     /// Where the request came from.
     pub address: String,
-    /// What the token grants.
-    pub role: Role,
-    /// Meshes the role is bound to. Empty: all for `admin` and `viewer`, none for `mesh-admin`.
-    pub meshes: Vec<String>,
+    /// The user that the token belongs to.
+    pub user: Option<String>,
+    /// What it may do: what one of them allows.
+    pub grants: Vec<Grant>,
+    /// What it asks now, such as `PUT /v1/zones/east`, for records of what was refused.
+    pub request: String,
+    /// The client's id of the request; "" : none.
+    pub request_id: String,
+}
+
+/// Rights, and where they hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Grant {
+    /// What may be done.
+    pub rights: Rights,
+    /// Where.
+    pub reach: Reach,
+}
+
+/// What may be done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Rights {
+    /// A built-in role.
+    BuiltIn(Role),
+    /// A `Role` that administrators wrote.
+    Own(Arc<OwnRole>),
+}
+
+/// Where rights hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reach {
+    /// In all meshes, present and future, and outside any.
+    Everywhere,
+    /// In these meshes.
+    Meshes(Vec<String>),
 }
 
 /// What is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
+    /// Learn what there can be: the version, kinds, their schemas.
+    Describe,
     /// Look at a resource, list or watch it (never the value of a secret).
     Read,
     /// Create or replace a resource.
@@ -41,6 +78,7 @@ pub enum Action {
 impl Action {
     fn verb(self) -> &'static str {
         match self {
+            Self::Describe => "learn about",
             Self::Read => "read",
             Self::Write => "write",
             Self::Delete => "delete",
@@ -50,7 +88,32 @@ impl Action {
             Self::ReadAudit => "read the audit of",
         }
     }
+
+    /// Its name in a `Role`; what everybody may is not named there.
+    fn in_roles(self) -> Option<RoleAction> {
+        Some(match self {
+            Self::Describe => return None,
+            Self::Read => RoleAction::Read,
+            Self::Write => RoleAction::Write,
+            Self::Delete => RoleAction::Delete,
+            Self::ReadSecret => RoleAction::ReadSecret,
+            Self::Tokens => RoleAction::Tokens,
+            Self::ReadInstallation => RoleAction::ReadInstallation,
+            Self::ReadAudit => RoleAction::ReadAudit,
+        })
+    }
 }
+
+/// Every action that has to be granted.
+const GRANTED: [Action; 7] = [
+    Action::Read,
+    Action::Write,
+    Action::Delete,
+    Action::ReadSecret,
+    Action::Tokens,
+    Action::ReadInstallation,
+    Action::ReadAudit,
+];
 
 /// A refusal, in words for the one who asked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -73,21 +136,96 @@ impl Actor {
         Self {
             name: "system".to_owned(),
             address: String::new(),
-            role: Role::Admin,
-            meshes: Vec::new(),
+            user: None,
+            grants: vec![Grant::admin()],
+            request: String::new(),
+            request_id: String::new(),
         }
     }
 
-    /// True where the role covers every mesh, present and future.
+    /// True where it may do everything.
     #[must_use]
-    pub fn covers_all_meshes(&self) -> bool {
-        self.meshes.is_empty() && self.role != Role::MeshAdmin
+    pub fn is_admin(&self) -> bool {
+        self.grants.contains(&Grant::admin())
     }
 
-    /// True where the role is bound to `mesh`, or to all.
+    /// The meshes in which it may do `action` with resources of `kind`; `None`: in all, present and future.
     #[must_use]
-    pub fn covers(&self, mesh: &str) -> bool {
-        self.covers_all_meshes() || self.meshes.iter().any(|bound| bound == mesh)
+    pub fn meshes_for(&self, action: Action, kind: &str) -> Option<Vec<String>> {
+        let may = |mesh: &str| authorize(self, action, mesh, kind).is_ok();
+        if may(ANY_MESH) {
+            return None;
+        }
+        let mut meshes: Vec<String> = self
+            .grants
+            .iter()
+            .flat_map(|grant| match &grant.reach {
+                Reach::Everywhere => &[],
+                Reach::Meshes(bound) => bound.as_slice(),
+            })
+            .filter(|mesh| may(mesh))
+            .cloned()
+            .collect();
+        meshes.sort();
+        meshes.dedup();
+        Some(meshes)
+    }
+}
+
+/// Stands for a mesh that nobody can be bound to: only what holds everywhere holds there.
+const ANY_MESH: &str = "*";
+
+impl Grant {
+    /// Everything, everywhere.
+    #[must_use]
+    pub fn admin() -> Self {
+        Self::built_in(Role::Admin, &[])
+    }
+
+    /// A built-in role bound to `meshes`; to none of them means everywhere, but for a mesh-admin, who is always bound.
+    #[must_use]
+    pub fn built_in(role: Role, meshes: &[String]) -> Self {
+        Self {
+            rights: Rights::BuiltIn(role),
+            reach: if meshes.is_empty() && role != Role::MeshAdmin {
+                Reach::Everywhere
+            } else {
+                Reach::Meshes(meshes.to_vec())
+            },
+        }
+    }
+
+    fn reaches(&self, mesh: &str) -> bool {
+        match &self.reach {
+            Reach::Everywhere => true,
+            Reach::Meshes(bound) => !mesh.is_empty() && bound.iter().any(|bound| bound == mesh),
+        }
+    }
+
+    fn allows(&self, action: Action, mesh: &str, kind: &str) -> bool {
+        // The installation is in no mesh, and where one's meshes run is no secret of others.
+        if !self.reaches(mesh) && action != Action::ReadInstallation {
+            return false;
+        }
+        // What a mesh is, and where it runs, is not for those who are bound to it to say.
+        let bound = self.reach != Reach::Everywhere;
+        if bound
+            && matches!(kind, "Mesh" | "TokenIssuer")
+            && !matches!(action, Action::Read | Action::ReadInstallation)
+        {
+            return false;
+        }
+        match (&self.rights, action) {
+            (Rights::BuiltIn(Role::Admin | Role::MeshAdmin), _)
+            | (
+                Rights::BuiltIn(Role::Viewer),
+                Action::Describe | Action::Read | Action::ReadInstallation,
+            ) => true,
+            (Rights::BuiltIn(Role::Viewer), _) => false,
+            (Rights::Own(role), action) => action
+                .in_roles()
+                .is_none_or(|action| role.allows(action, kind)),
+        }
     }
 }
 
@@ -104,56 +242,47 @@ const READABLE_BY_ALL: &[&str] = &["Zone"];
 /// Where it may not.
 pub fn authorize(actor: &Actor, action: Action, mesh: &str, kind: &str) -> Result<(), Denied> {
     let in_mesh = !mesh.is_empty();
-    let covered = if in_mesh {
-        actor.covers(mesh)
-    } else {
-        actor.covers_all_meshes()
-    };
-    let allowed = match (actor.role, action) {
-        // Bound to meshes, an admin is no more than their mesh-admin.
-        (Role::Admin, _) if actor.meshes.is_empty() => true,
-        (_, Action::Read) if !in_mesh && READABLE_BY_ALL.contains(&kind) => true,
-        (_, Action::ReadInstallation) => true,
-        (_, Action::Read) => covered,
-        (
-            Role::Admin | Role::MeshAdmin,
-            Action::Write
-            | Action::Delete
-            | Action::ReadSecret
-            | Action::Tokens
-            | Action::ReadAudit,
-        ) => in_mesh && covered && kind != "Mesh" && kind != "TokenIssuer",
-        (
-            Role::Viewer,
-            Action::Write
-            | Action::Delete
-            | Action::ReadSecret
-            | Action::Tokens
-            | Action::ReadAudit,
-        ) => false,
+    let allowed = match action {
+        Action::Describe => true,
+        Action::Read if !in_mesh && READABLE_BY_ALL.contains(&kind) => !actor.grants.is_empty(),
+        _ => actor
+            .grants
+            .iter()
+            .any(|grant| grant.allows(action, mesh, kind)),
     };
     if allowed {
         return Ok(());
     }
+    let reached = actor.grants.iter().any(|grant| grant.reaches(mesh));
+    let all_view = actor
+        .grants
+        .iter()
+        .all(|grant| grant.rights == Rights::BuiltIn(Role::Viewer));
+    let all_own = actor
+        .grants
+        .iter()
+        .all(|grant| matches!(grant.rights, Rights::Own(_)));
     Err(Denied {
         actor: actor.name.clone(),
         verb: action.verb(),
         what: match (kind, mesh) {
             ("", "") => "the installation".to_owned(),
             (kind, "") => format!("{kind} resources"),
-            ("Mesh", mesh) => format!("mesh {mesh}"),
-            ("", mesh) => format!("mesh {mesh}"),
+            ("Mesh" | "", mesh) => format!("mesh {mesh}"),
             (kind, mesh) => format!("{kind} resources of mesh {mesh}"),
         },
-        reason: match (actor.role, action) {
-            (Role::Viewer, Action::Read) | (Role::MeshAdmin | Role::Admin, _)
-                if in_mesh && !covered =>
-            {
-                "its token is not bound to that mesh"
-            }
-            (Role::Viewer, Action::Read) => "its token is bound to certain meshes",
-            (Role::Viewer, _) => "a viewer only reads, and no secrets",
-            _ => "that takes the role admin",
+        reason: if actor.grants.is_empty() {
+            "no RoleBinding gives it a role"
+        } else if in_mesh && !reached {
+            "its token is not bound to that mesh"
+        } else if all_view && action == Action::Read {
+            "its token is bound to certain meshes"
+        } else if all_view {
+            "a viewer only reads, and no secrets"
+        } else if all_own && reached {
+            "its roles do not allow that"
+        } else {
+            "that takes the role admin"
         },
     })
 }
@@ -176,29 +305,44 @@ pub fn sees(actor: &Actor, key: &ResourceKey) -> bool {
     key.kind != "Token" && authorize(actor, Action::Read, mesh_of(key), &key.kind).is_ok()
 }
 
-/// Says whether `actor` may hand out an API token with `role` bound to `meshes`: nobody gives away more than they
-/// have.
+/// Kinds that are no resources and have to be granted all the same.
+const OTHER_KINDS: [&str; 2] = ["", "Node"];
+
+/// Says whether `actor` has everything that `grant` gives: nobody gives away more than they have.
 ///
 /// # Errors
-/// Where it may not.
-pub fn authorize_grant(actor: &Actor, role: Role, meshes: &[String]) -> Result<(), Denied> {
-    if actor.role == Role::Admin && actor.meshes.is_empty() {
+/// Where it has not.
+pub fn authorize_grant(actor: &Actor, grant: &Grant) -> Result<(), Denied> {
+    if actor.is_admin() {
         return Ok(());
     }
-    let within = actor.role != Role::Viewer
-        && role != Role::Admin
-        && !meshes.is_empty()
-        && meshes.iter().all(|mesh| actor.covers(mesh));
-    if within {
+    let meshes: Vec<&str> = match &grant.reach {
+        Reach::Everywhere => vec!["", ANY_MESH],
+        Reach::Meshes(meshes) => meshes.iter().map(String::as_str).collect(),
+    };
+    let kinds = || {
+        let named = mesh_model::kinds().iter().map(|kind| kind.name);
+        named.chain(OTHER_KINDS)
+    };
+    let has = |mesh: &str, kind: &str| {
+        GRANTED.into_iter().all(|action| {
+            !grant.allows(action, mesh, kind) || authorize(actor, action, mesh, kind).is_ok()
+        })
+    };
+    let everything = *grant == Grant::admin();
+    if !everything
+        && meshes
+            .iter()
+            .all(|mesh| kinds().all(|kind| has(mesh, kind)))
+    {
         return Ok(());
     }
     Err(Denied {
         actor: actor.name.clone(),
         verb: "grant",
-        what: if meshes.is_empty() {
-            "a role in all meshes".to_owned()
-        } else {
-            format!("a role in {}", meshes.join(", "))
+        what: match &grant.reach {
+            Reach::Everywhere => "a role in all meshes".to_owned(),
+            Reach::Meshes(meshes) => format!("a role in {}", meshes.join(", ")),
         },
         reason: "nobody can grant more than they have",
     })
@@ -209,11 +353,28 @@ mod tests {
     use super::*;
 
     fn actor(role: Role, meshes: &[&str]) -> Actor {
+        let meshes: Vec<String> = meshes.iter().map(|m| (*m).to_owned()).collect();
+        granted(vec![Grant::built_in(role, &meshes)])
+    }
+
+    fn granted(grants: Vec<Grant>) -> Actor {
         Actor {
             name: "token/t".into(),
-            address: String::new(),
-            role,
-            meshes: meshes.iter().map(|m| (*m).to_owned()).collect(),
+            grants,
+            ..Actor::system()
+        }
+    }
+
+    fn own(rules: &str, meshes: Option<&[&str]>) -> Grant {
+        let role: OwnRole = serde_json::from_value(serde_json::json!({
+            "rules": serde_json::from_str::<serde_json::Value>(rules).unwrap(),
+        }))
+        .unwrap();
+        Grant {
+            rights: Rights::Own(Arc::new(role)),
+            reach: meshes.map_or(Reach::Everywhere, |meshes| {
+                Reach::Meshes(meshes.iter().map(|m| (*m).to_owned()).collect())
+            }),
         }
     }
 
@@ -227,6 +388,31 @@ mod tests {
             ("unbound-mesh-admin", actor(Role::MeshAdmin, &[])),
             ("viewer", actor(Role::Viewer, &[])),
             ("pay-viewer", actor(Role::Viewer, &["pay"])),
+            ("nobody", granted(vec![])),
+            (
+                "timeouts-of-pay",
+                granted(vec![
+                    own(
+                        r#"[{"actions": ["read", "write"], "kinds": ["MeshTimeout"]}, {"actions": ["readAudit"]}]"#,
+                        Some(&["pay"]),
+                    ),
+                    Grant::built_in(Role::Viewer, &["ana".to_owned()]),
+                ]),
+            ),
+            (
+                "writer-everywhere",
+                granted(vec![own(
+                    r#"[{"actions": ["read", "write", "delete"]}]"#,
+                    None,
+                )]),
+            ),
+            (
+                "mesh-writer-of-pay",
+                granted(vec![own(
+                    r#"[{"actions": ["write"], "kinds": ["Mesh"]}]"#,
+                    Some(&["pay"]),
+                )]),
+            ),
         ];
         let table = "
             admin              Write            -     Zone                  yes
@@ -268,11 +454,33 @@ mod tests {
             pay-viewer         Read             ana   Mesh                  no
             pay-viewer         Write            pay   MeshService           no
             pay-viewer         ReadSecret       pay   Secret                no
+            nobody             Describe         -     -                     yes
+            nobody             Read             -     Zone                  no
+            nobody             ReadInstallation -     -                     no
+            timeouts-of-pay    Read             pay   MeshTimeout           yes
+            timeouts-of-pay    Write            pay   MeshTimeout           yes
+            timeouts-of-pay    Delete           pay   MeshTimeout           no
+            timeouts-of-pay    Read             pay   Mesh                  no
+            timeouts-of-pay    Read             pay   Secret                no
+            timeouts-of-pay    ReadAudit        pay   -                     yes
+            timeouts-of-pay    ReadAudit        ana   -                     no
+            timeouts-of-pay    ReadAudit        -     -                     no
+            timeouts-of-pay    Read             ana   MeshService           yes
+            timeouts-of-pay    Write            ana   MeshTimeout           no
+            timeouts-of-pay    Write            bob   MeshTimeout           no
+            writer-everywhere  Write            bob   MeshTimeout           yes
+            writer-everywhere  Write            -     Zone                  yes
+            writer-everywhere  Delete           -     Node                  yes
+            writer-everywhere  ReadSecret       bob   Secret                no
+            writer-everywhere  Tokens           -     Token                 no
+            writer-everywhere  ReadInstallation -     -                     no
+            mesh-writer-of-pay Write            pay   Mesh                  no
         ";
         for line in table.lines().map(str::trim).filter(|l| !l.is_empty()) {
             let words: Vec<&str> = line.split_whitespace().collect();
             let actor = &actors.iter().find(|(name, _)| *name == words[0]).unwrap().1;
             let action = match words[1] {
+                "Describe" => Action::Describe,
                 "Read" => Action::Read,
                 "Write" => Action::Write,
                 "Delete" => Action::Delete,
@@ -305,14 +513,47 @@ mod tests {
 
     #[test]
     fn nobody_grants_more_than_they_have() {
-        let tenant = actor(Role::MeshAdmin, &["pay"]);
         let pay = ["pay".to_owned()];
-        assert!(authorize_grant(&tenant, Role::Viewer, &pay).is_ok());
-        assert!(authorize_grant(&tenant, Role::MeshAdmin, &pay).is_ok());
-        assert!(authorize_grant(&tenant, Role::Admin, &pay).is_err());
-        assert!(authorize_grant(&tenant, Role::Viewer, &[]).is_err());
-        assert!(authorize_grant(&tenant, Role::Viewer, &["ana".to_owned()]).is_err());
-        assert!(authorize_grant(&actor(Role::Viewer, &[]), Role::Viewer, &pay).is_err());
-        assert!(authorize_grant(&actor(Role::Admin, &[]), Role::Admin, &[]).is_ok());
+        let may = |actor: &Actor, grant: Grant| authorize_grant(actor, &grant).is_ok();
+        let tenant = actor(Role::MeshAdmin, &["pay"]);
+        assert!(may(&tenant, Grant::built_in(Role::Viewer, &pay)));
+        assert!(may(&tenant, Grant::built_in(Role::MeshAdmin, &pay)));
+        // Bound to a mesh, an admin is no more than its mesh-admin.
+        assert!(may(&tenant, Grant::built_in(Role::Admin, &pay)));
+        assert!(!may(&tenant, Grant::admin()));
+        assert!(!may(&tenant, Grant::built_in(Role::Viewer, &[])));
+        assert!(!may(
+            &tenant,
+            Grant::built_in(Role::Viewer, &["ana".to_owned()])
+        ));
+        let viewer = actor(Role::Viewer, &[]);
+        assert!(may(&viewer, Grant::built_in(Role::Viewer, &pay)));
+        assert!(!may(&viewer, Grant::built_in(Role::MeshAdmin, &pay)));
+        assert!(may(&actor(Role::Admin, &[]), Grant::admin()));
+        // Roles of one's own: each action on each kind counts.
+        let everything = r#"[{"actions": ["read", "write", "delete", "readSecret", "tokens", "readAudit", "readInstallation"]}]"#;
+        let keeper = granted(vec![own(everything, None)]);
+        assert!(may(&keeper, own(everything, Some(&["pay"]))));
+        assert!(may(&keeper, own(everything, None)));
+        assert!(
+            !may(&keeper, Grant::admin()),
+            "what admins may do one day is not in it"
+        );
+        let timeouts = r#"[{"actions": ["write"], "kinds": ["MeshTimeout"]}]"#;
+        let limited = granted(vec![own(timeouts, Some(&["pay", "ana"]))]);
+        assert!(may(&limited, own(timeouts, Some(&["pay"]))));
+        assert!(!may(&limited, own(timeouts, None)));
+        assert!(!may(&limited, own(timeouts, Some(&["pay", "bob"]))));
+        assert!(!may(
+            &limited,
+            own(r#"[{"actions": ["write"]}]"#, Some(&["pay"]))
+        ));
+        assert!(!may(
+            &limited,
+            own(
+                r#"[{"actions": ["read"], "kinds": ["MeshTimeout"]}]"#,
+                Some(&["pay"])
+            )
+        ));
     }
 }

@@ -8,8 +8,8 @@ use std::collections::BTreeSet;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use mesh_model::{
-    Mesh, MeshIdentity, Meta, Resource, Scope, Secret, Token, TokenIssuer, Violation, Writers,
-    Zone, find_kind, token_issuer::TokenKey as PublicTokenKey,
+    Mesh, MeshIdentity, Meta, Resource, RoleBinding, Scope, Secret, Token, TokenIssuer, User,
+    Violation, Writers, Zone, find_kind, token_issuer::TokenKey as PublicTokenKey,
 };
 use mesh_proto::{
     raft::{Delete, Operation, Precondition, Put, operation},
@@ -17,7 +17,7 @@ use mesh_proto::{
 };
 
 use crate::{
-    facts,
+    access, facts,
     sealing::{SealingKey, associated_data},
     state::{Stored, image::Image},
     tokens,
@@ -101,6 +101,9 @@ pub fn plan(image: &Image, sealing: &SealingKey, asked: &Asked) -> Result<Plan, 
     for delete in &asked.delete {
         operations.push(draft.delete(delete));
     }
+    if changes_access(image, asked) {
+        draft.renew_guard("Access", "")?;
+    }
     let guards = draft
         .guards
         .iter()
@@ -112,6 +115,20 @@ pub fn plan(image: &Image, sealing: &SealingKey, asked: &Asked) -> Result<Plan, 
         asked: asked_keys(asked),
         warnings: draft.warnings,
     })
+}
+
+/// Whether something about who may do what would change. Whether its author may was judged by what else was there then:
+/// of two such changes at once, one is planned and judged again.
+fn changes_access(image: &Image, asked: &Asked) -> bool {
+    let is_access = |key: &ResourceKey| access::KINDS.contains(&key.kind.as_str());
+    let mut put = asked.put.iter().map(|put| &put.resource);
+    let mut deleted = asked.delete.iter().map(|delete| &delete.key);
+    let changes = |put: &Resource| {
+        let stored = image.get(&put.key());
+        stored.is_none_or(|stored| stored.json != put.to_json())
+    };
+    put.any(|put| is_access(&put.key()) && changes(put))
+        || deleted.any(|key| is_access(key) && image.get(key).is_some())
 }
 
 fn asked_keys(asked: &Asked) -> Vec<ResourceKey> {
@@ -272,6 +289,11 @@ impl Draft<'_> {
             } else {
                 self.guards.insert(("Zone", key.name.clone()));
             }
+        } else if resource.get::<User>().is_some() {
+            if self.image.get(&key).is_none() {
+                revision = revision.or(Some(0));
+                self.renew_guard("User", &key.name)?;
+            }
         } else if let Some(secret) = resource.get::<Secret>() {
             json = self.sealed(resource, secret)?;
         }
@@ -290,6 +312,7 @@ impl Draft<'_> {
         match key.kind.as_str() {
             "Mesh" if self.image.get(key).is_some() => self.gone_mesh(&key.name),
             "Zone" if self.image.get(key).is_some() => self.gone_zone(&key.name),
+            "User" if self.image.get(key).is_some() => self.gone_user(&key.name),
             _ => {}
         }
         delete_operation(key.clone(), delete.revision)
@@ -360,11 +383,57 @@ impl Draft<'_> {
                 bound > 0 && token.scope.meshes.is_empty()
             },
         );
+        // Another mesh of this name, one day, is not theirs.
+        self.withdraw_bindings(|binding| {
+            let Some(meshes) = &mut binding.meshes else {
+                return false;
+            };
+            meshes.retain(|mesh| mesh != name);
+            meshes.is_empty()
+        });
         self.follow_up.push(facts::set(
             &facts::guard_name("Mesh", name),
             Vec::new(),
             None,
         ));
+    }
+
+    /// Takes along what lets anybody in as the user, so that another of this name does not inherit it.
+    fn gone_user(&mut self, name: &str) {
+        self.withdraw_tokens(|token| token.scope.user.as_deref() == Some(name), |_| false);
+        self.withdraw_bindings(|binding| {
+            binding.users.retain(|user| user != name);
+            binding.users.is_empty()
+        });
+        self.follow_up.push(facts::set(
+            &facts::guard_name("User", name),
+            Vec::new(),
+            None,
+        ));
+    }
+
+    /// Deletes role bindings that `reduce`, which may change them, says give nothing to anybody any more.
+    fn withdraw_bindings(&mut self, reduce: impl Fn(&mut RoleBinding) -> bool) {
+        for stored in self.image.list("RoleBinding", Some(""), None, usize::MAX) {
+            // One that is asked for in the same batch is what its author says.
+            if self.touched.contains(&sort_key(stored.key.clone())) {
+                continue;
+            }
+            let Ok(resource) = Resource::from_json(&stored.json) else {
+                continue;
+            };
+            let Some(before) = resource.get::<RoleBinding>() else {
+                continue;
+            };
+            let mut binding = before.clone();
+            if reduce(&mut binding) {
+                self.follow_delete(&stored.key);
+            } else if binding != *before {
+                let changed = Resource::new(resource.meta.clone(), binding);
+                self.follow_up
+                    .push(put_operation(stored.key, changed.to_json(), None));
+            }
+        }
     }
 
     /// Takes along what the zone owns, and what lets anybody in as it.

@@ -5,7 +5,8 @@
 //! | `installation-ca` | [`StoredCa`]: the bundle of CA certificates, and the sealed key of the one that issues |
 //! | `join-key` | [`StoredTokenKey`]: signs join tokens |
 //! | `token-key/<issuer>` | [`StoredTokenKey`]: signs the tokens of the `TokenIssuer` with that name |
-//! | `guard/<kind>/<name>` | changes whenever that mesh or zone is created or deleted, see [`guard`] |
+//! | `guard/<kind>/<name>` | changes whenever that mesh, zone or user is created or deleted, see [`guard`] |
+//! | `guard/Access/` | changes with every user, role and role binding |
 //! | `removed-node/<id>` | nothing: written when a node is removed, for the audit |
 //! | `zone-report/<zone>` | position of the last report of a zone that was taken over |
 

@@ -10,7 +10,7 @@ use mesh_proto::{raft::Operation, zone::ResourceKey};
 use crate::{
     api::problem::Problem,
     app::App,
-    authorize::{Action, Actor, authorize, authorize_grant},
+    authorize::{Action, Actor, Grant, Reach, authorize, authorize_grant},
     ca, changes,
     changes::{Asked, AskedPut, delete_operation, put_operation},
     clock, facts,
@@ -104,6 +104,7 @@ pub fn make(
         name: asked.name.clone(),
         labels: asked.labels.clone(),
         zone: asked.zone.clone(),
+        user: asked.user.clone(),
         role: asked.role,
         meshes: asked.meshes.clone(),
     };
@@ -156,6 +157,12 @@ pub fn make(
             .iter()
             .map(|mesh| facts::guard(image, "Mesh", mesh)),
     );
+    operations.extend(
+        asked
+            .user
+            .iter()
+            .map(|user| facts::guard(image, "User", user)),
+    );
     Ok(Made {
         text,
         info: TokenInfo {
@@ -183,9 +190,22 @@ fn signing_key(app: &App, image: &Image, asked: &CreateToken) -> Result<TokenKey
 
 fn may_create(app: &App, actor: &Actor, asked: &CreateToken) -> Result<(), Problem> {
     if asked.usage == TokenUse::Api {
-        let role = asked.role.unwrap_or(Role::Viewer);
-        return Ok(authorize_grant(actor, role, &asked.meshes)
-            .inspect_err(|denied| app.refused(actor, denied, ""))?);
+        // Who holds a token of a user is that user, whatever it may do one day.
+        let grant = match &asked.user {
+            Some(_) => Grant::admin(),
+            None => Grant::built_in(asked.role.unwrap_or(Role::Viewer), &asked.meshes),
+        };
+        let meshes: Vec<&str> = match &grant.reach {
+            Reach::Everywhere => vec![""],
+            Reach::Meshes(meshes) => meshes.iter().map(String::as_str).collect(),
+        };
+        authorize_grant(actor, &grant)
+            .and_then(|()| {
+                let mut each = meshes.iter();
+                each.try_for_each(|mesh| authorize(actor, Action::Tokens, mesh, "Token"))
+            })
+            .inspect_err(|denied| app.refused(actor, denied, meshes.first().unwrap_or(&"")))?;
+        return Ok(());
     }
     let mesh = match asked.usage {
         TokenUse::Dataplane => asked.mesh.as_deref().unwrap_or_default(),
@@ -201,7 +221,7 @@ fn check(asked: &CreateToken) -> Result<(), Problem> {
     let word = tokens::use_word(asked.usage);
     let joins = matches!(asked.usage, TokenUse::ZoneJoin | TokenUse::NodeJoin);
     // Field, whether it is given, and the uses that take it.
-    let fields: [(&str, bool, &[TokenUse]); 6] = [
+    let fields: [(&str, bool, &[TokenUse]); 7] = [
         ("mesh", asked.mesh.is_some(), &[TokenUse::Dataplane]),
         ("name", asked.name.is_some(), &[TokenUse::Dataplane]),
         ("labels", !asked.labels.is_empty(), &[TokenUse::Dataplane]),
@@ -210,6 +230,7 @@ fn check(asked: &CreateToken) -> Result<(), Problem> {
             asked.zone.is_some(),
             &[TokenUse::ZoneJoin, TokenUse::Ingress],
         ),
+        ("user", asked.user.is_some(), &[TokenUse::Api]),
         ("role", asked.role.is_some(), &[TokenUse::Api]),
         ("meshes", !asked.meshes.is_empty(), &[TokenUse::Api]),
     ];
@@ -235,8 +256,22 @@ fn check(asked: &CreateToken) -> Result<(), Problem> {
             }
             Some(_) => {}
         },
+        TokenUse::Api if asked.user.is_some() => {
+            for (field, given) in [
+                ("role", asked.role.is_some()),
+                ("meshes", !asked.meshes.is_empty()),
+            ] {
+                if given {
+                    let message = "a token of a user has none: its RoleBindings say what it may do";
+                    add(field, message.to_owned());
+                }
+            }
+        }
         TokenUse::Api => match asked.role {
-            None => add("role", "say admin, mesh-admin or viewer".to_owned()),
+            None => add(
+                "role",
+                "say admin, mesh-admin or viewer, or name a user".to_owned(),
+            ),
             Some(Role::MeshAdmin) if asked.meshes.is_empty() => {
                 add(
                     "meshes",
@@ -285,6 +320,11 @@ fn check_references(image: &Image, asked: &CreateToken) -> Result<(), Problem> {
         if image.get(&ResourceKey::global("Mesh", "", mesh)).is_none() {
             found.push(violation(path, format!("there is no mesh {mesh:?}")));
         }
+    }
+    if let Some(user) = &asked.user
+        && image.get(&ResourceKey::global("User", "", user)).is_none()
+    {
+        found.push(violation("user", format!("there is no user {user:?}")));
     }
     if asked.usage == TokenUse::Ingress
         && let Some(zone) = &asked.zone
@@ -349,9 +389,25 @@ fn all(image: &Image) -> impl Iterator<Item = (Stored, Token)> {
         })
 }
 
-/// Whether `actor` manages `token`: an admin all, a mesh-admin those that reach no further than its meshes.
+/// The meshes that a token is about: those that decide who may know of it. Empty: it is about none.
+#[must_use]
+pub fn meshes_of(token: &Token) -> Vec<&str> {
+    let scope = &token.scope;
+    scope
+        .mesh
+        .iter()
+        .chain(&scope.meshes)
+        .map(String::as_str)
+        .collect()
+}
+
+/// Whether `actor` manages `token`: an admin all, a mesh-admin those that reach no further than its meshes, a user its
+/// own.
 fn manages(actor: &Actor, token: &Token) -> bool {
     let may = |mesh: &str| authorize(actor, Action::Tokens, mesh, "Token").is_ok();
+    if token.scope.user.is_some() {
+        return token.scope.user == actor.user || may("");
+    }
     match (&token.scope.mesh, token.scope.meshes.as_slice()) {
         (Some(mesh), _) => may(mesh),
         (None, []) => may(""),
@@ -479,6 +535,7 @@ pub async fn reset_admin(app: &App) -> Result<CreatedToken, Problem> {
         name: None,
         labels: std::collections::BTreeMap::new(),
         zone: None,
+        user: None,
         role: Some(Role::Admin),
         meshes: Vec::new(),
     };
@@ -516,6 +573,7 @@ mod tests {
             name: None,
             labels: std::collections::BTreeMap::new(),
             zone: None,
+            user: None,
             role: None,
             meshes: vec![],
         }

@@ -311,6 +311,7 @@ fn ingress_token(zone: &ZoneName) -> CreateToken {
         name: None,
         labels: std::collections::BTreeMap::new(),
         zone: Some(zone.to_string()),
+        user: None,
         role: None,
         meshes: vec![],
     }

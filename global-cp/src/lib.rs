@@ -9,6 +9,7 @@
 //! | [`state`] | the state machine, and how it is read |
 //! | [`store`] | the log and the state on disk |
 //! | [`app`] | what every handler shares |
+//! | [`access`] | who somebody is: from users, roles and bindings to what they may (pure) |
 //! | [`authorize`] | who may do what: one pure function |
 //! | [`changes`] | what a request to change resources amounts to: one entry's operations |
 //! | [`writes`] | writing them |
@@ -26,6 +27,7 @@
 //! | [`metrics`] | what is counted |
 //! | [`clock`] | the clock, and times as people read them |
 
+pub mod access;
 pub mod api;
 pub mod app;
 pub mod audit;

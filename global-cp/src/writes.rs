@@ -8,6 +8,7 @@ use mesh_proto::{
 use prost::Message as _;
 
 use crate::{
+    access,
     api::problem::Problem,
     app::App,
     authorize::Actor,
@@ -51,6 +52,8 @@ pub async fn write(app: &App, actor: &Actor, request: Request) -> Result<Written
         if let Some(done) = already_done(&image, actor, &request_id) {
             return Ok(written(&keys_of(&asked), &done, Vec::new()));
         }
+        access::check_grants(&image, actor, &asked)
+            .inspect_err(|denied| app.refused(actor, denied, ""))?;
         let plan = changes::plan(&image, &app.sealing, &asked)?;
         if dry_run {
             return Ok(foretell::of_plan(&image, plan)?.written());

@@ -288,6 +288,7 @@ pub fn token(usage: TokenUse) -> CreateToken {
         name: None,
         labels: std::collections::BTreeMap::new(),
         zone: None,
+        user: None,
         role: None,
         meshes: Vec::new(),
     }

@@ -17,6 +17,7 @@ use super::{
     resources::DryRun,
 };
 use crate::{
+    access,
     app::App,
     authorize::{Action, mesh_of},
     changes::{Asked, AskedDelete, AskedPut},
@@ -70,6 +71,8 @@ pub fn authorize_all(app: &App, caller: &Caller, asked: &Asked) -> Result<(), Pr
             caller.may(app, action, mesh_of(&key), &key.kind)?;
         }
     }
+    access::check_grants(&app.image(), &caller.actor, asked)
+        .inspect_err(|denied| app.refused(&caller.actor, denied, ""))?;
     Ok(())
 }
 

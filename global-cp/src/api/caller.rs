@@ -13,10 +13,12 @@ use serde::de::DeserializeOwned;
 use super::{
     limits::{ActorPermit, BODY_BYTES_MAX},
     problem::Problem,
+    query,
 };
 use crate::{
+    access,
     app::App,
-    authorize::{Action, Actor},
+    authorize::{Action, Actor, Grant},
     clock,
     state::image::Image,
     tokens,
@@ -76,6 +78,11 @@ impl FromRequestParts<App> for Caller {
                     &problem.body.title,
                 );
             })?;
+        let actor = Actor {
+            request: format!("{} {}", parts.method, shortened(parts.uri.path())),
+            request_id: query::request_id(&parts.headers)?,
+            ..actor
+        };
         let permit = app.limits.actor(&actor.name)?;
         Ok(Self {
             actor,
@@ -148,13 +155,28 @@ pub fn authenticate(
             clock::from_seconds(known.expires_at)
         )));
     }
-    // Without a role the token grants nothing; that is a record we did not write.
-    let role = known.scope.role.ok_or_else(unknown)?;
+    let (name, grants) = match (&known.scope.user, known.scope.role) {
+        (Some(user), _) if image.get(&ResourceKey::global("User", "", user)).is_none() => {
+            return Err(Problem::unauthorized("the user of this token was deleted"));
+        }
+        (Some(user), _) => (
+            format!("user/{user}/{}", token.id),
+            access::grants_of(image, user),
+        ),
+        (None, Some(role)) => (
+            format!("token/{}", token.id),
+            vec![Grant::built_in(role, &known.scope.meshes)],
+        ),
+        // Without a role the token grants nothing; that is a record we did not write.
+        (None, None) => return Err(unknown()),
+    };
     Ok(Actor {
-        name: format!("token/{}", token.id),
+        name,
         address: address.to_owned(),
-        role,
-        meshes: known.scope.meshes.clone(),
+        user: known.scope.user.clone(),
+        grants,
+        request: String::new(),
+        request_id: String::new(),
     })
 }
 

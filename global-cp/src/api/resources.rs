@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     app::App,
-    authorize::{Action, mesh_of, sees},
+    authorize::{Action, Actor, mesh_of, sees},
     changes::{Asked, AskedDelete, AskedPut, secret_associated_data},
     clock,
     state::{Stored, image::Image},
@@ -360,8 +360,9 @@ async fn page(
     let mut observed = Observed::now(app, image).await;
     let mut items = Vec::new();
     let mut scanned = 0;
+    let range = Range::of(&caller.actor, kind, mesh);
     let next = loop {
-        let found = image.list(kind.name, mesh, after.as_ref(), SCAN_STEP);
+        let found = range.list(image, after.as_ref(), SCAN_STEP);
         let at_the_end = found.len() < SCAN_STEP;
         let mut found = found.into_iter();
         for stored in found.by_ref() {
@@ -381,7 +382,7 @@ async fn page(
         }
         scanned += SCAN_STEP;
         let rest = found.next().is_some()
-            || (!at_the_end && !image.list(kind.name, mesh, after.as_ref(), 1).is_empty());
+            || (!at_the_end && !range.list(image, after.as_ref(), 1).is_empty());
         if !rest {
             break None;
         }
@@ -394,6 +395,50 @@ async fn page(
         revision: image.revision(),
         next,
     }))
+}
+
+/// What a list goes through. Where the caller sees certain meshes only, just these: neither the time it takes, nor how
+/// full a page is, nor where the next one begins may tell of others.
+struct Range<'a> {
+    kind: &'static Descriptor,
+    /// In this mesh only.
+    mesh: Option<&'a str>,
+    /// In order; `None`: all.
+    seen: Option<Vec<String>>,
+}
+
+impl<'a> Range<'a> {
+    fn of(actor: &Actor, kind: &'static Descriptor, mesh: Option<&'a str>) -> Self {
+        let of_meshes = kind.scope == Scope::Mesh || matches!(kind.name, "Mesh" | "TokenIssuer");
+        let seen = match mesh {
+            None if of_meshes => actor.meshes_for(Action::Read, kind.name),
+            _ => None,
+        };
+        Self { kind, mesh, seen }
+    }
+
+    /// What follows `after`, at most `limit`.
+    fn list(&self, image: &Image, after: Option<&ResourceKey>, limit: usize) -> Vec<Stored> {
+        let Some(seen) = &self.seen else {
+            return image.list(self.kind.name, self.mesh, after, limit);
+        };
+        if self.kind.scope == Scope::Global {
+            return seen
+                .iter()
+                .filter(|mesh| after.is_none_or(|after| **mesh > after.name))
+                .filter_map(|mesh| image.get(&ResourceKey::global(self.kind.name, "", mesh)))
+                .take(limit)
+                .collect();
+        }
+        let mut found = Vec::new();
+        for mesh in seen {
+            if found.len() < limit && after.is_none_or(|after| *mesh >= after.mesh) {
+                let after = after.filter(|after| after.mesh == *mesh);
+                found.extend(image.list(self.kind.name, Some(mesh), after, limit - found.len()));
+            }
+        }
+        found
+    }
 }
 
 fn selected(stored: &Stored, selector: &Selector) -> bool {

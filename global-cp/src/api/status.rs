@@ -42,7 +42,7 @@ pub struct Version {
 
 /// `GET /v1/version`
 pub async fn version(State(app): State<App>, caller: Caller) -> Result<Json<Version>, Problem> {
-    caller.may(&app, Action::ReadInstallation, "", "")?;
+    caller.may(&app, Action::Describe, "", "")?;
     Ok(Json(Version {
         version: mesh_proto::VERSION,
         cluster_id: app.cluster.cluster_id().to_owned(),
@@ -105,7 +105,9 @@ fn connection(
     streams: &[ConnectedZone],
     image: &Image,
 ) -> ZoneConnection {
-    rollout::connection(zone, streams, image.revision(), |mesh| actor.covers(mesh))
+    rollout::connection(zone, streams, image.revision(), |mesh| {
+        authorize(actor, Action::Read, mesh, "Dataplane").is_ok()
+    })
 }
 
 async fn streams(app: &App) -> Vec<ConnectedZone> {
@@ -176,7 +178,7 @@ pub async fn rollout(
 ) -> Result<Json<Rollout>, Problem> {
     let (meshes, wait) = rollout_query(uri.query().unwrap_or_default())?;
     for mesh in &meshes {
-        caller.may(&app, Action::Read, mesh, "Mesh")?;
+        caller.may(&app, Action::Read, mesh, "Dataplane")?;
     }
     let newest = app.state().revision();
     if revision > newest {
@@ -184,8 +186,8 @@ pub async fn rollout(
             "there is no revision {revision} yet; the newest is {newest}"
         )));
     }
-    let concerned =
-        |mesh: &str| caller.actor.covers(mesh) && (meshes.is_empty() || meshes.contains(mesh));
+    let may_see = |mesh: &str| authorize(&caller.actor, Action::Read, mesh, "Dataplane").is_ok();
+    let concerned = |mesh: &str| may_see(mesh) && (meshes.is_empty() || meshes.contains(mesh));
     let deadline = tokio::time::Instant::now() + wait;
     loop {
         let streams = streams(&app).await;
@@ -314,13 +316,12 @@ pub async fn audit(
         [] => may(""),
         meshes => meshes.iter().all(|mesh| may(mesh)),
     };
-    match caller.actor.meshes.as_slice() {
-        [] => caller.may(&app, Action::ReadAudit, "", "")?,
-        meshes => {
-            for mesh in meshes {
-                caller.may(&app, Action::ReadAudit, mesh, "")?;
-            }
-        }
+    if caller
+        .actor
+        .meshes_for(Action::ReadAudit, "")
+        .is_some_and(|meshes| meshes.is_empty())
+    {
+        caller.may(&app, Action::ReadAudit, "", "")?;
     }
     let done = app.image().audit(usize::MAX);
     let done = done
@@ -383,7 +384,7 @@ pub async fn schema(
     caller: Caller,
     Segments(word): Segments<String>,
 ) -> Result<Json<Value>, Problem> {
-    caller.may(&app, Action::ReadInstallation, "", "")?;
+    caller.may(&app, Action::Describe, "", "")?;
     Ok(Json(mesh_model::json_schema(kind(&word)?)))
 }
 

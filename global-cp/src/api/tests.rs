@@ -24,7 +24,7 @@ spec:
       - spiffeID: {type: Prefix, value: 'spiffe://'}
 ";
 
-fn permission(mesh: &str, name: &str) -> String {
+pub(super) fn permission(mesh: &str, name: &str) -> String {
     format!(
         "type: MeshTrafficPermission\nmesh: {mesh}\nname: {name}\nspec: {{rules: [{{default: {{allow: [{{spiffeID: {{type: Exact, value: 'spiffe://{mesh}.east.mesh.local/workload/web'}}}}]}}}}]}}\n"
     )

@@ -23,12 +23,18 @@ pub struct Tokens {
 
 /// `GET /v1/tokens`
 pub async fn list(State(app): State<App>, caller: Caller) -> Result<Json<Tokens>, Problem> {
-    // Whoever manages no mesh's tokens is told so; everybody else gets theirs.
-    if caller.actor.role == mesh_model::api::Role::Viewer {
-        caller.may(&app, Action::Tokens, "", "Token")?;
-    }
+    may_have_tokens(&app, &caller)?;
     let items = issue::list(&app.image(), &caller.actor, clock::now_seconds());
     Ok(Json(Tokens { items }))
+}
+
+/// Whoever manages no mesh's tokens, and is no user with tokens of its own, is told so.
+fn may_have_tokens(app: &App, caller: &Caller) -> Result<(), Problem> {
+    let managed = caller.actor.meshes_for(Action::Tokens, "Token");
+    if managed.is_some_and(|meshes| meshes.is_empty()) && caller.actor.user.is_none() {
+        caller.may(app, Action::Tokens, "", "Token")?;
+    }
+    Ok(())
 }
 
 /// `POST /v1/tokens`
@@ -57,8 +63,6 @@ pub async fn revoke(
     caller: Caller,
     Segments(id): Segments<String>,
 ) -> Result<Json<TokenInfo>, Problem> {
-    if caller.actor.role == mesh_model::api::Role::Viewer {
-        caller.may(&app, Action::Tokens, "", "Token")?;
-    }
+    may_have_tokens(&app, &caller)?;
     Ok(Json(issue::revoke(&app, &caller.actor, &id).await?))
 }

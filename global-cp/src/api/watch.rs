@@ -34,7 +34,7 @@ use super::{
 };
 use crate::{
     app::App,
-    authorize::{Action, Actor, mesh_of, sees},
+    authorize::{Action, Actor, Denied, authorize, mesh_of, sees},
     clock,
     state::{Change, image::Image},
 };
@@ -72,6 +72,14 @@ struct Filter {
 }
 
 impl Filter {
+    /// Whether the actor may watch with it at all.
+    fn may_begin(&self, actor: &Actor) -> Result<(), Denied> {
+        let Some(mesh) = &self.mesh else {
+            return Ok(());
+        };
+        authorize(actor, Action::Read, mesh, self.kind.unwrap_or("Mesh"))
+    }
+
     fn tells(&self, actor: &Actor, change: &Change) -> bool {
         let key = &change.key;
         self.kind.is_none_or(|kind| key.kind == kind)
@@ -186,6 +194,8 @@ async fn produce(
             )));
         }
         while cursor < image.revision() {
+            // Looked at again with each page: a slow client must not be told what it may not see any more.
+            actor = still(&app.image(), token, actor, filter)?;
             cursor = tell(&image, cursor, &actor, filter, events).await?;
         }
         tokio::select! {
@@ -195,14 +205,8 @@ async fn produce(
                 }
             }
             _ = bookmark.tick() => {
-                // A token that was revoked or has expired ends its watches too.
-                actor = authenticate(
-                    &app.image(),
-                    token,
-                    &actor.address,
-                    clock::now_seconds(),
-                )
-                .map_err(|problem| End::Told("end", Box::new(problem)))?;
+                // A token that has expired ends its watches too.
+                actor = still(&app.image(), token, actor, filter)?;
                 let data = Bookmark { revision: cursor, history_id: &history_id };
                 let data = serde_json::to_string(&data).unwrap_or_default();
                 send(events, Event::default().event("bookmark").id(cursor.to_string()).data(data)).await?;
@@ -220,6 +224,17 @@ async fn produce(
 struct Bookmark<'a> {
     revision: u64,
     history_id: &'a str,
+}
+
+/// Who watches, as it is now: its token may have been revoked, its roles may have changed. What it may not see any more
+/// is not told; a watch of one mesh that it may not see any more ends.
+fn still(image: &Image, token: &ApiToken, actor: Actor, filter: &Filter) -> Result<Actor, End> {
+    let ended = |problem| End::Told("end", Box::new(problem));
+    let actor = authenticate(image, token, &actor.address, clock::now_seconds()).map_err(ended)?;
+    filter
+        .may_begin(&actor)
+        .map_err(|denied| ended(denied.into()))?;
+    Ok(actor)
 }
 
 /// Tells the next changes after `cursor`, and returns how far it came.

@@ -250,6 +250,7 @@ impl Usage {
                 name: None,
                 labels: BTreeMap::new(),
                 zone: None,
+                user: None,
                 role: None,
                 meshes: Vec::new(),
             };

@@ -204,7 +204,7 @@ pub struct HistoryItem {
     pub revision: u64,
     /// When.
     pub time: String,
-    /// Who, as `token/<id>`, `zone/<name>` or `system`.
+    /// Who, as `user/<name>/<token id>`, `token/<id>`, `zone/<name>` or `system`.
     pub actor: String,
     /// The resource after the change; absent where it was deleted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -264,6 +264,9 @@ pub struct CreateToken {
     /// Zone-join and ingress tokens: the zone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub zone: Option<String>,
+    /// API tokens: the user it belongs to, whose `RoleBinding`s say what it may do. Instead of `role`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
     /// API tokens: the role.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub role: Option<Role>,
@@ -318,6 +321,8 @@ pub struct TokenScope {
     pub labels: std::collections::BTreeMap<String, String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub zone: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub role: Option<Role>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -124,6 +124,7 @@ mod tests {
     const ACCESS: &str = "
 type: User
 name: alice
+spec: {}
 ---
 type: Role
 name: timeouts

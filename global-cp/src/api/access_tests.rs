@@ -39,7 +39,13 @@ async fn node() -> (TestNode, String) {
     (node, alice)
 }
 
-async fn send(node: &TestNode, token: &str, method: Method, path: &str, body: impl Into<Body>) -> Answer {
+async fn send(
+    node: &TestNode,
+    token: &str,
+    method: Method,
+    path: &str,
+    body: impl Into<Body>,
+) -> Answer {
     let headers = [("content-type", "application/json")];
     node.send(token, method, path, &headers, body).await
 }
@@ -59,10 +65,20 @@ async fn a_user_may_what_its_bindings_say_at_that_moment() {
         .await
         .ok();
     node.get_as(&alice, "/v1/meshes/pay").await.problem(403);
-    let refused = send(&node, &alice, Method::DELETE, "/v1/meshes/pay/meshtrafficpermissions/p", "").await;
+    let refused = send(
+        &node,
+        &alice,
+        Method::DELETE,
+        "/v1/meshes/pay/meshtrafficpermissions/p",
+        "",
+    )
+    .await;
     let problem = refused.problem(403);
     let title = problem["title"].as_str().unwrap();
-    assert!(title.starts_with("user/alice/") && title.ends_with("its roles do not allow that"), "{title}");
+    assert!(
+        title.starts_with("user/alice/") && title.ends_with("its roles do not allow that"),
+        "{title}"
+    );
     // Another binding adds to it, a role that grows does at once.
     node.apply("type: RoleBinding\nname: alice-views\nspec: {role: viewer, users: [alice], meshes: [ana]}\n")
         .await
@@ -71,44 +87,73 @@ async fn a_user_may_what_its_bindings_say_at_that_moment() {
     node.apply("type: Role\nname: permissions\nspec: {rules: [{actions: [read, write, delete], kinds: [MeshTrafficPermission]}]}\n")
         .await
         .ok();
-    send(&node, &alice, Method::DELETE, "/v1/meshes/pay/meshtrafficpermissions/p", "").await.ok();
+    send(
+        &node,
+        &alice,
+        Method::DELETE,
+        "/v1/meshes/pay/meshtrafficpermissions/p",
+        "",
+    )
+    .await
+    .ok();
     // Withdrawn, it counts no more, and with none left nothing is allowed.
     node.delete("/v1/rolebindings/alice-views").await.ok();
     node.get_as(&alice, "/v1/meshes/ana").await.problem(403);
     node.delete("/v1/rolebindings/alice-permissions").await.ok();
     let problem = put_as(&node, &alice, "pay", "p").await.problem(403);
-    assert!(problem["title"].as_str().unwrap().contains("no RoleBinding"));
+    assert!(
+        problem["title"]
+            .as_str()
+            .unwrap()
+            .contains("no RoleBinding")
+    );
     // Who it was stands in the history and in the audit.
-    let history = node.get("/v1/meshes/pay/meshtrafficpermissions/p/history").await.ok();
-    assert!(history["items"][0]["actor"].as_str().unwrap().starts_with("user/alice/"));
+    let history = node
+        .get("/v1/meshes/pay/meshtrafficpermissions/p/history")
+        .await
+        .ok();
+    assert!(
+        history["items"][0]["actor"]
+            .as_str()
+            .unwrap()
+            .starts_with("user/alice/")
+    );
 }
 
 #[tokio::test]
 async fn with_a_user_go_its_tokens_and_bindings() {
     let (node, alice) = node().await;
-    node.apply("type: User\nname: bob\n---\ntype: RoleBinding\nname: both\nspec: {role: viewer, users: [alice, bob]}\n")
+    node.apply("type: User\nname: bob\nspec: {}\n---\ntype: RoleBinding\nname: both\nspec: {role: viewer, users: [alice, bob]}\n")
         .await
         .ok();
     node.delete("/v1/users/alice").await.ok();
     node.get_as(&alice, "/v1/version").await.problem(401);
-    node.get("/v1/rolebindings/alice-permissions").await.problem(404);
+    node.get("/v1/rolebindings/alice-permissions")
+        .await
+        .problem(404);
     let both = node.get("/v1/rolebindings/both").await.ok();
     assert_eq!(both["spec"]["users"], json!(["bob"]));
     // Another alice begins with nothing.
-    node.apply("type: User\nname: alice\n").await.ok();
+    node.apply("type: User\nname: alice\nspec: {}\n").await.ok();
     let (other, _) = node.token(json!({"use": "api", "user": "alice"})).await;
     node.get_as(&alice, "/v1/version").await.problem(401);
-    node.get_as(&other, "/v1/meshes/pay/meshtrafficpermissions").await.problem(403);
+    node.get_as(&other, "/v1/meshes/pay/meshtrafficpermissions")
+        .await
+        .problem(403);
 }
 
 #[tokio::test]
 async fn with_a_mesh_go_the_bindings_to_it() {
     let (node, alice) = node().await;
-    node.apply("type: RoleBinding\nname: two\nspec: {role: viewer, users: [alice], meshes: [pay, ana]}\n")
-        .await
-        .ok();
+    node.apply(
+        "type: RoleBinding\nname: two\nspec: {role: viewer, users: [alice], meshes: [pay, ana]}\n",
+    )
+    .await
+    .ok();
     node.delete("/v1/meshes/pay").await.ok();
-    node.get("/v1/rolebindings/alice-permissions").await.problem(404);
+    node.get("/v1/rolebindings/alice-permissions")
+        .await
+        .problem(404);
     let two = node.get("/v1/rolebindings/two").await.ok();
     assert_eq!(two["spec"]["meshes"], json!(["ana"]));
     // Another mesh of that name is somebody else's.
@@ -124,7 +169,7 @@ async fn nobody_gives_themselves_more() {
     let (_, alices) = node.token(json!({"use": "api", "user": "alice"})).await;
     // Somebody who keeps the roles and bindings of all, and no more.
     node.apply(
-        "type: User\nname: keeper\n---\ntype: Role\nname: keeper\nspec: {rules: [{actions: [read, write, delete], kinds: [User, Role, RoleBinding]}, {actions: [tokens]}]}\n---\ntype: RoleBinding\nname: keeper\nspec: {role: keeper, users: [keeper]}\n",
+        "type: User\nname: keeper\nspec: {}\n---\ntype: Role\nname: keeper\nspec: {rules: [{actions: [read, write, delete], kinds: [User, Role, RoleBinding]}, {actions: [tokens]}]}\n---\ntype: RoleBinding\nname: keeper\nspec: {role: keeper, users: [keeper]}\n",
     )
     .await
     .ok();
@@ -132,17 +177,40 @@ async fn nobody_gives_themselves_more() {
     let binding = |name: &str, role: &str| {
         format!("type: RoleBinding\nname: {name}\nspec: {{role: {role}, users: [keeper, alice]}}\n")
     };
-    let own = "type: Role\nname: keeper\nspec: {rules: [{actions: [read, write, delete, readSecret]}]}\n";
+    let own =
+        "type: Role\nname: keeper\nspec: {rules: [{actions: [read, write, delete, readSecret]}]}\n";
     let before = node.revision();
-    for (who, token) in [("alice", &alice), ("mesh-admin", &tenant), ("keeper", &keeper)] {
-        for yaml in [binding("mine", "admin"), binding("mine", "viewer"), binding("keeper", "admin"), own.to_owned()] {
-            for path in ["/v1/batch", "/v1/batch?dry_run=true", "/v1/diff", "/v1/plan"] {
-                let answer = node.send(token, Method::POST, path, &[], yaml.clone()).await;
+    for (who, token) in [
+        ("alice", &alice),
+        ("mesh-admin", &tenant),
+        ("keeper", &keeper),
+    ] {
+        for yaml in [
+            binding("mine", "admin"),
+            binding("mine", "viewer"),
+            binding("keeper", "admin"),
+            own.to_owned(),
+        ] {
+            for path in [
+                "/v1/batch",
+                "/v1/batch?dry_run=true",
+                "/v1/diff",
+                "/v1/plan",
+            ] {
+                let answer = node
+                    .send(token, Method::POST, path, &[], yaml.clone())
+                    .await;
                 assert_eq!(answer.status, 403, "{who} {path} {yaml}: {}", answer.text);
             }
         }
         let put = node
-            .send(token, Method::PUT, "/v1/rolebindings/mine", &[], binding("mine", "admin"))
+            .send(
+                token,
+                Method::PUT,
+                "/v1/rolebindings/mine",
+                &[],
+                binding("mine", "admin"),
+            )
             .await;
         put.problem(403);
         for asked in [
@@ -159,31 +227,76 @@ async fn nobody_gives_themselves_more() {
     }
     assert_eq!(node.revision(), before);
     // What it has, the keeper may give.
-    let answer = node.send(&keeper, Method::POST, "/v1/batch", &[], binding("mine", "keeper")).await;
+    let answer = node
+        .send(
+            &keeper,
+            Method::POST,
+            "/v1/batch",
+            &[],
+            binding("mine", "keeper"),
+        )
+        .await;
     answer.ok();
     // A user sees and revokes its own tokens and no others.
     node.delete("/v1/rolebindings/mine").await.ok();
     let own = node.get_as(&alice, "/v1/tokens").await.ok();
-    let own: Vec<&Value> = own["items"].as_array().unwrap().iter().map(|t| &t["user"]).collect();
+    let own: Vec<&Value> = own["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|t| &t["user"])
+        .collect();
     assert_eq!(own, [&json!("alice"), &json!("alice")]);
-    let revoked = send(&node, &alice, Method::DELETE, &format!("/v1/tokens/{alices}"), "").await;
+    let revoked = send(
+        &node,
+        &alice,
+        Method::DELETE,
+        &format!("/v1/tokens/{alices}"),
+        "",
+    )
+    .await;
     revoked.ok();
-    send(&node, &tenant, Method::DELETE, &format!("/v1/tokens/{alices}"), "").await.problem(404);
+    send(
+        &node,
+        &tenant,
+        Method::DELETE,
+        &format!("/v1/tokens/{alices}"),
+        "",
+    )
+    .await
+    .problem(404);
 }
 
 #[tokio::test]
 async fn a_user_without_roles_learns_nothing() {
     let (node, _) = node().await;
-    node.apply("type: User\nname: bob\n").await.ok();
+    node.apply("type: User\nname: bob\nspec: {}\n").await.ok();
     let (bob, _) = node.token(json!({"use": "api", "user": "bob"})).await;
     for path in [
-        "/v1/status", "/v1/zones", "/v1/users", "/v1/roles", "/v1/rolebindings", "/v1/audit", "/v1/meshes/pay",
-        "/v1/zones/east/status", "/v1/meshes/pay/explain?from=a&to=b", "/v1/rollout/1?mesh=pay",
+        "/v1/status",
+        "/v1/zones",
+        "/v1/users",
+        "/v1/roles",
+        "/v1/rolebindings",
+        "/v1/audit",
+        "/v1/meshes/pay",
+        "/v1/zones/east/status",
+        "/v1/meshes/pay/explain?from=a&to=b",
+        "/v1/rollout/1?mesh=pay",
     ] {
         node.get_as(&bob, path).await.problem(403);
     }
-    for path in ["/v1/meshes", "/v1/meshservices", "/v1/secrets", "/v1/tokenissuers"] {
-        assert_eq!(node.get_as(&bob, path).await.ok()["items"], json!([]), "{path}");
+    for path in [
+        "/v1/meshes",
+        "/v1/meshservices",
+        "/v1/secrets",
+        "/v1/tokenissuers",
+    ] {
+        assert_eq!(
+            node.get_as(&bob, path).await.ok()["items"],
+            json!([]),
+            "{path}"
+        );
     }
     node.get_as(&bob, "/v1/version").await.ok();
 }
@@ -252,13 +365,21 @@ async fn a_watch_narrows_when_a_binding_is_withdrawn() {
     let mut of_pay = watch_on(&node, &alice, "?mesh=pay&type=mtp").await;
     node.delete("/v1/rolebindings/alice-permissions").await.ok();
     let (name, problem) = of_pay.next().await;
-    assert_eq!((name.as_str(), &problem["type"]), ("end", &json!("forbidden")), "{problem}");
+    assert_eq!(
+        (name.as_str(), &problem["type"]),
+        ("end", &json!("forbidden")),
+        "{problem}"
+    );
     // Revoked, a token's watches end at once.
     let (token, id) = node.token(json!({"use": "api", "role": "viewer"})).await;
     let mut revoked = watch_on(&node, &token, "?type=zones").await;
     node.delete(&format!("/v1/tokens/{id}")).await.ok();
     let (name, problem) = revoked.next().await;
-    assert_eq!((name.as_str(), &problem["type"]), ("end", &json!("unauthorized")), "{problem}");
+    assert_eq!(
+        (name.as_str(), &problem["type"]),
+        ("end", &json!("unauthorized")),
+        "{problem}"
+    );
 }
 
 /// What is answered to a tenant of pay about ana is, to the letter, what is answered about a mesh that is not there.
@@ -271,26 +392,64 @@ async fn a_refusal_about_another_mesh_does_not_tell_whether_it_is_there() {
     let attempts = |mesh: &str, name: &str| {
         let path = format!("/v1/meshes/{mesh}/meshtrafficpermissions/{name}");
         let put = json!({"put": [policy(mesh, name)]}).to_string();
-        let delete = json!({"delete": [{"type": "MeshTrafficPermission", "mesh": mesh, "name": name}]}).to_string();
+        let delete =
+            json!({"delete": [{"type": "MeshTrafficPermission", "mesh": mesh, "name": name}]})
+                .to_string();
         let mut all = vec![
             (Method::GET, path.clone(), String::new()),
             (Method::GET, format!("{path}/history"), String::new()),
             (Method::GET, format!("{path}/inspect"), String::new()),
             (Method::PUT, path.clone(), policy(mesh, name).to_string()),
-            (Method::PUT, format!("{path}?dry_run=true"), policy(mesh, name).to_string()),
+            (
+                Method::PUT,
+                format!("{path}?dry_run=true"),
+                policy(mesh, name).to_string(),
+            ),
             (Method::DELETE, path.clone(), String::new()),
-            (Method::DELETE, format!("{path}?dry_run=true"), String::new()),
+            (
+                Method::DELETE,
+                format!("{path}?dry_run=true"),
+                String::new(),
+            ),
             (Method::DELETE, format!("/v1/meshes/{mesh}"), String::new()),
-            (Method::GET, format!("/v1/meshes/{mesh}/dataplanes/{name}"), String::new()),
-            (Method::GET, format!("/v1/meshes/{mesh}/services/{name}"), String::new()),
-            (Method::GET, format!("/v1/meshes/{mesh}/explain?from={name}&to={name}"), String::new()),
-            (Method::GET, format!("/v1/rollout/1?mesh={mesh}"), String::new()),
+            (
+                Method::GET,
+                format!("/v1/meshes/{mesh}/dataplanes/{name}"),
+                String::new(),
+            ),
+            (
+                Method::GET,
+                format!("/v1/meshes/{mesh}/services/{name}"),
+                String::new(),
+            ),
+            (
+                Method::GET,
+                format!("/v1/meshes/{mesh}/explain?from={name}&to={name}"),
+                String::new(),
+            ),
+            (
+                Method::GET,
+                format!("/v1/rollout/1?mesh={mesh}"),
+                String::new(),
+            ),
             (Method::GET, format!("/v1/watch?mesh={mesh}"), String::new()),
-            (Method::GET, format!("/v1/audit?mesh={mesh}"), String::new()),
-            (Method::POST, "/v1/tokens".into(), json!({"use": "dataplane", "mesh": mesh}).to_string()),
-            (Method::POST, "/v1/tokens".into(), json!({"use": "api", "role": "viewer", "meshes": [mesh]}).to_string()),
+            (
+                Method::POST,
+                "/v1/tokens".into(),
+                json!({"use": "dataplane", "mesh": mesh}).to_string(),
+            ),
+            (
+                Method::POST,
+                "/v1/tokens".into(),
+                json!({"use": "api", "role": "viewer", "meshes": [mesh]}).to_string(),
+            ),
         ];
-        for path in ["/v1/batch", "/v1/batch?dry_run=true", "/v1/diff", "/v1/plan"] {
+        for path in [
+            "/v1/batch",
+            "/v1/batch?dry_run=true",
+            "/v1/diff",
+            "/v1/plan",
+        ] {
             all.push((Method::POST, path.into(), put.clone()));
             all.push((Method::POST, path.into(), delete.clone()));
         }
@@ -298,8 +457,9 @@ async fn a_refusal_about_another_mesh_does_not_tell_whether_it_is_there() {
     };
     let before = node.revision();
     for (mesh, name) in [("ana", "real"), ("ana", "none")] {
-        for ((method, path, body), (_, other_path, other_body)) in
-            attempts(mesh, name).into_iter().zip(attempts("zzz", "gone"))
+        for ((method, path, body), (_, other_path, other_body)) in attempts(mesh, name)
+            .into_iter()
+            .zip(attempts("zzz", "gone"))
         {
             let real = send(&node, &tenant, method.clone(), &path, body).await;
             let imagined = send(&node, &tenant, method.clone(), &other_path, other_body).await;
@@ -316,7 +476,11 @@ async fn a_refusal_about_another_mesh_does_not_tell_whether_it_is_there() {
 async fn no_page_of_a_list_tells_of_what_others_have() {
     let (node, _) = node().await;
     let services = |mesh: &str, count: usize| {
-        let one = |n| format!("type: MeshService\nmesh: {mesh}\nname: s{n:05}\nspec: {{ports: [{{port: 80}}]}}\n");
+        let one = |n| {
+            format!(
+                "type: MeshService\nmesh: {mesh}\nname: s{n:05}\nspec: {{ports: [{{port: 80}}]}}\n"
+            )
+        };
         (0..count).map(one).collect::<Vec<_>>()
     };
     // Before and behind its own, and more than is looked at for one page.
@@ -331,7 +495,10 @@ async fn no_page_of_a_list_tells_of_what_others_have() {
     assert_eq!(first["items"].as_array().unwrap().len(), 3, "{first}");
     let next = first["next"].as_str().unwrap();
     let second = node
-        .get_as(&tenant, &format!("/v1/meshservices?limit=3&continue={next}"))
+        .get_as(
+            &tenant,
+            &format!("/v1/meshservices?limit=3&continue={next}"),
+        )
         .await
         .ok();
     assert_eq!(second["items"].as_array().unwrap().len(), 2, "{second}");

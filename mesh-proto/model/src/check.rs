@@ -2,9 +2,11 @@
 
 use std::{collections::BTreeMap, fmt::Display, net::IpAddr};
 
+use http::Uri;
 use mesh_proto::names;
 
 use crate::{
+    duration::Duration,
     labels::{self, Labels},
     path,
 };
@@ -112,6 +114,123 @@ impl Checker {
             }
             if let Some(error) = labels::value_error(value) {
                 self.add(&at, error);
+            }
+        }
+    }
+
+    /// `text` must be a regular expression (RE2's syntax).
+    pub fn regex(&mut self, path: impl AsRef<str>, text: &str) {
+        if let Err(error) = regex::Regex::new(text) {
+            // The last line says what is wrong, the others show where.
+            let error = error.to_string();
+            let reason = error.lines().last().unwrap_or_default();
+            let reason = reason.trim().trim_start_matches("error: ");
+            self.add(path, format!("is not a regular expression: {reason}"));
+        }
+    }
+
+    /// `duration` must not be zero.
+    pub fn positive(&mut self, path: impl AsRef<str>, duration: Option<Duration>) {
+        if duration.is_some_and(|duration| duration.0.is_zero()) {
+            self.add(path, "must be longer than 0s");
+        }
+    }
+
+    /// `text` must be the path of an HTTP request.
+    pub fn absolute_path(&mut self, path: impl AsRef<str>, text: &str) {
+        let is_visible = |b: u8| b.is_ascii_graphic() && b != b'?' && b != b'#';
+        if !text.starts_with('/') {
+            self.add(path, "must begin with '/'");
+        } else if !text.bytes().all(is_visible) {
+            self.add(path, "must be a path, without query, fragment and spaces");
+        }
+    }
+
+    /// `text` must be the path of a file.
+    pub fn file_path(&mut self, path: impl AsRef<str>, text: &str) {
+        let names_a_file = text.starts_with('/') && !text.ends_with('/');
+        if !names_a_file || text.contains('\0') {
+            let message = format!("{text:?} is not the absolute path of a file");
+            self.add(path, message);
+        }
+    }
+
+    /// `text` must be a URL of HTTP.
+    pub fn http_url(&mut self, path: impl AsRef<str>, text: &str) {
+        let url = text.parse::<Uri>().ok();
+        let is_http = |url: &Uri| matches!(url.scheme_str(), Some("http" | "https"));
+        if url.is_none_or(|url| !is_http(&url) || url.host().is_none_or(str::is_empty)) {
+            let message = format!("{text:?} is not a URL, such as http://example.com:9411/path");
+            self.add(path, message);
+        }
+    }
+
+    /// `text` must be a host with a port.
+    pub fn host_and_port(&mut self, path: impl AsRef<str>, text: &str) {
+        let parts = text.rsplit_once(':');
+        let good = parts.is_some_and(|(host, port)| {
+            let bare = host
+                .strip_prefix('[')
+                .and_then(|host| host.strip_suffix(']'));
+            let is_host = match bare {
+                Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
+                None => names::is_subdomain(&host.to_ascii_lowercase()),
+            };
+            is_host && port.parse::<u16>().is_ok_and(|port| port > 0)
+        });
+        if !good {
+            let message =
+                format!("{text:?} is not a host with a port, such as logs.example.com:5000");
+            self.add(path, message);
+        }
+    }
+
+    /// One of these fields must be given. `path` may be empty: the content as a whole.
+    pub fn at_least_one(&mut self, path: &str, fields: &[(&str, bool)]) {
+        if !fields.iter().any(|(_, is_given)| *is_given) {
+            let fields: Vec<&str> = fields.iter().map(|(field, _)| *field).collect();
+            self.add(
+                path,
+                format!("must have at least one of {}", fields.join(", ")),
+            );
+        }
+    }
+
+    /// One of these fields must be given, and no more.
+    pub fn exactly_one(&mut self, path: &str, fields: &[(&str, bool)]) {
+        if fields.iter().filter(|(_, is_given)| *is_given).count() != 1 {
+            let fields: Vec<&str> = fields.iter().map(|(field, _)| *field).collect();
+            self.add(
+                path,
+                format!("must have exactly one of {}", fields.join(", ")),
+            );
+        }
+    }
+
+    /// Of `fields`, which belong to different types of the object at `path`, only `wanted` must be given.
+    pub fn only_of_type(&mut self, path: &str, wanted: &str, fields: &[(&str, bool)]) {
+        for (field, is_given) in fields {
+            let message = match (*field == wanted, is_given) {
+                (true, false) => "is required for this type",
+                (false, true) => "belongs to another type; leave it out",
+                _ => continue,
+            };
+            self.add(format!("{path}.{field}"), message);
+        }
+    }
+
+    /// No two of these paths may have the same name.
+    pub fn each_once(&mut self, names: impl Iterator<Item = (String, String)>, why: &str) {
+        let mut seen: BTreeMap<String, String> = BTreeMap::new();
+        for (path, name) in names {
+            match seen.get(&name) {
+                Some(first) => {
+                    let message = format!("{name} is already at {}{first}; {why}", self.prefix);
+                    self.add(path, message);
+                }
+                None => {
+                    seen.insert(name, path);
+                }
             }
         }
     }

@@ -1,23 +1,24 @@
 //! SPIFFE IDs of dataplanes, from the `MeshIdentity`s of their mesh.
 
-mod template;
-
 use mesh_proto::{
     names::ZoneName,
     spiffe::{InvalidSpiffeId, SpiffeId, TrustDomain},
 };
 
-use self::template::{Piece, pieces};
 use crate::{
     kinds::{Dataplane, MeshIdentity},
     labels,
     resource::Resource,
+    template::{self, Piece},
 };
 
 /// Trust domain where a `MeshIdentity` does not say: each zone has its own in each mesh.
 pub const DEFAULT_TRUST_DOMAIN: &str = "{{ .Mesh }}.{{ .Zone }}.mesh.local";
 /// Path where a `MeshIdentity` does not say.
 pub const DEFAULT_PATH: &str = "/workload/{{ .Workload }}";
+
+/// What a template may hold besides labels.
+const FIELDS: &[&str] = &["Mesh", "Zone", "Workload"];
 
 /// Why a dataplane has no identity. It then gets no certificate, and nobody can call it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -163,10 +164,10 @@ pub(crate) fn check_trust_domain(template: &str, mesh: &str) -> Result<(), Strin
 /// Whether `template` gives the path of a SPIFFE ID.
 pub(crate) fn check_path(template: &str) -> Result<(), String> {
     let mut sample = String::new();
-    for piece in pieces(template)? {
+    for piece in template::pieces(template, FIELDS)? {
         match piece {
             Piece::Text(text) => sample.push_str(text),
-            Piece::Mesh | Piece::Zone | Piece::Workload | Piece::Label(_) => sample.push('x'),
+            Piece::Field(_) | Piece::Label(_) => sample.push('x'),
         }
     }
     if !sample.starts_with('/') {
@@ -193,12 +194,12 @@ fn templates(identity: &Resource) -> (&str, &str) {
 
 fn render(template: &str, subject: Subject<'_>) -> Result<String, String> {
     let mut text = String::new();
-    for piece in pieces(template)? {
+    for piece in template::pieces(template, FIELDS)? {
         match piece {
             Piece::Text(literal) => text.push_str(literal),
-            Piece::Mesh => text.push_str(subject.mesh),
-            Piece::Zone => text.push_str(subject.zone),
-            Piece::Workload => {
+            Piece::Field("Mesh") => text.push_str(subject.mesh),
+            Piece::Field("Zone") => text.push_str(subject.zone),
+            Piece::Field(_) => {
                 let dataplane = subject
                     .dataplane
                     .ok_or("the trust domain can not depend on the dataplane")?;
@@ -348,7 +349,7 @@ spec: {selector: {dataplane: {matchLabels: {team: a, app: web}}}, provider: {typ
 
         #[test]
         fn no_template_panics(template in r#"(\{\{|\}\}|label|"|[ ./a-zé]){0,12}"#) {
-            let _ = pieces(&template);
+            let _ = template::pieces(&template, FIELDS);
             let _ = check_trust_domain(&template, "payments");
             let _ = check_path(&template);
         }

@@ -65,6 +65,20 @@ pub struct Descriptor {
     pub name_rule: NameRule,
 }
 
+impl Descriptor {
+    /// True for kinds whose value is sealed where it is stored, and shown to those only who may read secrets.
+    #[must_use]
+    pub fn is_secret(&self) -> bool {
+        is_secret(self.name)
+    }
+}
+
+/// True for the names of kinds whose value is sealed.
+#[must_use]
+pub fn is_secret(kind: &str) -> bool {
+    matches!(kind, "Secret" | "GlobalSecret")
+}
+
 /// Whether a kind lives in a mesh.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scope {

@@ -23,8 +23,12 @@
 //! | [`policy`] | what all policies have in common, and from many of them one effective configuration |
 //! | [`permission`] | `MeshTrafficPermission`s to the one effective permission of an inbound |
 //! | [`identity`] | SPIFFE IDs of dataplanes from `MeshIdentity`s |
+//! | [`parts`] | shapes that the contents of several kinds share |
+//! | `template` | templates of SPIFFE IDs and host names |
+//! | `hostname` | host names of services from templates |
 //! | [`services`] | `MeshService`s generated from dataplanes, and who belongs to a service |
 //! | [`mod@warnings`] | what is accepted but may not do what its author expects |
+//! | `enforced` | what is accepted and not enforced by the proxies of this version |
 //! | [`api`] | shapes of the REST API |
 //!
 //! A further kind is one file in `kinds/` and one line in [`mod@kinds`].
@@ -33,11 +37,14 @@ pub mod api;
 pub mod check;
 pub mod difference;
 pub mod duration;
+mod enforced;
+mod hostname;
 pub mod identity;
 pub mod kind;
 pub mod kinds;
 pub mod labels;
 pub mod parse;
+pub mod parts;
 mod path;
 pub mod permission;
 pub mod policy;
@@ -46,6 +53,7 @@ pub mod schema;
 pub mod selection;
 pub mod services;
 mod shape;
+mod template;
 pub mod view;
 pub mod violation;
 pub mod warnings;
@@ -54,7 +62,7 @@ mod word;
 pub use check::Checker;
 pub use difference::difference;
 pub use duration::Duration;
-pub use kind::{Descriptor, Kind, Scope, Writers, find_kind};
+pub use kind::{Descriptor, Kind, Scope, Writers, find_kind, is_secret};
 pub use kinds::*;
 pub use parse::{parse, parse_in, parse_value};
 pub use policy::{Policy, PolicyShape};

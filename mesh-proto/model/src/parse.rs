@@ -176,8 +176,22 @@ fn validate(spec: &Spec, meta: &Meta, origin: Origin, report: &mut Report) {
         selection::check_role(meta, &mut checker);
     }
     for (path, message) in checker.into_found() {
-        report.add(&path, message);
+        if !depends_on_what_is_wrong(&path, report) {
+            report.add(&path, message);
+        }
     }
+}
+
+/// Fields that say what the fields beside them mean. Where one is wrong, nothing can be said about the others.
+const DECISIVE: &[&str] = &["type", "kind", "predicate"];
+
+fn depends_on_what_is_wrong(path: &str, report: &Report) -> bool {
+    let beside = path::parent(path);
+    DECISIVE.iter().any(|field| {
+        [path, beside]
+            .iter()
+            .any(|at| report.is_replaced(&path::field(at, field)))
+    })
 }
 
 /// Writes our label prefixes for their aliases, in the keys of all objects (no field of a kind holds a `/`).
@@ -267,6 +281,25 @@ mod tests {
         // Mesh-scoped, and without a mesh.
         let no_mesh = r#"{"type": "MeshService", "name": "a", "spec": {}}"#;
         assert!(Resource::from_json(no_mesh.as_bytes()).is_err());
+    }
+
+    #[test]
+    fn nothing_is_said_about_fields_whose_type_is_wrong() {
+        let text = "
+type: MeshTrace
+mesh: payments
+name: a
+spec: {default: {backends: [{type: Zipkins, openTelemetry: {backendRef: {kind: MeshOpenTelemetryBackend}}}]}}
+";
+        let messages = refused(text);
+        let lines: Vec<&str> = messages.lines().collect();
+        assert_eq!(lines.len(), 2, "{messages}");
+        assert!(lines[0].contains("backends[0].type: "), "{messages}");
+        // What stands in a field of its own is looked at all the same.
+        assert!(
+            lines[1].contains("openTelemetry.backendRef.labels: "),
+            "{messages}"
+        );
     }
 
     #[test]

@@ -26,6 +26,11 @@ pub(crate) fn parent(path: &str) -> &str {
     path.rfind(['.', '[']).map_or("", |at| &path[..at])
 }
 
+/// `path` with the indexes of its lists left out: `spec.rules[].default`.
+pub(crate) fn without_indexes(path: &str) -> String {
+    path.chars().filter(|c| !c.is_ascii_digit()).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

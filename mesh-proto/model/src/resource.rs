@@ -99,6 +99,27 @@ impl Resource {
         self.spec.policy()
     }
 
+    /// The value of a secret, of a mesh or global: in base64 as its author wrote it, or sealed where it is stored.
+    #[must_use]
+    pub fn secret_data(&self) -> Option<&str> {
+        match &self.spec {
+            Spec::Secret(secret) => Some(&secret.data),
+            Spec::GlobalSecret(secret) => Some(&secret.data),
+            _ => None,
+        }
+    }
+
+    /// The same secret with another value. What is no secret stays as it is.
+    #[must_use]
+    pub fn with_secret_data(mut self, data: String) -> Self {
+        match &mut self.spec {
+            Spec::Secret(secret) => secret.data = data,
+            Spec::GlobalSecret(secret) => secret.data = data,
+            _ => {}
+        }
+        self
+    }
+
     /// The canonical form: compact JSON with sorted keys, without revision and times. Equal resources give equal bytes.
     #[must_use]
     pub fn to_json(&self) -> Vec<u8> {

@@ -11,6 +11,18 @@ use crate::{
 /// `format` of durations in Go's style.
 pub(crate) const FORMAT_DURATION: &str = "go-duration";
 
+/// `format` of numbers ≥ 0 as text.
+pub(crate) const FORMAT_DECIMAL: &str = "decimal";
+
+/// `format` of percentages as text.
+pub(crate) const FORMAT_PERCENTAGE: &str = "percentage";
+
+/// `format` of the names of HTTP headers.
+pub(crate) const FORMAT_HEADER_NAME: &str = "http-header-name";
+
+/// Marks what may be any JSON, in Kubernetes' word for it.
+pub(crate) const ANY_JSON: &str = "x-kubernetes-preserve-unknown-fields";
+
 /// `format` of addresses, as `schemars` writes it.
 pub(crate) const FORMAT_IP: &str = "ip";
 

@@ -8,7 +8,9 @@ use std::collections::BTreeMap;
 use schemars::{JsonSchema, generate::SchemaSettings};
 use serde_json::{Map, Value};
 
-use crate::schema::{FORMAT_DURATION, FORMAT_IP};
+use crate::schema::{
+    ANY_JSON, FORMAT_DECIMAL, FORMAT_DURATION, FORMAT_HEADER_NAME, FORMAT_IP, FORMAT_PERCENTAGE,
+};
 
 /// What a value must look like.
 #[derive(Debug, Clone, PartialEq)]
@@ -17,8 +19,8 @@ pub(crate) enum Shape {
     Object(BTreeMap<String, Field>),
     /// Any text as key.
     Map(Box<Shape>),
-    /// A list with at least so many items.
-    List(Box<Shape>, u64),
+    /// A list with so many items, the lowest number and the highest.
+    List(Box<Shape>, u64, u64),
     /// Text.
     Text(Form),
     /// One of these words.
@@ -31,7 +33,9 @@ pub(crate) enum Shape {
     Either(Vec<Shape>),
     /// A definition.
     Ref(String),
-    /// Anything: left to serde. No kind has it.
+    /// Any JSON, on purpose.
+    Json,
+    /// Not understood: left to serde. No kind has it.
     Any,
 }
 
@@ -46,6 +50,10 @@ pub(crate) struct Field {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Form {
     Free,
+    NotEmpty,
+    Decimal,
+    Percentage,
+    HeaderName,
     Ip,
     Duration,
 }
@@ -113,6 +121,9 @@ fn shape(schema: &Value) -> Shape {
         let name = reference.strip_prefix("#/$defs/").unwrap_or(reference);
         return Shape::Ref(name.to_owned());
     }
+    if schema.get(ANY_JSON).is_some() {
+        return Shape::Json;
+    }
     if let Some(words) = words(schema) {
         return Shape::Word(words);
     }
@@ -136,11 +147,16 @@ fn shape(schema: &Value) -> Shape {
         Some("array") => {
             let items = schema.get("items").map_or(Shape::Any, shape);
             let at_least = schema.get("minItems").and_then(Value::as_u64).unwrap_or(0);
-            Shape::List(Box::new(items), at_least)
+            let at_most = schema.get("maxItems").and_then(Value::as_u64);
+            Shape::List(Box::new(items), at_least, at_most.unwrap_or(u64::MAX))
         }
         Some("string") => Shape::Text(match text("format") {
             Some(FORMAT_IP) => Form::Ip,
             Some(FORMAT_DURATION) => Form::Duration,
+            Some(FORMAT_DECIMAL) => Form::Decimal,
+            Some(FORMAT_PERCENTAGE) => Form::Percentage,
+            Some(FORMAT_HEADER_NAME) => Form::HeaderName,
+            _ if schema.get("minLength").is_some() => Form::NotEmpty,
             _ => Form::Free,
         }),
         Some("integer") => {
@@ -153,6 +169,7 @@ fn shape(schema: &Value) -> Shape {
                 whole.unwrap_or(otherwise)
             };
             let highest = match text("format") {
+                Some("uint16") => u16::MAX.into(),
                 Some("uint32") => u32::MAX.into(),
                 _ => u64::MAX.into(),
             };
@@ -216,10 +233,14 @@ mod tests {
                 match shape {
                     Shape::Any => panic!("{}: a part is not understood", kind.name),
                     Shape::Object(fields) => seen.extend(fields.values().map(|field| &field.shape)),
-                    Shape::Map(inner) | Shape::List(inner, _) => seen.push(inner),
+                    Shape::Map(inner) | Shape::List(inner, ..) => seen.push(inner),
                     Shape::Either(shapes) => seen.extend(shapes),
                     Shape::Ref(name) => assert!(content.shapes.contains_key(name), "{name}"),
-                    Shape::Text(_) | Shape::Word(_) | Shape::Integer(..) | Shape::Bool => {}
+                    Shape::Text(_)
+                    | Shape::Word(_)
+                    | Shape::Integer(..)
+                    | Shape::Bool
+                    | Shape::Json => {}
                 }
             }
         }

@@ -1,6 +1,7 @@
 //! What is accepted but may not do what its author expects, in words.
 
 use crate::{
+    enforced,
     kinds::{Dataplane, MeshIdentity, MeshService, MeshTrafficPermission},
     policy::{EVERYONE, MatchForm, SpiffeIdMatch},
     resource::Resource,
@@ -24,6 +25,7 @@ pub fn warnings(resource: &Resource) -> Vec<String> {
     {
         warnings.push("networking.admin: is ignored; the admin port is a Unix socket".into());
     }
+    warnings.extend(enforced::warnings(resource));
     let key = resource.key();
     warnings
         .iter()

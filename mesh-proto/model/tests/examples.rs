@@ -1,6 +1,7 @@
 //! Examples of every kind: texts that are read, and texts that are refused, each refusal at its place.
 //!
-//! - `examples/<Kind>/valid-*.yaml` are accepted.
+//! - `examples/<Kind>/valid-*.yaml` are accepted. What warnings say of one stands in `valid-*.warnings`, where they say
+//!   anything.
 //! - `examples/<Kind>/invalid-*.yaml` are refused. Beside each, `invalid-*.expected` holds everything that is reported, as
 //!   `line:column: path: message`. `ISTHMUS_UPDATE_EXPECTED=1 cargo test -p mesh-model --test examples` writes these files.
 //! - In `invalid/`, a line ends in `#! path: message` for each violation that is reported there.
@@ -75,9 +76,21 @@ fn path_and_message(violation: &mesh_model::Violation) -> String {
     }
 }
 
+/// Compares `found` with the golden file, or writes it; gives what is wrong.
+fn golden(path: &Path, found: &str) -> Option<String> {
+    if std::env::var_os("ISTHMUS_UPDATE_EXPECTED").is_some() {
+        if found.is_empty() {
+            let _ = fs::remove_file(path);
+        } else {
+            fs::write(path, found).unwrap();
+        }
+    }
+    let expected = fs::read_to_string(path).unwrap_or_default();
+    (found != expected).then(|| format!("{}\nexpected:\n{expected}found:\n{found}", name(path)))
+}
+
 #[test]
 fn every_violation_is_reported_at_its_place_and_nothing_else() {
-    let update = std::env::var_os("ISTHMUS_UPDATE_EXPECTED").is_some();
     let mut wrong = String::new();
     for (path, text) in texts(&tests().join("examples")) {
         if !begins_with(&path, "invalid-") {
@@ -89,14 +102,7 @@ fn every_violation_is_reported_at_its_place_and_nothing_else() {
             .map(|v| format!("{}:{}: {}\n", v.line, v.column, path_and_message(v)))
             .collect();
         assert!(!found.is_empty(), "{} is accepted", name(&path));
-        let golden = path.with_extension("expected");
-        if update {
-            fs::write(&golden, &found).unwrap();
-        }
-        let expected = fs::read_to_string(&golden).unwrap_or_default();
-        if found != expected {
-            wrong += &format!("{}\nexpected:\n{expected}found:\n{found}", name(&path));
-        }
+        wrong.extend(golden(&path.with_extension("expected"), &found));
     }
     assert!(wrong.is_empty(), "{wrong}");
 }
@@ -155,6 +161,56 @@ fn every_kind_that_is_written_has_valid_and_invalid_examples() {
         let heading = format!("type: {}\n", kind.name);
         let mut texts = invalid.iter().map(|(_, text)| text);
         assert!(texts.any(|text| text.contains(&heading)), "{}", kind.name);
+    }
+}
+
+#[test]
+fn what_may_not_do_what_its_author_expects_is_said() {
+    let mut wrong = String::new();
+    for (path, text) in valid_texts() {
+        let resources = parse(&text, "").unwrap_or_else(|e| panic!("{e}"));
+        let warnings = resources.iter().flat_map(mesh_model::warnings);
+        let found: String = warnings.map(|warning| warning + "\n").collect();
+        if path.starts_with(tests().join("examples")) {
+            wrong.extend(golden(&path.with_extension("warnings"), &found));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong}");
+}
+
+/// Kinds of which proxies and control planes of this version do everything that can be written, or most of it.
+const ENFORCED: &[&str] = &[
+    "Mesh",
+    "Zone",
+    "Dataplane",
+    "MeshService",
+    "MeshIdentity",
+    "MeshTrust",
+    "MeshTrafficPermission",
+    "MeshTimeout",
+    "MeshTCPRoute",
+    "ZoneIngress",
+    "Secret",
+    "GlobalSecret",
+    "User",
+    "Role",
+    "RoleBinding",
+];
+
+#[test]
+fn every_kind_that_is_not_enforced_says_so() {
+    let valid = valid();
+    for kind in kinds() {
+        if kind.writers == Writers::System || ENFORCED.contains(&kind.name) {
+            continue;
+        }
+        let said = valid.iter().filter(|r| r.kind() == kind).any(|resource| {
+            let warnings = mesh_model::warnings(resource);
+            warnings
+                .iter()
+                .any(|text| text.contains("is not enforced by the proxies"))
+        });
+        assert!(said, "{}", kind.name);
     }
 }
 

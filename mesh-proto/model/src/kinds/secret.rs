@@ -43,17 +43,22 @@ impl Kind for Secret {
     };
 
     fn validate(&self, _: &Meta, out: &mut Checker) {
-        // A store keeps the value apart, sealed; and a viewer reads a secret without it. Written back as it was read, such a
-        // secret must not become an empty one.
-        if self.data.is_empty() && !out.is_stored() {
-            out.add("data", "is required: the value in base64");
+        check_data(&self.data, out);
+    }
+}
+
+/// What is wrong with the value of a secret.
+pub(super) fn check_data(data: &str, out: &mut Checker) {
+    // A store keeps the value apart, sealed; and a viewer reads a secret without it. Written back as it was read, such a
+    // secret must not become an empty one.
+    if data.is_empty() && !out.is_stored() {
+        out.add("data", "is required: the value in base64");
+    }
+    match STANDARD.decode(data) {
+        Err(error) => out.add("data", format!("is not base64: {error}")),
+        Ok(value) if value.len() > MAX_BYTES => {
+            out.add("data", format!("has {} bytes; the most is {MAX_BYTES}", value.len()));
         }
-        match STANDARD.decode(&self.data) {
-            Err(error) => out.add("data", format!("is not base64: {error}")),
-            Ok(value) if value.len() > MAX_BYTES => {
-                out.add("data", format!("has {} bytes; the most is {MAX_BYTES}", value.len()));
-            }
-            Ok(_) => {}
-        }
+        Ok(_) => {}
     }
 }

@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 use super::{legacy, report::Report};
 use crate::{
     duration::Duration,
+    parts::{header, number},
     path,
     shape::{ContentSchema, Field, Form, Shape},
     word,
@@ -28,9 +29,11 @@ impl Fit<'_> {
         let schema = self.schema;
         let shape = schema.resolve(shape);
         let problem = match (shape, &mut *value) {
-            (Shape::Any, _) => None,
+            (Shape::Any | Shape::Json, _) => None,
             (Shape::Either(shapes), found) => {
                 match shapes.iter().find(|s| same_type(schema.resolve(s), found)) {
+                    // A fraction is no integer; the other shapes say what it may be.
+                    Some(_) if found.is_f64() => Some(expected(shape, found)),
                     Some(shape) => return self.check(shape, found, path),
                     None => Some(expected(shape, found)),
                 }
@@ -47,7 +50,7 @@ impl Fit<'_> {
                 }
                 None
             }
-            (Shape::List(inner, at_least), Value::Array(items)) => {
+            (Shape::List(inner, at_least, at_most), Value::Array(items)) => {
                 for (index, value) in items.iter_mut().enumerate() {
                     self.check(inner, value, &path::item(path, index));
                 }
@@ -55,10 +58,19 @@ impl Fit<'_> {
                     self.report
                         .add(path, format!("must have at least {at_least} item"));
                 }
+                if (items.len() as u64) > *at_most {
+                    let items = if *at_most == 1 { "item" } else { "items" };
+                    self.report
+                        .add(path, format!("must have at most {at_most} {items}"));
+                }
                 None
             }
             (Shape::Text(form), Value::String(text)) => match form {
                 Form::Free => None,
+                Form::NotEmpty => text.is_empty().then(|| "must not be empty".to_owned()),
+                Form::Decimal => number::parse(text).err().map(|e| e.to_string()),
+                Form::Percentage => number::parse_percentage(text).err().map(|e| e.to_string()),
+                Form::HeaderName => header::name_error(text).map(str::to_owned),
                 Form::Ip => text
                     .parse::<IpAddr>()
                     .is_err()
@@ -127,7 +139,7 @@ impl Fit<'_> {
     /// A value that fits, to stand for one that does not.
     fn placeholder(&self, shape: &Shape) -> Value {
         match self.schema.resolve(shape) {
-            Shape::Any => Value::Null,
+            Shape::Any | Shape::Json => Value::Null,
             Shape::Object(fields) => fields
                 .iter()
                 .filter(|(_, field)| field.required)
@@ -136,7 +148,8 @@ impl Fit<'_> {
                 .into(),
             Shape::Map(_) => Map::new().into(),
             Shape::List(..) => Value::Array(Vec::new()),
-            Shape::Text(Form::Free) => "".into(),
+            Shape::Text(Form::Free | Form::NotEmpty | Form::HeaderName) => "".into(),
+            Shape::Text(Form::Decimal | Form::Percentage) => "1".into(),
             Shape::Text(Form::Ip) => "127.0.0.1".into(),
             Shape::Text(Form::Duration) => "1s".into(),
             Shape::Word(words) => words.first().map_or("", String::as_str).into(),
@@ -190,6 +203,10 @@ fn expected(shape: &Shape, found: &Value) -> String {
         (Shape::Text(_) | Shape::Word(_), Value::Bool(_) | Value::Number(_)) => {
             format!("must be {wanted}; put it in quotes")
         }
+        // Either whole, or a decimal as text.
+        (Shape::Either(_), Value::Number(number)) if number.is_f64() => {
+            format!("must be {wanted}; put it in quotes: \"{number}\"")
+        }
         (Shape::Integer(..), Value::String(text)) if text.parse::<i128>().is_ok() => {
             format!("must be {wanted}; write it without quotes: {text}")
         }
@@ -210,7 +227,7 @@ fn wanted(shape: &Shape) -> String {
             let all: Vec<String> = shapes.iter().map(wanted).collect();
             all.join(" or ")
         }
-        Shape::Ref(_) | Shape::Any => "something else".into(),
+        Shape::Ref(_) | Shape::Any | Shape::Json => "something else".into(),
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Refused, not ignored: a policy that says less than its author thinks is worse than none.
 
-use crate::kind::find_kind;
+use crate::{kind::find_kind, path};
 
 /// Instead of a field. Indexes in paths are left out: `spec.rules[].default`.
 const FIELDS: &[(&str, &str, &str)] = &[
@@ -14,22 +14,14 @@ const FIELDS: &[(&str, &str, &str)] = &[
     (
         "Mesh",
         "networking",
-        "leave it out; what may leave a mesh will be a MeshPassthrough's to say, which this version does not have",
+        "write what may leave the mesh as a MeshPassthrough",
     ),
-    (
-        "Mesh",
-        "tracing",
-        "leave it out; tracing will be a MeshTrace's to say, which this version does not have",
-    ),
-    (
-        "Mesh",
-        "logging",
-        "leave it out; access logs will be a MeshAccessLog's to say, which this version does not have",
-    ),
+    ("Mesh", "tracing", "write it as a MeshTrace"),
+    ("Mesh", "logging", "write it as a MeshAccessLog"),
     (
         "Mesh",
         "metrics",
-        "leave it out; every dataplane has Prometheus metrics",
+        "write it as a MeshMetric; every dataplane has Prometheus metrics in any case",
     ),
     (
         "Mesh",
@@ -163,6 +155,89 @@ const FIELDS: &[(&str, &str, &str)] = &[
         SNI,
     ),
     (
+        "ZoneEgress",
+        "zone",
+        "leave it out; an egress belongs to the zone it registers at",
+    ),
+    (
+        "ZoneEgress",
+        "networking.admin",
+        "leave it out; the admin port is a Unix socket",
+    ),
+    (
+        "MeshHTTPRoute",
+        "spec.to[].hostnames",
+        "leave it out; requests are told apart by `matches`, hosts by the service that is called",
+    ),
+    (
+        "MeshHTTPRoute",
+        "spec.to[].rules[].default.filters[].urlRewrite.hostToBackendHostname",
+        "write the name as `hostname`",
+    ),
+    (
+        "MeshAccessLog",
+        "spec.to[].default.backends[].openTelemetry.endpoint",
+        COLLECTOR,
+    ),
+    (
+        "MeshAccessLog",
+        "spec.rules[].default.backends[].openTelemetry.endpoint",
+        COLLECTOR,
+    ),
+    (
+        "MeshTrace",
+        "spec.default.backends[].openTelemetry.endpoint",
+        COLLECTOR,
+    ),
+    ("MeshTrace", "spec.default.backends[].datadog", DATADOG),
+    (
+        "MeshMetric",
+        "spec.default.backends[].openTelemetry.endpoint",
+        COLLECTOR,
+    ),
+    (
+        "MeshMetric",
+        "spec.default.sidecar.regex",
+        "write `profiles: {appendProfiles: [{name: None}], include: [{type: Regex, match: …}]}`",
+    ),
+    (
+        "MeshMetric",
+        "spec.default.sidecar.usedOnly",
+        "write `includeUnused`, which means the opposite",
+    ),
+    ("MeshExternalService", "spec.extension", EXTENSION),
+    ("HostnameGenerator", "spec.extension", EXTENSION),
+    (
+        "MeshExternalService",
+        "spec.tls.verification.caCert.inline",
+        INLINE,
+    ),
+    (
+        "MeshExternalService",
+        "spec.tls.verification.caCert.secret",
+        SECRET,
+    ),
+    (
+        "MeshExternalService",
+        "spec.tls.verification.clientCert.inline",
+        INLINE,
+    ),
+    (
+        "MeshExternalService",
+        "spec.tls.verification.clientCert.secret",
+        SECRET,
+    ),
+    (
+        "MeshExternalService",
+        "spec.tls.verification.clientKey.inline",
+        INLINE,
+    ),
+    (
+        "MeshExternalService",
+        "spec.tls.verification.clientKey.secret",
+        SECRET,
+    ),
+    (
         POLICIES,
         "spec.targetRef.tags",
         "tags are not used; write `kind: Dataplane` with `labels`",
@@ -219,6 +294,16 @@ const FIELDS: &[(&str, &str, &str)] = &[
 /// Stands for every kind of policy.
 const POLICIES: &str = "policies";
 
+const COLLECTOR: &str = "write it as the `endpoint` of a MeshOpenTelemetryBackend, and here `backendRef: {kind: MeshOpenTelemetryBackend, labels: {…}}`";
+
+const DATADOG: &str = "write an OpenTelemetry backend; Datadog's agent understands OpenTelemetry";
+
+const EXTENSION: &str = "extensions are not supported; leave it out";
+
+const INLINE: &str = "write `type: InsecureInline` and `insecureInline: {value: …}`";
+
+const SECRET: &str = "write `type: Secret` and `secretRef: {kind: Secret, name: …}`";
+
 const SNI: &str = "matching by server name is not supported by this version; match by spiffeID";
 
 /// Instead of a word.
@@ -264,6 +349,12 @@ const WORDS: &[(&str, &str, &str, &str)] = &[
         "spec.to[].rules[].default.backendRefs[].kind",
         "MeshServiceSubset",
         "write a MeshService for the subset, and its `labels` here",
+    ),
+    (
+        "MeshTrace",
+        "spec.default.backends[].type",
+        "Datadog",
+        DATADOG,
     ),
     (
         "MeshIdentity",
@@ -322,7 +413,7 @@ const EVERYONE: &str =
 /// Kinds of Kuma 2 and their successors.
 const KINDS: &[(&str, &str)] = &[
     ("TrafficPermission", "MeshTrafficPermission"),
-    ("TrafficRoute", "MeshTCPRoute"),
+    ("TrafficRoute", "MeshHTTPRoute or MeshTCPRoute"),
     ("TrafficLog", "MeshAccessLog"),
     ("TrafficTrace", "MeshTrace"),
     ("HealthCheck", "MeshHealthCheck"),
@@ -334,26 +425,37 @@ const KINDS: &[(&str, &str)] = &[
     ("ExternalService", "MeshExternalService"),
 ];
 
-/// Kinds that are to come.
-const LATER: &[&str] = &[
-    "GlobalSecret",
-    "HostnameGenerator",
-    "MeshAccessLog",
-    "MeshCircuitBreaker",
-    "MeshExternalService",
-    "MeshFaultInjection",
-    "MeshGateway",
-    "MeshHTTPRoute",
-    "MeshHealthCheck",
-    "MeshLoadBalancingStrategy",
-    "MeshMetric",
-    "MeshMultiZoneService",
-    "MeshPassthrough",
-    "MeshRateLimit",
-    "MeshRetry",
-    "MeshTLS",
-    "MeshTrace",
-    "ZoneEgress",
+/// Kinds of Kuma that are not here.
+const ABSENT: &[(&str, &str)] = &[
+    ("MeshGateway", "gateways are not supported by this version"),
+    (
+        "MeshGatewayRoute",
+        "gateways are not supported by this version",
+    ),
+    (
+        "MeshGatewayInstance",
+        "gateways are not supported by this version",
+    ),
+    (
+        "MeshProxyPatch",
+        "it changes the configuration of Envoy, and proxies here are not Envoy",
+    ),
+    (
+        "ProxyTemplate",
+        "it changes the configuration of Envoy, and proxies here are not Envoy",
+    ),
+    (
+        "VirtualOutbound",
+        "it is of Kuma 2; write a HostnameGenerator",
+    ),
+    (
+        "MeshZoneAddress",
+        "where a zone is entered is said by its ZoneIngress",
+    ),
+    (
+        "Workload",
+        "workloads are known by the label isthmus.io/workload of dataplanes",
+    ),
 ];
 
 /// What to write instead of the field at `path`.
@@ -363,7 +465,7 @@ pub(super) fn field(kind: &str, path: &str) -> Option<&'static str> {
 
 /// What to write instead of `word` at `path`.
 pub(super) fn word(kind: &str, path: &str, word: &str) -> Option<&'static str> {
-    let path = pattern(path);
+    let path = path::without_indexes(path);
     WORDS
         .iter()
         .find(|(k, p, w, _)| is(k, kind) && *p == path && *w == word)
@@ -377,21 +479,15 @@ pub(super) fn missing(kind: &str, path: &str) -> Option<&'static str> {
 
 /// What to say to a resource of type `name`, which is none of our kinds.
 pub(super) fn kind(name: &str) -> Option<String> {
-    let successor = KINDS.iter().find(|(kind, _)| *kind == name);
-    match successor {
-        Some((_, successor)) if find_kind(successor).is_some() => {
-            Some(format!("{name} is of Kuma 2; write a {successor}"))
-        }
-        Some((_, successor)) => Some(format!(
-            "{name} is of Kuma 2, and its successor {successor} is not in this version"
-        )),
-        None if LATER.contains(&name) => Some(format!("{name} is not in this version")),
-        None => None,
+    let of = |table: &'static [(&str, &str)]| table.iter().find(|(kind, _)| *kind == name);
+    if let Some((_, successor)) = of(KINDS) {
+        return Some(format!("{name} is of Kuma 2; write a {successor}"));
     }
+    of(ABSENT).map(|(_, why)| format!("there is no {name}: {why}"))
 }
 
 fn look_up(table: &[(&str, &str, &'static str)], kind: &str, path: &str) -> Option<&'static str> {
-    let path = pattern(path);
+    let path = path::without_indexes(path);
     table
         .iter()
         .find(|(k, p, _)| is(k, kind) && *p == path)
@@ -402,9 +498,4 @@ fn look_up(table: &[(&str, &str, &'static str)], kind: &str, path: &str) -> Opti
 fn is(about: &str, kind: &str) -> bool {
     let is_policy = || find_kind(kind).is_some_and(|kind| kind.policy().is_some());
     about == kind || (about == POLICIES && is_policy())
-}
-
-/// The path without its indexes.
-fn pattern(path: &str) -> String {
-    path.chars().filter(|c| !c.is_ascii_digit()).collect()
 }

@@ -95,7 +95,11 @@ impl ToTarget {
         let kind = self.kind.name();
         if !allowed.contains(&self.kind) {
             let allowed: Vec<&str> = allowed.iter().map(|kind| kind.name()).collect();
-            let message = format!("must be one of {} here, not {kind}", allowed.join(", "));
+            let choice = match allowed.as_slice() {
+                [only] => format!("must be {only} here"),
+                several => format!("must be one of {} here", several.join(", ")),
+            };
+            let message = format!("{choice}, not {kind}");
             out.add(format!("{at}.kind"), message);
             return;
         }

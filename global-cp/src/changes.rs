@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use mesh_model::{
-    Mesh, MeshIdentity, Meta, Resource, RoleBinding, Scope, Secret, Token, TokenIssuer, User,
+    Mesh, MeshIdentity, Meta, Resource, RoleBinding, Scope, Token, TokenIssuer, User,
     Violation, Writers, Zone, find_kind, token_issuer::TokenKey as PublicTokenKey,
 };
 use mesh_proto::{
@@ -173,11 +173,7 @@ fn check(image: &Image, asked: &Asked) -> Vec<Violation> {
     }
     for put in &asked.put {
         let key = put.resource.key();
-        if put
-            .resource
-            .get::<Secret>()
-            .is_some_and(|secret| secret.data.is_empty())
-        {
+        if put.resource.secret_data().is_some_and(str::is_empty) {
             violations.push(violation(
                 "data",
                 format!("{key}: must hold the value in base64 (lists and watches do not show values; get the one secret)"),
@@ -294,8 +290,8 @@ impl Draft<'_> {
                 revision = revision.or(Some(0));
                 self.renew_guard("User", &key.name)?;
             }
-        } else if let Some(secret) = resource.get::<Secret>() {
-            json = self.sealed(resource, secret)?;
+        } else if let Some(data) = resource.secret_data() {
+            json = self.sealed(resource, data)?;
         }
         let creates_mesh = || {
             let mesh = ResourceKey::global("Mesh", "", &key.mesh);
@@ -511,28 +507,28 @@ impl Draft<'_> {
 
     /// The resource with its value sealed. What holds the same value already stays as it is, so that applying it again
     /// changes nothing.
-    fn sealed(&self, resource: &Resource, secret: &Secret) -> Result<Vec<u8>, PlanError> {
+    fn sealed(&self, resource: &Resource, data: &str) -> Result<Vec<u8>, PlanError> {
         let key = resource.key();
         let what = secret_associated_data(&key);
-        let value = STANDARD.decode(&secret.data).map_err(failed)?;
+        let value = STANDARD.decode(data).map_err(failed)?;
         let unchanged = self.image.get(&key).and_then(|stored| {
             let before = Resource::from_json(&stored.json).ok()?;
-            let data = &before.get::<Secret>()?.data;
+            let data = before.secret_data()?;
             let opened = self
                 .sealing
                 .open(&what, &STANDARD.decode(data).ok()?)
                 .ok()?;
-            (opened.as_slice() == value.as_slice()).then(|| data.clone())
+            (opened.as_slice() == value.as_slice()).then(|| data.to_owned())
         });
         let data = match unchanged {
             Some(data) => data,
             None => STANDARD.encode(self.sealing.seal(&what, &value).map_err(failed)?),
         };
-        Ok(Resource::new(resource.meta.clone(), Secret { data }).to_json())
+        Ok(resource.clone().with_secret_data(data).to_json())
     }
 }
 
-/// What the value of a Secret belongs to.
+/// What the value of a secret belongs to.
 #[must_use]
 pub fn secret_associated_data(key: &ResourceKey) -> String {
     associated_data(&key.mesh, &key.kind, &key.name)
@@ -541,7 +537,7 @@ pub fn secret_associated_data(key: &ResourceKey) -> String {
 /// Everything that `zone` owns.
 #[must_use]
 pub fn owned_by_zone(image: &Image, zone: &str) -> Vec<Stored> {
-    ["MeshService", "MeshTrust", "ZoneIngress"]
+    ["MeshService", "MeshTrust", "ZoneIngress", "ZoneEgress"]
         .iter()
         .flat_map(|kind| image.list(kind, None, None, usize::MAX))
         .filter(|stored| stored.key.zone == zone)

@@ -8,7 +8,7 @@ use axum::{
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use mesh_model::{
-    Descriptor, Resource, Scope, Secret, Stamp,
+    Descriptor, Resource, Scope, Stamp,
     api::{History, HistoryItem, List, WriteOutcome, Written},
     find_kind,
 };
@@ -171,7 +171,7 @@ async fn get(
     params: &ReadQuery,
 ) -> Result<Response, Problem> {
     let key = target.key(&params.zone);
-    let is_secret = target.kind.name == "Secret";
+    let is_secret = target.kind.is_secret();
     let action = if is_secret {
         Action::ReadSecret
     } else {
@@ -260,7 +260,7 @@ pub fn view(stored: &Stored) -> Value {
             value
         }
     };
-    if stored.key.kind == "Secret"
+    if mesh_model::is_secret(&stored.key.kind)
         && let Value::Object(fields) = &mut value
     {
         fields.remove("data");
@@ -272,8 +272,8 @@ pub fn view(stored: &Stored) -> Value {
 fn open_secret(app: &App, stored: &Stored) -> Result<String, Problem> {
     let resource = Resource::from_json(&stored.json).map_err(|error| Problem::internal(&error))?;
     let sealed = resource
-        .get::<Secret>()
-        .and_then(|secret| STANDARD.decode(&secret.data).ok())
+        .secret_data()
+        .and_then(|data| STANDARD.decode(data).ok())
         .ok_or_else(|| Problem::internal(&format!("{} is damaged", stored.key)))?;
     let opened = app
         .sealing

@@ -241,7 +241,7 @@ fn check_owner(placement: &Placement, key: &ResourceKey) -> Result<(), String> {
 fn check_key(placement: &Placement, key: &ResourceKey) -> Result<(), String> {
     check_owner(placement, key)?;
     match key.kind.as_str() {
-        "ZoneIngress" if key.mesh.is_empty() => Ok(()),
+        "ZoneIngress" | "ZoneEgress" if key.mesh.is_empty() => Ok(()),
         "MeshService" | "MeshTrust" if placement.meshes.contains(&key.mesh) => Ok(()),
         "MeshService" | "MeshTrust" => Err(format!(
             "mesh {:?} is not placed in zone {}",

@@ -41,17 +41,18 @@ impl Placement {
         }
         if key.mesh.is_empty() {
             let told = match key.kind.as_str() {
-                "Zone" | "ZoneIngress" => true,
+                "Zone" | "ZoneIngress" | "ZoneEgress" | "HostnameGenerator" => true,
                 "Mesh" => self.meshes.contains(&key.name),
                 "TokenIssuer" => {
                     self.meshes.contains(&key.name) || key.name == ingress_issuer(&self.zone)
                 }
+                // Users, roles, tokens and global secrets are global's own business.
                 _ => false,
             };
             return told.then_some("");
         }
         // Secrets stay here until something in a zone needs one.
-        (self.meshes.contains(&key.mesh) && key.kind != "Secret").then_some(key.mesh.as_str())
+        (self.meshes.contains(&key.mesh) && !mesh_model::is_secret(&key.kind)).then_some(key.mesh.as_str())
     }
 
     /// Every scope of the zone.
@@ -264,6 +265,15 @@ mod tests {
             MeshService           ana west web       no
             MeshTrust             pay west t         pay
             Secret                pay -    s         no
+            MeshRetry             pay -    r         pay
+            MeshMultiZoneService  pay -    web       pay
+            MeshMultiZoneService  ana -    web       no
+            HostnameGenerator     -   -    names     global
+            ZoneEgress            -   west out       global
+            GlobalSecret          -   -    key       no
+            User                  -   -    jane      no
+            Role                  -   -    operator  no
+            RoleBinding           -   -    b         no
         ";
         for line in table.lines().map(str::trim).filter(|l| !l.is_empty()) {
             let words: Vec<&str> = line

@@ -8,8 +8,8 @@ use std::collections::BTreeSet;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use mesh_model::{
-    Mesh, MeshIdentity, Meta, Resource, RoleBinding, Scope, Token, TokenIssuer, User,
-    Violation, Writers, Zone, find_kind, token_issuer::TokenKey as PublicTokenKey,
+    Mesh, MeshIdentity, Meta, Resource, RoleBinding, Scope, Token, TokenIssuer, User, Violation,
+    Writers, Zone, find_kind, token_issuer::TokenKey as PublicTokenKey,
 };
 use mesh_proto::{
     raft::{Delete, Operation, Precondition, Put, operation},

@@ -2,9 +2,9 @@
 
 use axum::{Json, extract::State, http::HeaderMap};
 use mesh_model::{
-    Resource, Secret, Stamp, Writers,
+    Resource, Stamp, Writers,
     api::{Diff, DiffItem, WriteOutcome, WriteResult},
-    difference, find_kind,
+    difference, find_kind, is_secret,
 };
 use mesh_proto::zone::ResourceKey;
 use serde_json::Value;
@@ -100,7 +100,7 @@ fn item(change: FutureChange, outcome: WriteOutcome) -> DiffItem {
     };
     // A secret's value is sealed anew only where it changes.
     if let (Some(before), Some(after)) = (&change.before, &change.after)
-        && change.key.kind == "Secret"
+        && is_secret(&change.key.kind)
         && sealed(before) != sealed(after)
     {
         fields.insert(0, "data".to_owned());
@@ -124,7 +124,7 @@ fn bare(stored: &Stored) -> Option<Value> {
         for name in ["revision", "creationTime", "modificationTime"] {
             fields.remove(name);
         }
-        if stored.key.kind == "Secret" {
+        if is_secret(&stored.key.kind) {
             fields.remove("data");
         }
     }
@@ -133,5 +133,5 @@ fn bare(stored: &Stored) -> Option<Value> {
 
 fn sealed(stored: &Stored) -> Option<String> {
     let resource = Resource::from_json(&stored.json).ok()?;
-    Some(resource.get::<Secret>()?.data.clone())
+    resource.secret_data().map(str::to_owned)
 }

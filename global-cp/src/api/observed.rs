@@ -175,7 +175,7 @@ impl Observed {
     /// Says of a resource that it was among those that changed just before dataplanes began to refuse.
     fn refused_by_dataplanes(&self, stored: &Stored) -> Vec<Condition> {
         let key = &stored.key;
-        if key.mesh.is_empty() || !key.zone.is_empty() || key.kind == "Secret" {
+        if key.mesh.is_empty() || !key.zone.is_empty() || mesh_model::is_secret(&key.kind) {
             return Vec::new();
         }
         let suspected = |stream: &ConnectedZone| {

@@ -12,7 +12,7 @@ use axum::{
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use mesh_model::{
-    Resource, Secret, Violation, Writers,
+    Resource, Violation, Writers,
     api::{Diff, Key, Rollback, Written},
     find_kind,
 };
@@ -279,17 +279,17 @@ fn gone(too_old: TooOld) -> Problem {
 /// What was stored, as somebody would put it today: checked anew, and with the value of a secret opened.
 fn resource_of(sealing: &SealingKey, stored: &Stored) -> Result<Resource, Problem> {
     let resource = Resource::from_json(&stored.json)?;
-    let Some(secret) = resource.get::<Secret>() else {
+    let Some(data) = resource.secret_data() else {
         return Ok(resource);
     };
     let sealed = STANDARD
-        .decode(&secret.data)
+        .decode(data)
         .map_err(|error| Problem::internal(&error))?;
     let opened = sealing
         .open(&secret_associated_data(&stored.key), &sealed)
         .map_err(|error| Problem::internal(&error))?;
     let data = STANDARD.encode(opened.as_slice());
-    Ok(Resource::new(resource.meta.clone(), Secret { data }))
+    Ok(resource.with_secret_data(data))
 }
 
 fn violation(path: &str, message: String) -> Violation {

@@ -1261,6 +1261,20 @@ async fn secrets_are_read_by_those_who_may_and_never_lie_in_clear() {
     // Reading it was written down.
     let audit = node.get("/v1/audit").await.ok().to_string();
     assert!(audit.contains("read the value of Secret db"), "{audit}");
+    // A secret outside any mesh is an administrator's alone.
+    let path = "/v1/globalsecrets/db";
+    let body = format!("type: GlobalSecret\nname: db\ndata: {encoded}\n");
+    node.put(path, &body).await.ok();
+    assert_eq!(
+        node.put(path, &body).await.ok()["results"][0]["outcome"],
+        "unchanged"
+    );
+    assert_eq!(node.get(path).await.ok()["data"], encoded);
+    node.get_as(&mesh_admin, path).await.problem(403);
+    node.get_as(&viewer, path).await.problem(403);
+    let list = node.get_as(&viewer, "/v1/globalsecrets").await.ok();
+    assert_eq!(list["items"][0]["name"], "db");
+    assert!(list["items"][0]["data"].is_null());
     // Nothing on the disk holds it in clear, nor any private key but this node's own.
     node.app.cluster.shutdown().await;
     for (file, bytes) in files(node.dir.path()) {

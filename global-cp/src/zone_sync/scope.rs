@@ -52,7 +52,8 @@ impl Placement {
             return told.then_some("");
         }
         // Secrets stay here until something in a zone needs one.
-        (self.meshes.contains(&key.mesh) && !mesh_model::is_secret(&key.kind)).then_some(key.mesh.as_str())
+        (self.meshes.contains(&key.mesh) && !mesh_model::is_secret(&key.kind))
+            .then_some(key.mesh.as_str())
     }
 
     /// Every scope of the zone.

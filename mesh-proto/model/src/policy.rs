@@ -318,7 +318,7 @@ mod tests {
     ) -> Option<&'s Shape> {
         for name in path.split('.') {
             shape = schema.resolve(shape);
-            while let Shape::List(items, _) = shape {
+            while let Shape::List(items, ..) = shape {
                 shape = schema.resolve(items);
             }
             let Shape::Object(fields) = shape else {

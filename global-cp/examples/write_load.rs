@@ -19,7 +19,10 @@ use std::{
 
 use anyhow::{Context as _, anyhow};
 use futures::future::BoxFuture;
-use global_cp::cluster::{Cluster, Node, Settings, Start, ZoneStreams, node_of};
+use global_cp::{
+    audit::AttemptLog,
+    cluster::{Cluster, Node, Settings, Start, ZoneStreams, node_of},
+};
 use mesh_proto::{
     raft::{ConnectedZone, Entry, Operation, Put, operation},
     spiffe::SpiffeId,
@@ -68,6 +71,7 @@ async fn start(ca: &Ca, directory: &Path, id: u64, start: Start) -> anyhow::Resu
     let leaf = ca.sign(&pki::request(&key)?, &subject, now, Duration::hours(1))?;
     let identity = LocalIdentity::none();
     identity.set(vec![leaf], &pki::private_key(&key))?;
+    let attempts = AttemptLog::open(&directory)?;
     Ok(Cluster::start(Settings {
         data_dir: directory,
         node,
@@ -81,6 +85,7 @@ async fn start(ca: &Ca, directory: &Path, id: u64, start: Start) -> anyhow::Resu
         trust: Arc::new(TrustDomains::installation(&[ca.certificate().clone()])?),
         start,
         zones: Arc::new(NoZones),
+        attempts,
     })
     .await?)
 }

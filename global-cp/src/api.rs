@@ -15,7 +15,9 @@
 //! | [`rollback`] | bringing back what was |
 //! | [`watch`] | changes as they happen |
 //! | [`token`] | making, listing and revoking tokens |
-//! | [`status`] | cluster, zones, roll-outs, audit, schemas |
+//! | [`status`] | cluster, zones, roll-outs, schemas |
+//! | [`audit`] | who did what, and who was refused what |
+//! | [`check`] | what deserves attention |
 //! | [`nodes`] | removing a node |
 //! | [`observed`] | what is observed of a resource beside what is stored: conditions, age |
 //! | [`zones`] | asking zones what only they know |
@@ -41,12 +43,14 @@ use axum::{
     middleware::{self, Next},
     response::{IntoResponse, Response},
 };
-use mesh_model::api::{AnyView, CreateToken, CreatedToken, Rollback, Written};
+use mesh_model::api::{AnyView, Audit, CreateToken, CreatedToken, Rollback, Written};
 
 use crate::{app::App, metrics::RequestLabels};
 
+pub mod audit;
 pub mod batch;
 pub mod caller;
+pub mod check;
 pub mod dataplanes;
 pub mod diff;
 pub mod explain;
@@ -68,6 +72,8 @@ pub mod zones;
 
 #[cfg(test)]
 mod access_tests;
+#[cfg(test)]
+mod audit_tests;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
@@ -153,10 +159,14 @@ fn routes() -> ApiRouter<App> {
         )
         .api_route(
             "/v1/audit",
-            get_with(
-                status::audit,
-                about("audit", "Who did what, and who was refused what"),
-            ),
+            get_with(audit::audit, |op| {
+                about("audit", "Who did what, and who was refused what")(op)
+                    .response::<200, Json<Audit>>()
+            }),
+        )
+        .api_route(
+            "/v1/check",
+            get_with(check::check, about("check", "What deserves attention")),
         )
         .api_route(
             "/v1/schema/{type}",

@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use mesh_proto::zone::ResourceKey;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -79,44 +80,55 @@ impl App {
 
     /// Keeps a record of a refusal.
     pub fn refused(&self, actor: &Actor, denied: &Denied, mesh: &str) {
-        self.0.attempts.add(Attempt {
-            time: clock::now_text(),
-            actor: actor.name.clone(),
-            address: actor.address.clone(),
-            what: format!("{} {}", denied.verb, denied.what),
+        let asked = match actor.request.as_str() {
+            "" => String::new(),
+            request => format!(" ({request})"),
+        };
+        self.attempts.add(Attempt {
+            what: format!("{} {}{asked}", denied.verb, denied.what),
             outcome: "refused".to_owned(),
             reason: denied.reason.to_owned(),
-            meshes: (!mesh.is_empty())
-                .then(|| mesh.to_owned())
-                .into_iter()
-                .collect(),
+            kind: denied.kind.clone(),
+            ..attempt(actor, mesh)
         });
     }
 
     /// Keeps a record of an attempt that nobody vouches for.
     pub fn refused_stranger(&self, actor: &str, address: &str, what: &str, reason: &str) {
-        self.0.attempts.add(Attempt {
+        self.attempts.add(Attempt {
             time: clock::now_text(),
             actor: actor.to_owned(),
             address: address.to_owned(),
             what: what.to_owned(),
             outcome: "refused".to_owned(),
             reason: reason.to_owned(),
-            meshes: Vec::new(),
+            ..Attempt::default()
         });
     }
 
     /// Keeps a record of a secret's value being read.
-    pub fn secret_read(&self, actor: &Actor, what: &str, mesh: &str) {
-        self.0.attempts.add(Attempt {
-            time: clock::now_text(),
-            actor: actor.name.clone(),
-            address: actor.address.clone(),
-            what: format!("read the value of {what}"),
+    pub fn secret_read(&self, actor: &Actor, key: &ResourceKey) {
+        self.attempts.add(Attempt {
+            what: format!("read the value of {key}"),
             outcome: "read".to_owned(),
-            reason: String::new(),
-            meshes: vec![mesh.to_owned()],
+            kind: key.kind.clone(),
+            ..attempt(actor, &key.mesh)
         });
+    }
+}
+
+/// What every record of somebody's attempt has in common.
+fn attempt(actor: &Actor, mesh: &str) -> Attempt {
+    Attempt {
+        time: clock::now_text(),
+        actor: actor.name.clone(),
+        address: actor.address.clone(),
+        meshes: (!mesh.is_empty())
+            .then(|| mesh.to_owned())
+            .into_iter()
+            .collect(),
+        request_id: actor.request_id.clone(),
+        ..Attempt::default()
     }
 }
 

@@ -127,6 +127,8 @@ pub struct Denied {
     pub what: String,
     /// What would be needed.
     pub reason: &'static str,
+    /// The kind it is about; "" where it is about none.
+    pub kind: String,
 }
 
 impl Actor {
@@ -271,6 +273,7 @@ pub fn authorize(actor: &Actor, action: Action, mesh: &str, kind: &str) -> Resul
             ("Mesh" | "", mesh) => format!("mesh {mesh}"),
             (kind, mesh) => format!("{kind} resources of mesh {mesh}"),
         },
+        kind: kind.to_owned(),
         reason: if actor.grants.is_empty() {
             "no RoleBinding gives it a role"
         } else if in_mesh && !reached {
@@ -345,6 +348,7 @@ pub fn authorize_grant(actor: &Actor, grant: &Grant) -> Result<(), Denied> {
             Reach::Meshes(meshes) => format!("a role in {}", meshes.join(", ")),
         },
         reason: "nobody can grant more than they have",
+        kind: "RoleBinding".to_owned(),
     })
 }
 

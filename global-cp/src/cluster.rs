@@ -27,8 +27,9 @@ use std::{
 use futures::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use mesh_proto::{
     raft::{
-        Actor, ConnectedZone, Entry, EntryResult, Operation, QueryZoneRequest, ReadIndexRequest,
-        SetSystem, WriteRequest, ZoneStatusesRequest, operation, raft_server::RaftServer,
+        Actor, AttemptsRequest, ConnectedZone, Entry, EntryResult, Operation, QueryZoneRequest,
+        ReadIndexRequest, SetSystem, WriteRequest, ZoneStatusesRequest, operation,
+        raft_server::RaftServer,
     },
     spiffe::SpiffeId,
     zone::{NodeAddresses, Query, QueryAnswer, query::What},
@@ -59,6 +60,7 @@ mod tests;
 
 pub use crate::store::directory::Node;
 use crate::{
+    audit::{Attempt, AttemptLog, Wanted},
     state::{
         State,
         apply::ENTRY_VERSION,
@@ -110,6 +112,8 @@ pub struct Settings {
     pub start: Start,
     /// Streams of the zones connected to this node.
     pub zones: Arc<dyn ZoneStreams>,
+    /// What was refused here.
+    pub attempts: AttemptLog,
 }
 
 /// How a node starts.
@@ -185,6 +189,17 @@ pub enum QueryError {
 pub struct ZoneStatuses {
     /// The node a zone is connected to, and what that node knows of it.
     pub zones: Vec<(u64, ConnectedZone)>,
+    /// When the certificates of the nodes that answered end, in Unix seconds; 0: not known.
+    pub nodes: Vec<(u64, u64)>,
+    /// Nodes that did not answer.
+    pub unreachable: Vec<u64>,
+}
+
+/// What was refused, and where.
+#[derive(Debug, Clone, Default)]
+pub struct Attempts {
+    /// The node that refused, and what.
+    pub found: Vec<(u64, Attempt)>,
     /// Nodes that did not answer.
     pub unreachable: Vec<u64>,
 }
@@ -290,6 +305,7 @@ struct Inner {
     reads: Reads,
     changes: membership::Changes,
     zones: Arc<dyn ZoneStreams>,
+    attempts: AttemptLog,
     own: Peer,
     listens: Option<SocketAddr>,
     stop: CancellationToken,
@@ -331,6 +347,7 @@ impl Cluster {
             trust,
             start,
             zones,
+            attempts,
         } = settings;
         let (store, file) = open_store(data_dir, node.clone(), &start).await?;
         let peers = Peers::new(identity.clone(), trust.clone());
@@ -365,6 +382,7 @@ impl Cluster {
             revisions,
             speaker,
             zones,
+            attempts,
             own,
             listens: listener.local_addr().ok(),
             stop: CancellationToken::new(),
@@ -407,6 +425,7 @@ impl Cluster {
             proposer: inner.proposer.clone(),
             snapshots,
             zones: inner.zones.clone(),
+            attempts: inner.attempts.clone(),
             membership: inner.changes.clone(),
         })
         .max_decoding_message_size(peers::BIGGEST_MESSAGE)
@@ -785,6 +804,7 @@ impl Cluster {
         let here = self.0.zones.statuses();
         let mut statuses = ZoneStatuses {
             zones: here.into_iter().map(|zone| (id, zone)).collect(),
+            nodes: vec![(id, self.own_certificate_end())],
             unreachable: Vec::new(),
         };
         let mut questions: FuturesUnordered<_> = self
@@ -804,17 +824,71 @@ impl Cluster {
         while let Some((id, answer)) = questions.next().await {
             match answer {
                 None => statuses.unreachable.push(id),
-                Some(response) => statuses.zones.extend(
-                    response
-                        .into_inner()
-                        .zones
-                        .into_iter()
-                        .map(|zone| (id, zone)),
-                ),
+                Some(response) => {
+                    let response = response.into_inner();
+                    let zones = response.zones.into_iter().map(|zone| (id, zone));
+                    statuses.zones.extend(zones);
+                    statuses
+                        .nodes
+                        .push((id, response.node_certificate_not_after));
+                }
             }
         }
         statuses.unreachable.sort_unstable();
         statuses
+    }
+
+    /// When this node's own certificate ends, in Unix seconds; 0: not known.
+    #[must_use]
+    pub fn own_certificate_end(&self) -> u64 {
+        self.0.speaker.peers.own_certificate_end()
+    }
+
+    /// What was refused at every node, and which secrets were read there.
+    pub async fn attempts(&self, wanted: &Wanted) -> Attempts {
+        let id = self.node_id();
+        let (log, here) = (self.0.attempts.clone(), wanted.clone());
+        let here = tokio::task::spawn_blocking(move || log.find(&here, id));
+        let json = serde_json::to_vec(wanted).unwrap_or_default();
+        let mut questions: FuturesUnordered<_> = self
+            .others()
+            .into_iter()
+            .map(|id| {
+                let request = AttemptsRequest {
+                    cluster_id: self.cluster_id().to_owned(),
+                    wanted: json.clone(),
+                };
+                async move {
+                    let question = async {
+                        let mut client = self.0.speaker.client(id).await.ok()?;
+                        let found = client.attempts(request).await.ok()?.into_inner().found;
+                        serde_json::from_slice::<Vec<Attempt>>(&found).ok()
+                    };
+                    (id, timeout(ZONE_ANSWER, question).await.ok().flatten())
+                }
+            })
+            .collect();
+        let mut attempts = Attempts::default();
+        while let Some((id, found)) = questions.next().await {
+            match found {
+                None => attempts.unreachable.push(id),
+                Some(found) => {
+                    attempts
+                        .found
+                        .extend(found.into_iter().map(|attempt| (id, attempt)));
+                }
+            }
+        }
+        match here.await {
+            Ok(found) => {
+                attempts
+                    .found
+                    .extend(found.into_iter().map(|attempt| (id, attempt)));
+            }
+            Err(_) => attempts.unreachable.push(id),
+        }
+        attempts.unreachable.sort_unstable();
+        attempts
     }
 
     fn others(&self) -> Vec<u64> {

@@ -16,6 +16,7 @@
 //! | [`foretell`] | what a write would do, without doing it |
 //! | [`facts`] | facts of the installation that are no resources |
 //! | [`sealing`] | sealed values |
+//! | [`certificates`] | when which certificate ends (pure) |
 //! | [`ca`] | the installation CA |
 //! | [`tokens`] | texts of tokens: made, signed, verified |
 //! | [`issue`] | records of tokens: made, listed, revoked |
@@ -33,6 +34,7 @@ pub mod app;
 pub mod audit;
 pub mod authorize;
 pub mod ca;
+pub mod certificates;
 pub mod changes;
 pub mod clock;
 pub mod cluster;

@@ -44,6 +44,7 @@ struct Inner {
     zone_streams: Gauge<i64, AtomicI64>,
     watches: Gauge<i64, AtomicI64>,
     reports_refused: Counter,
+    earliest_certificate_end: Gauge,
 }
 
 impl Metrics {
@@ -79,7 +80,18 @@ impl Metrics {
             "Resources in zones' reports that were refused",
             inner.reports_refused.clone(),
         );
+        registry.register(
+            "earliest_certificate_end_seconds",
+            "Unix time at which the first certificate ends of those known here: installation CA, this node, zones \
+             connected to it, anchors of meshes",
+            inner.earliest_certificate_end.clone(),
+        );
         metrics
+    }
+
+    /// The first certificate of those known here ends at this Unix time.
+    pub fn earliest_certificate_end(&self, seconds: i64) {
+        self.0.earliest_certificate_end.set(seconds);
     }
 
     /// A request was answered.

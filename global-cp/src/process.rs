@@ -29,7 +29,8 @@ use crate::{
     app::{App, Shared},
     audit::AttemptLog,
     ca::{self, InstallationCa, Signer as _},
-    cluster::{self, Cluster},
+    certificates,
+    cluster::{self, Cluster, ZoneStreams as _},
     control,
     join::Join,
     metrics::Metrics,
@@ -42,6 +43,8 @@ use crate::{
 const HEARTBEAT: Duration = Duration::from_secs(3);
 /// How long requests under way may take after the process was asked to stop.
 const DRAIN: Duration = Duration::from_secs(10);
+/// Time between two looks at when certificates end.
+const CERTIFICATES_CHECK: Duration = Duration::from_secs(60);
 /// Time between two looks at the age of the node's certificate.
 const RENEWAL_CHECK: Duration = Duration::from_secs(600);
 /// Largest message from a zone: a full report of many services.
@@ -103,6 +106,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 
     // The replicated state.
     let streams = Streams::default();
+    let attempts = AttemptLog::open(&data_dir).context("audit.log")?;
     let cluster = cluster::Settings {
         data_dir: data_dir.clone(),
         node: prepared.node.clone(),
@@ -112,6 +116,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         trust: trust.clone(),
         start: prepared.start,
         zones: Arc::new(streams.clone()),
+        attempts: attempts.clone(),
     };
     let cluster = tokio::select! {
         cluster = Cluster::start(cluster) => cluster?,
@@ -120,7 +125,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let app = App::new(Shared {
         cluster: cluster.clone(),
         sealing: prepared.sealing,
-        attempts: AttemptLog::open(&data_dir).context("audit.log")?,
+        attempts,
         streams,
         lookout: api::observed::Lookout::default(),
         metrics,
@@ -347,13 +352,30 @@ fn renewed(
     Ok((leaf, ca.bundle().to_vec()))
 }
 
+/// When the first certificate ends of those known here, in Unix seconds.
+fn earliest_certificate_end(app: &App) -> i64 {
+    let own = [(app.cluster.node_id(), app.cluster.own_certificate_end())];
+    let zones = app.streams.statuses();
+    let stored = certificates::stored(&app.image());
+    certificates::of_control_planes(&own, &zones)
+        .chain(stored)
+        .map(|life| life.ends)
+        .min()
+        .unwrap_or_default()
+}
+
 /// Keeps health and metrics up to date.
 async fn watch_cluster(app: App, health: Health) {
     let mut look = tokio::time::interval(Duration::from_secs(1));
+    let mut look_at_certificates = tokio::time::interval(CERTIFICATES_CHECK);
     let stop: CancellationToken = app.stop.clone();
     loop {
         tokio::select! {
             _ = look.tick() => {}
+            _ = look_at_certificates.tick() => {
+                let ends = earliest_certificate_end(&app);
+                app.metrics.earliest_certificate_end(ends);
+            }
             () = stop.cancelled() => return,
         }
         let status = app.cluster.status();

@@ -111,6 +111,7 @@ impl TestNode {
             .unwrap();
         let trust = Arc::new(TrustDomains::installation(&prepared.identity.anchors).unwrap());
         let streams = Streams::default();
+        let attempts = AttemptLog::open(dir.path()).unwrap();
         let cluster = Cluster::start(cluster::Settings {
             data_dir: dir.path().to_owned(),
             node: prepared.node,
@@ -120,6 +121,7 @@ impl TestNode {
             trust: trust.clone(),
             start: prepared.start,
             zones: Arc::new(streams.clone()),
+            attempts: attempts.clone(),
         })
         .await
         .unwrap();
@@ -127,7 +129,7 @@ impl TestNode {
         let app = App::new(Shared {
             cluster,
             sealing: prepared.sealing,
-            attempts: AttemptLog::open(dir.path()).unwrap(),
+            attempts,
             streams,
             lookout: api::observed::Lookout::default(),
             metrics: Metrics::new(&registry),

@@ -433,6 +433,7 @@ async fn a_refusal_about_another_mesh_does_not_tell_whether_it_is_there() {
                 String::new(),
             ),
             (Method::GET, format!("/v1/watch?mesh={mesh}"), String::new()),
+            (Method::GET, format!("/v1/audit?mesh={mesh}"), String::new()),
             (
                 Method::POST,
                 "/v1/tokens".into(),

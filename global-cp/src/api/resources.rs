@@ -189,7 +189,7 @@ async fn get(
         if let Value::Object(fields) = &mut resource {
             fields.insert("data".to_owned(), value.into());
         }
-        app.secret_read(&caller.actor, &key.to_string(), &key.mesh);
+        app.secret_read(&caller.actor, &key);
     }
     let mut response = Json(resource).into_response();
     etag(&mut response, stored.modified_revision);

@@ -1,11 +1,11 @@
-//! How things are: the cluster, the zones, how far a revision has come, the audit, schemas.
+//! How things are: the cluster, the zones, how far a revision has come, schemas.
 
 use std::{collections::BTreeSet, time::Duration};
 
 use axum::{Json, extract::State, http::Uri};
 use mesh_model::{
     Mesh,
-    api::{GlobalStatus, Key, NodeStatus, Rollout, ZoneConnection},
+    api::{GlobalStatus, NodeStatus, Rollout, ZoneConnection},
 };
 use mesh_proto::{raft::ConnectedZone, zone::ResourceKey};
 use schemars::JsonSchema;
@@ -13,15 +13,15 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{
-    caller::{Caller, Params, Segments},
+    caller::{Caller, Segments},
     problem::Problem,
     resources::kind,
 };
 use crate::{
     app::App,
-    authorize::{Action, Actor, authorize, mesh_of},
-    clock, facts,
-    state::{AuditRecord, image::Image},
+    authorize::{Action, Actor, authorize},
+    facts,
+    state::image::Image,
     zone_sync::rollout::{self, KnownZone},
 };
 
@@ -254,128 +254,6 @@ fn rollout_query(query: &str) -> Result<(BTreeSet<String>, Duration), Problem> {
         }
     }
     Ok((meshes, wait))
-}
-
-/// Parameters of the audit.
-#[derive(Debug, Default, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct AuditQuery {
-    /// Most records.
-    #[schemars(range(min = 1, max = 1000))]
-    limit: Option<usize>,
-    #[serde(rename = "consistency")]
-    #[schemars(with = "Option<super::query::Consistency>")]
-    _consistency: Option<String>,
-}
-
-/// Who did what, and who was refused what.
-#[derive(Debug, Serialize, JsonSchema)]
-pub struct Audit {
-    /// Newest first.
-    items: Vec<AuditItem>,
-}
-
-/// One record of the audit.
-#[derive(Debug, PartialEq, Eq, Serialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct AuditItem {
-    /// RFC 3339.
-    time: String,
-    /// Who.
-    actor: String,
-    /// From where, as far as known.
-    address: String,
-    /// What was done or tried, in words.
-    summary: String,
-    /// `done`, `refused` or `read`.
-    outcome: String,
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    reason: String,
-    /// Revision of the change, for `done`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    revision: Option<u64>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    changed: Vec<Key>,
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    request_id: String,
-}
-
-/// `GET /v1/audit`: changes made anywhere; refusals and reads of secrets of the answering node. Someone bound to meshes
-/// sees what concerns these alone.
-pub async fn audit(
-    State(app): State<App>,
-    caller: Caller,
-    Params(params): Params<AuditQuery>,
-) -> Result<Json<Audit>, Problem> {
-    let limit = params.limit.unwrap_or(100);
-    if !(1..=1000).contains(&limit) {
-        return Err(Problem::bad_request("limit: must be between 1 and 1000"));
-    }
-    let may = |mesh: &str| authorize(&caller.actor, Action::ReadAudit, mesh, "").is_ok();
-    let sees = |meshes: &[&str]| match meshes {
-        [] => may(""),
-        meshes => meshes.iter().all(|mesh| may(mesh)),
-    };
-    if caller
-        .actor
-        .meshes_for(Action::ReadAudit, "")
-        .is_some_and(|meshes| meshes.is_empty())
-    {
-        caller.may(&app, Action::ReadAudit, "", "")?;
-    }
-    let done = app.image().audit(usize::MAX);
-    let done = done
-        .into_iter()
-        .filter(|record| sees(&record.changed.iter().map(mesh_of).collect::<Vec<_>>()))
-        .take(limit)
-        .map(done_item);
-    let attempts = app
-        .attempts
-        .recent(usize::MAX)
-        .into_iter()
-        .filter(|attempt| {
-            sees(
-                &attempt
-                    .meshes
-                    .iter()
-                    .map(String::as_str)
-                    .collect::<Vec<_>>(),
-            )
-        })
-        .take(limit)
-        .map(|attempt| AuditItem {
-            time: attempt.time,
-            actor: attempt.actor,
-            address: attempt.address,
-            summary: attempt.what,
-            outcome: attempt.outcome,
-            reason: attempt.reason,
-            revision: None,
-            changed: vec![],
-            request_id: String::new(),
-        });
-    let mut items: Vec<AuditItem> = done.chain(attempts).collect();
-    items.sort_by(|a, b| b.time.cmp(&a.time).then(b.revision.cmp(&a.revision)));
-    items.truncate(limit);
-    Ok(Json(Audit { items }))
-}
-
-fn done_item(record: AuditRecord) -> AuditItem {
-    AuditItem {
-        time: clock::from_ms(record.time_ms),
-        actor: record.actor,
-        address: record.address,
-        summary: record.summary,
-        outcome: "done".to_owned(),
-        reason: String::new(),
-        revision: Some(record.revision),
-        changed: record.changed.into_iter().map(Key::from).collect(),
-        // Beside the client's own id it holds a fingerprint, which is nobody's business.
-        request_id: record
-            .request_id
-            .rsplit_once('/')
-            .map_or(String::new(), |(id, _)| id.to_owned()),
-    }
 }
 
 /// `GET /v1/schema/{type}`

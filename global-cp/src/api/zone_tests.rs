@@ -1,7 +1,7 @@
 //! Handlers that ask zones, with zones that the tests play.
 
 use mesh_proto::zone::{
-    Condition, DataplaneRefusal, MeshStatus, ResourceKey, ZoneStatus, query::What,
+    Condition, DataplaneRefusal, MeshStatus, ReportRefusal, ResourceKey, ZoneStatus, query::What,
 };
 use serde_json::{Value, json};
 
@@ -362,4 +362,116 @@ async fn what_a_zone_owns_shows_its_age_and_whether_the_zone_is_there() {
     assert!(read["status"]["zone"]["silentMs"].is_null());
     let list = node.get("/v1/meshes/pay/meshservices").await.ok();
     assert_eq!(list["items"][0]["status"]["zone"]["state"], "offline");
+}
+
+// === check ===
+
+#[tokio::test]
+async fn a_check_finds_what_ends_soon_who_is_away_and_what_is_refused() {
+    let node = node().await;
+    let now = crate::clock::now_seconds();
+    node.token(
+        json!({"use": "api", "role": "viewer", "description": "CI", "validForSeconds": 3600}),
+    )
+    .await;
+    let expired = now - 3600;
+    let west = node
+        .play_zone("west", move |question| {
+            let What::ListDataplanes(asked) = question else {
+                return Err("only lists".into());
+            };
+            let dataplane = |name: &str, ends: u64| {
+                json!({
+                    "mesh": asked.mesh, "zone": "", "name": name, "state": "online", "spiffeId": "", "version": "",
+                    "services": [], "certificateNotAfter": ends, "documents": [], "resource": {},
+                })
+            };
+            Ok(json!([dataplane("fresh", now + 80_000), dataplane("stuck", expired), dataplane("new", 0)]))
+        })
+        .await;
+    let mesh = |mesh: &str| MeshStatus {
+        mesh: mesh.into(),
+        dataplanes: 3,
+        refused_count: 1,
+        refused: vec![DataplaneRefusal {
+            dataplane: "stuck".into(),
+            document: "proxy".into(),
+            reason: "unknown feature".into(),
+        }],
+        silent_count: 1,
+        silent: vec!["gone".into()],
+        ..MeshStatus::default()
+    };
+    west.status(ZoneStatus {
+        revision: node.revision(),
+        meshes: vec![mesh("pay"), mesh("ana")],
+        refused: vec![ReportRefusal {
+            key: Some(key("pay", "web-to-store")),
+            reason: "too new".into(),
+        }],
+    });
+    node.app.streams.certificate("west", now + 24 * 3600);
+    node.app
+        .streams
+        .remove(&node.play_zone("east", |_| Ok(Value::Null)).await);
+    let check = node.get("/v1/check").await.ok();
+    let told: Vec<String> = check["findings"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|found| {
+            format!(
+                "{} {}: {}",
+                found["severity"], found["subject"], found["message"]
+            )
+            .replace('"', "")
+        })
+        .collect();
+    for expected in [
+        "error dataplane ana/stuck: its certificate ended 60 min ago",
+        "error dataplane pay/stuck: its certificate ended 60 min ago",
+        "error dataplane pay/stuck: it refuses proxy: unknown feature",
+        "error MeshTrafficPermission web-to-store in mesh pay: zone west can not apply it: too new",
+        "error zone east: it is not connected",
+        "warning mesh pay in west: 1 dataplanes are known and not connected: gone",
+        "warning zone north: it was declared and has never been heard of",
+        "warning zone west: its certificate ends in 24 h, and should have been renewed by now",
+        "warning token",
+    ] {
+        assert!(
+            told.iter().any(|told| told.starts_with(expected)),
+            "{expected} in {told:#?}"
+        );
+    }
+    let first_warning = told
+        .iter()
+        .position(|told| told.starts_with("warning"))
+        .unwrap();
+    assert!(
+        told[first_warning..]
+            .iter()
+            .all(|told| told.starts_with("warning"))
+    );
+    let certificates = check["certificates"].as_array().unwrap();
+    let left: Vec<i64> = certificates
+        .iter()
+        .map(|end| end["secondsLeft"].as_i64().unwrap())
+        .collect();
+    assert!(left.is_sorted() && left[0] < 0, "{left:?}");
+    for subject in [
+        "installation CA",
+        "global node 1",
+        "zone west",
+        "dataplane pay/fresh",
+    ] {
+        assert!(
+            certificates.iter().any(|end| end["subject"] == subject),
+            "{subject} in {check}"
+        );
+    }
+    // A tenant is told of its own mesh, and of the installation.
+    let tenant = node.person("viewer", &["ana"]).await;
+    let check = node.get_as(&tenant, "/v1/check").await.ok();
+    assert!(!check.to_string().contains("pay"), "{check}");
+    assert!(check.to_string().contains("dataplane ana/stuck"), "{check}");
 }

@@ -18,7 +18,10 @@ use mesh_runtime::{
 use tokio::sync::watch;
 use tonic::transport::Channel;
 
-use crate::store::types::{LogId, Vote};
+use crate::{
+    certificates,
+    store::types::{LogId, Vote},
+};
 
 /// Biggest message between nodes: the biggest entry as base64, with room to spare.
 pub const BIGGEST_MESSAGE: usize = 64 << 20;
@@ -104,6 +107,14 @@ impl Peers {
     fn known(&self) -> MutexGuard<'_, HashMap<u64, Known>> {
         // Nothing in a critical section can leave it half changed.
         self.0.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// When this node's own certificate ends, in Unix seconds; 0: not known.
+    #[must_use]
+    pub fn own_certificate_end(&self) -> u64 {
+        let own = self.0.identity.current();
+        let leaf = own.as_ref().and_then(|key| key.cert.first());
+        leaf.map(certificates::end_of).unwrap_or_default()
     }
 
     /// Notes a place where a node may be, as the membership or another node says.

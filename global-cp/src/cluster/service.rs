@@ -4,9 +4,9 @@ use std::{sync::Arc, time::Duration};
 
 use mesh_proto::{
     raft::{
-        AddNodeRequest, AddNodeResponse, QueryZoneRequest, QueryZoneResponse, RaftMessage,
-        ReadIndexRequest, ReadIndexResponse, SnapshotChunk, WriteRequest, WriteResponse,
-        ZoneStatusesRequest, ZoneStatusesResponse, raft_server,
+        AddNodeRequest, AddNodeResponse, AttemptsRequest, AttemptsResponse, QueryZoneRequest,
+        QueryZoneResponse, RaftMessage, ReadIndexRequest, ReadIndexResponse, SnapshotChunk,
+        WriteRequest, WriteResponse, ZoneStatusesRequest, ZoneStatusesResponse, raft_server,
     },
     zone::NodeAddresses,
 };
@@ -22,9 +22,12 @@ use super::{
     network::{SnapshotHeader, Speaker},
     proposer::{NotWritten, Proposer},
 };
-use crate::store::{
-    snapshot::Snapshots,
-    types::{Peer, TypeConfig},
+use crate::{
+    audit::{AttemptLog, Wanted},
+    store::{
+        snapshot::Snapshots,
+        types::{Peer, TypeConfig},
+    },
 };
 
 /// How long the next part of a snapshot may take to come.
@@ -37,6 +40,7 @@ pub struct Service {
     pub(super) proposer: Proposer,
     pub(super) snapshots: Snapshots,
     pub(super) zones: Arc<dyn ZoneStreams>,
+    pub(super) attempts: AttemptLog,
     pub(super) membership: membership::Changes,
 }
 
@@ -268,6 +272,22 @@ impl raft_server::Raft for Service {
         }))
     }
 
+    async fn attempts(
+        &self,
+        request: Request<AttemptsRequest>,
+    ) -> Result<Response<AttemptsResponse>, Status> {
+        self.caller(&request, &request.get_ref().cluster_id)?;
+        let wanted: Wanted = serde_json::from_slice(&request.into_inner().wanted)
+            .map_err(|error| Status::invalid_argument(format!("not understood: {error}")))?;
+        let (log, id) = (self.attempts.clone(), self.speaker.node.node_id);
+        let found = tokio::task::spawn_blocking(move || log.find(&wanted, id))
+            .await
+            .map_err(|error| Status::internal(error.to_string()))?;
+        Ok(Response::new(AttemptsResponse {
+            found: serde_json::to_vec(&found).unwrap_or_default(),
+        }))
+    }
+
     async fn zone_statuses(
         &self,
         request: Request<ZoneStatusesRequest>,
@@ -275,6 +295,7 @@ impl raft_server::Raft for Service {
         self.caller(&request, &request.get_ref().cluster_id)?;
         Ok(Response::new(ZoneStatusesResponse {
             zones: self.zones.statuses(),
+            node_certificate_not_after: self.speaker.peers.own_certificate_end(),
         }))
     }
 }

@@ -19,7 +19,10 @@ use tokio::net::TcpListener;
 use super::{
     Cluster, Node, QueryError, Settings, Start, StartError, Status, WriteError, ZoneStreams,
 };
-use crate::store::{self, OpenError};
+use crate::{
+    audit::{Attempt, AttemptLog, Wanted},
+    store::{self, OpenError},
+};
 
 /// A zone is connected to the node with the same number.
 struct OneZone(u64);
@@ -113,6 +116,7 @@ impl Installation {
             trust: Arc::new(TrustDomains::installation(&anchors).unwrap()),
             start,
             zones: Arc::new(OneZone(id)),
+            attempts: AttemptLog::open(self.dir(id)).unwrap(),
         })
         .await
     }
@@ -643,4 +647,33 @@ fn a_directory_without_its_node_file_is_not_new() {
         .unwrap();
     let error = store::directory::load(dir.path()).unwrap_err();
     assert!(error.to_string().contains("node.json"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_refused_anywhere_is_found_everywhere_and_a_silent_node_is_named() {
+    let installation = Installation::new();
+    let [first, second, third] = installation.three().await;
+    for (node, second) in [(&first, 1), (&third, 2), (&second, 3)] {
+        node.0.attempts.add(Attempt {
+            time: format!("2026-01-01T00:00:0{second}Z"),
+            actor: format!("token/{}", node.node_id()),
+            ..Attempt::default()
+        });
+    }
+    let wanted = Wanted {
+        limit: 10,
+        ..Wanted::default()
+    };
+    let found = second.attempts(&wanted).await;
+    let mut actors: Vec<_> = found
+        .found
+        .iter()
+        .map(|(node, attempt)| format!("{node} {}", attempt.actor))
+        .collect();
+    actors.sort();
+    assert_eq!(actors, ["1 token/1", "2 token/2", "3 token/3"]);
+    assert!(found.unreachable.is_empty());
+    stop(third).await;
+    let found = second.attempts(&wanted).await;
+    assert_eq!((found.found.len(), found.unreachable), (2, vec![3]));
 }

@@ -192,6 +192,7 @@ mod tests {
             silent_ms,
             acknowledged_revision: acknowledged,
             refused_changes: vec![],
+            certificate_not_after: 0,
         }
     }
 

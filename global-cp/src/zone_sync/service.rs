@@ -24,6 +24,7 @@ use mesh_proto::{
     },
 };
 use mesh_runtime::{pki, transport};
+use rustls_pki_types::CertificateDer;
 use time::OffsetDateTime;
 use tokio::sync::{Notify, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
@@ -41,6 +42,7 @@ use crate::{
     api::status::known_zones,
     app::App,
     ca::{self, InstallationCa, Signer as _},
+    certificates,
     cluster::WriteError,
     state::{Stored, image::Image},
 };
@@ -82,6 +84,11 @@ impl zone_sync_server::ZoneSync for ZoneSync {
         let address = transport::peer_address(&request)
             .map(|address| address.to_string())
             .unwrap_or_default();
+        if let Some(leaf) = leaf(&request) {
+            self.app
+                .streams
+                .certificate(zone.as_str(), certificates::end_of(&leaf));
+        }
         let (outgoing, receiver) = mpsc::channel(QUEUE);
         let app = self.app.clone();
         tokio::spawn(async move {
@@ -119,6 +126,9 @@ impl zone_sync_server::ZoneSync for ZoneSync {
                 ca::ZONE_LIFETIME,
             )
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        self.app
+            .streams
+            .certificate(zone.as_str(), certificates::end_of(&leaf));
         tracing::info!(%zone, "the certificate of a zone was renewed");
         Ok(Response::new(RenewCertificateResponse {
             certificate: pki::to_pem(&leaf),
@@ -191,13 +201,17 @@ fn check_age(image: &Image, zone: &str, issued_ms: Option<u64>) -> Result<(), St
 
 /// When the caller's certificate was made, in Unix milliseconds.
 fn issued_ms<T>(request: &Request<T>) -> Option<u64> {
+    let (begin, _) = pki::validity(&leaf(request)?).ok()?;
+    let issued = (begin + pki::NOT_BEFORE_SKEW).unix_timestamp();
+    u64::try_from(issued).ok()?.checked_mul(1000)
+}
+
+/// The caller's certificate.
+fn leaf<T>(request: &Request<T>) -> Option<CertificateDer<'static>> {
     let info = request
         .extensions()
         .get::<TlsConnectInfo<TcpConnectInfo>>()?;
-    let chain = info.peer_certs()?;
-    let (begin, _) = pki::validity(chain.first()?).ok()?;
-    let issued = (begin + pki::NOT_BEFORE_SKEW).unix_timestamp();
-    u64::try_from(issued).ok()?.checked_mul(1000)
+    Some(info.peer_certs()?.first()?.clone())
 }
 
 /// Where a zone is placed now.

@@ -37,6 +37,8 @@ pub struct Streams(Arc<Mutex<Inner>>);
 struct Inner {
     /// By zone and instance of its control plane.
     streams: BTreeMap<(String, String), Arc<Stream>>,
+    /// When the newest certificate seen here of each zone ends, in Unix seconds.
+    certificates: HashMap<String, u64>,
     /// Newest report seen here of each zone.
     positions: HashMap<String, Position>,
 }
@@ -159,6 +161,7 @@ impl Stream {
             silent_ms: u64::try_from(heard.at.elapsed().as_millis()).unwrap_or(u64::MAX),
             acknowledged_revision: heard.acknowledged,
             refused_changes: heard.refusals.changes(),
+            certificate_not_after: 0,
         }
     }
 
@@ -229,6 +232,13 @@ impl Streams {
         }
     }
 
+    /// Takes note of a zone's certificate, which ends at `ends` (Unix seconds).
+    pub fn certificate(&self, zone: &str, ends: u64) {
+        let mut inner = lock(&self.0);
+        let known = inner.certificates.entry(zone.to_owned()).or_default();
+        *known = ends.max(*known);
+    }
+
     /// How many there are.
     #[must_use]
     pub fn count(&self) -> usize {
@@ -247,9 +257,11 @@ impl Streams {
         true
     }
 
-    /// Forgets the position of a zone's reports: it was deleted, or joins anew and counts from the beginning.
+    /// Forgets the position of a zone's reports, and its certificate: it was deleted, or joins anew and counts from the beginning.
     pub fn forget_position(&self, zone: &str) {
-        lock(&self.0).positions.remove(zone);
+        let mut inner = lock(&self.0);
+        inner.positions.remove(zone);
+        inner.certificates.remove(zone);
     }
 
     fn of_zone(&self, zone: &str) -> Option<Arc<Stream>> {
@@ -274,7 +286,14 @@ impl ZoneStreams for Streams {
         inner
             .streams
             .values()
-            .map(|stream| stream.connected())
+            .map(|stream| ConnectedZone {
+                certificate_not_after: inner
+                    .certificates
+                    .get(&stream.zone)
+                    .copied()
+                    .unwrap_or_default(),
+                ..stream.connected()
+            })
             .collect()
     }
 }

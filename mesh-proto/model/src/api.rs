@@ -856,6 +856,89 @@ pub struct ZoneServicePort {
     pub endpoints: Vec<String>,
 }
 
+/// A page of the audit: who did what, and who was refused what.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Audit {
+    /// Newest first.
+    pub items: Vec<AuditItem>,
+    /// Give it as `continue` to get the next page; absent on the last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+    /// Nodes that did not answer: what they refused is missing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unanswered: Vec<u64>,
+}
+
+/// One record of the audit.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AuditItem {
+    /// When.
+    pub time: String,
+    /// Who, as `user/<name>/<token id>`, `token/<id>`, `zone/<name>`, `node/<id>`, `system` or `anonymous`.
+    pub actor: String,
+    /// From where, as far as it is known.
+    pub address: String,
+    /// What was done or tried, in words.
+    pub summary: String,
+    /// `done`, `refused`, or `read` for the value of a secret.
+    pub outcome: String,
+    /// Why it was refused.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+    /// Revision of the change, for `done`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision: Option<u64>,
+    /// The node that refused, or showed the secret.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<u64>,
+    /// What changed, for `done`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub changes: Vec<AuditChange>,
+    /// The client's id of the request, where it gave one.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub request_id: String,
+}
+
+/// What a change did to one resource.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AuditChange {
+    /// The resource.
+    pub key: Key,
+    /// What became of it.
+    pub outcome: WriteOutcome,
+    /// Fields that changed; for a resource that was created or deleted, all of it as one field without a name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub fields: Vec<FieldChange>,
+    /// How many fields more changed.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub more_fields: usize,
+    /// What it was before is not kept any more, or was not looked up, since the page holds so much.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub forgotten: bool,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // as serde wants it
+fn is_zero(number: &usize) -> bool {
+    *number == 0
+}
+
+/// One field, before and after. Long values are shortened, secret ones left out.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct FieldChange {
+    /// Its path.
+    pub field: String,
+    /// Absent where it is new, or secret.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before: Option<Value>,
+    /// Absent where it goes, or is secret.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<Value>,
+}
+
 /// What deserves attention in the installation.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]

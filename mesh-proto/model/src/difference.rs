@@ -8,12 +8,22 @@ use crate::path;
 /// itself, not what is in it; so is a list whose length differs.
 #[must_use]
 pub fn difference(before: &Value, after: &Value) -> Vec<String> {
-    let mut paths = Vec::new();
-    collect("", before, after, &mut paths);
-    paths
+    let changed = changed_fields(before, after).into_iter();
+    changed.map(|(path, _, _)| path).collect()
 }
 
-fn collect(at: &str, before: &Value, after: &Value, paths: &mut Vec<String>) {
+/// A path, and what is there before and after.
+type Changed<'a> = (String, Option<&'a Value>, Option<&'a Value>);
+
+/// The fields that differ, as [`difference`] names them, with what each was and is.
+#[must_use]
+pub fn changed_fields<'a>(before: &'a Value, after: &'a Value) -> Vec<Changed<'a>> {
+    let mut changed = Vec::new();
+    collect("", before, after, &mut changed);
+    changed
+}
+
+fn collect<'a>(at: &str, before: &'a Value, after: &'a Value, paths: &mut Vec<Changed<'a>>) {
     match (before, after) {
         (Value::Object(before), Value::Object(after)) => {
             let mut names: Vec<&String> = before.keys().chain(after.keys()).collect();
@@ -23,7 +33,7 @@ fn collect(at: &str, before: &Value, after: &Value, paths: &mut Vec<String>) {
                 let path = path::field(at, name);
                 match (before.get(name), after.get(name)) {
                     (Some(before), Some(after)) => collect(&path, before, after, paths),
-                    _ => paths.push(path),
+                    (before, after) => paths.push((path, before, after)),
                 }
             }
         }
@@ -33,7 +43,7 @@ fn collect(at: &str, before: &Value, after: &Value, paths: &mut Vec<String>) {
             }
         }
         _ if before == after => {}
-        _ => paths.push(at.to_owned()),
+        _ => paths.push((at.to_owned(), Some(before), Some(after))),
     }
 }
 

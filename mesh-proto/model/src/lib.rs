@@ -60,7 +60,7 @@ pub mod warnings;
 mod word;
 
 pub use check::Checker;
-pub use difference::difference;
+pub use difference::{changed_fields, difference};
 pub use duration::Duration;
 pub use kind::{Descriptor, Kind, Scope, Writers, find_kind, is_secret};
 pub use kinds::*;

@@ -245,7 +245,7 @@ pub fn policy(mesh: &Mesh, key: &Key) -> Result<Value, Unknown> {
             .any(|part| part.target.kind != ToKind::Mesh && destination.is_meant_by(part.target))
     };
     let mut destinations = Vec::new();
-    for target in &mesh.services().targets {
+    for target in mesh.services().targets.iter() {
         let whole = Destination::new(target);
         if meant(&whole) {
             destinations.push(target.name.clone());

@@ -26,17 +26,18 @@ pub struct Services {
     /// Own services that each dataplane is behind, by its name.
     pub behind: BTreeMap<String, BTreeSet<String>>,
     /// What can be called, as policies refer to it; sorted by name.
-    pub targets: Vec<policy::Service>,
+    pub targets: policy::Services,
 }
 
 impl Services {
     /// A service as policies refer to it. One that does not exist has its name alone.
     #[must_use]
     pub fn target(&self, name: &str) -> policy::Service {
-        match self.targets.binary_search_by(|t| t.name.as_str().cmp(name)) {
-            Ok(at) => self.targets[at].clone(),
-            Err(_) => policy::Service::named(ToKind::MeshService, name),
-        }
+        let known = self.targets.get(ToKind::MeshService, name);
+        known.map_or_else(
+            || policy::Service::named(ToKind::MeshService, name),
+            policy::Service::clone,
+        )
     }
 }
 
@@ -157,7 +158,7 @@ pub fn services(sources: Sources<'_>) -> Services {
         targets.insert(name, target(name, of));
     }
     Services {
-        targets: targets.into_values().collect(),
+        targets: policy::Services::new(targets.into_values()),
         own,
         destinations,
         behind,

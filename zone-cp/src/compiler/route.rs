@@ -82,16 +82,7 @@ fn reference(view: &MeshView, backend: &BackendRef) -> ServiceRef {
 }
 
 fn resolve(view: &MeshView, backend: &BackendRef) -> Option<ServicePort> {
-    let services = &view.services.targets;
-    // A name means one service at most: no other need be looked at.
-    let services = match name(backend) {
-        None => services.as_slice(),
-        Some(name) => match services.binary_search_by(|s| s.name.as_str().cmp(name)) {
-            Ok(at) => std::slice::from_ref(&services[at]),
-            Err(_) => &[],
-        },
-    };
-    let found = backend.resolve(services).ok()?;
+    let found = backend.resolve(&view.services.targets).ok()?;
     Some(ServicePort {
         service: found.service.name.clone(),
         port: found.port?.number,

@@ -682,7 +682,7 @@ impl Mesh {
     }
 }
 
-fn by_name(targets: &[policy::Service]) -> BTreeMap<&str, &policy::Service> {
+fn by_name(targets: &policy::Services) -> BTreeMap<&str, &policy::Service> {
     targets.iter().map(|t| (t.name.as_str(), t)).collect()
 }
 

@@ -1,8 +1,8 @@
 //! Drives the store of a node by commands on standard input, for the tests in `tests/torture/` that kill it, take its
 //! power away and damage its files. Not part of any installation.
 //!
-//! `store-driver DATA_DIR [open]`: opens the store (makes it, unless `open` is given), then reads one command a line. Each
-//! command begins with a number; `ok NUMBER` answers it after the store has acknowledged it. The log's commands are
+//! `store-driver DATA_DIR [open]`: opens the store (makes it, unless `open` is given), then reads one command a line.
+//! `STORE_DRIVER_LOG=sled` keeps the log on sled, to see what becomes of it. Each command begins with a number; `ok NUMBER` answers it after the store has acknowledged it. The log's commands are
 //! done in order, one at a time; those of the state machine beside them, and snapshots beside both, as openraft does it.
 //!
 //! | command | what |
@@ -31,7 +31,8 @@ use global_cp::{
         keys,
     },
     store::{
-        self, Store,
+        self, ENGINES, Engines, Store,
+        database::Kind,
         directory::Node,
         log::LogStore,
         machine::Machine,
@@ -63,7 +64,14 @@ fn main() -> anyhow::Result<()> {
         node_id: 1,
         cluster_id: "torture".to_owned(),
     };
-    let store = match store::open(&directory, &owner, create) {
+    let engines = match std::env::var("STORE_DRIVER_LOG").as_deref() {
+        Ok("sled") => Engines {
+            log: Kind::Sled,
+            ..ENGINES
+        },
+        _ => ENGINES,
+    };
+    let store = match store::open_with(engines, &directory, &owner, create) {
         Ok(store) => store,
         Err(error) => {
             say(&format!("refused {error}"));

@@ -6,7 +6,7 @@
 //! | module | what it holds |
 //! | --- | --- |
 //! | [`types`] | the types that Raft is used with |
-//! | [`database`] | sled: checksummed values in pieces, batches, and syncs that reach the disk |
+//! | [`database`] | an ordered map on disk, changed by batches; redb for the log, sled for the state machine |
 //! | [`writer`] | the one thread that writes the log, one sync for all that waits |
 //! | [`log`] | log, vote and what was committed |
 //! | [`machine`] | the state machine on disk and in memory |
@@ -19,9 +19,10 @@
 //! | path | what | why there |
 //! | --- | --- | --- |
 //! | `node.json` | who the node is, checksummed | written last: with it, the directory is in use |
-//! | `store/` | sled's files | |
-//! | `acknowledged` | the watermark | notices a store that has lost what it held, or was put back to an older one |
-//! | `snapshots/` | the two newest snapshots | a new node, or one that is far behind, gets one of them |
+//! | `store/log.redb` | log and vote | synced before anything is acknowledged |
+//! | `store/state/` | the state machine, in sled | never synced: it is made anew from snapshot and log where it is not whole |
+//! | `acknowledged` | the watermark | notices a log that has lost what it held, or was put back to an older one |
+//! | `snapshots/` | the two newest snapshots | what the state machine is made from; a new node, or one that is far behind, gets one |
 
 pub mod database;
 pub mod directory;
@@ -38,6 +39,7 @@ mod tests;
 use std::path::{Path, PathBuf};
 
 use crate::state::State;
+use database::{Database, Hold, Kind};
 use directory::Node;
 
 /// Why a store does not open.
@@ -105,26 +107,92 @@ pub struct Store {
     pub closed: database::Closed,
 }
 
+/// Which engine holds what.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Engines {
+    /// Log and vote.
+    pub log: Kind,
+    /// The state machine.
+    pub state: Kind,
+}
+
+/// The engines in use. The others are for tests.
+pub const ENGINES: Engines = Engines {
+    log: Kind::Redb,
+    state: Kind::Sled,
+};
+
 /// Opens the store of `node` below `data_dir`, or makes it where `create` is set and there is none. Reads and verifies
 /// everything in it. Blocks.
 ///
 /// # Errors
 /// Where it is damaged, not this node's, or has lost acknowledged writes.
 pub fn open(data_dir: &Path, node: &Node, create: bool) -> Result<Store, OpenError> {
+    open_with(ENGINES, data_dir, node, create)
+}
+
+/// Like [`open`], with given engines.
+///
+/// # Errors
+/// As for [`open`].
+pub fn open_with(
+    engines: Engines,
+    data_dir: &Path,
+    node: &Node,
+    create: bool,
+) -> Result<Store, OpenError> {
     let path = data_dir.join("store");
-    let database = database::Database::open(&path, node, create)?;
-    let closed = database.closed();
     let mark_path = data_dir.join("acknowledged");
-    let log = log::LogStore::open(database.clone(), &mark_path, create)?;
+    let log_path = path.join(match engines.log {
+        Kind::Redb => "log.redb",
+        Kind::Sled => "log",
+    });
+    let state_path = path.join("state");
+    if !log_path.exists() && !create {
+        return Err(OpenError::LostWrites {
+            path: log_path,
+            reason: "there is no log".to_owned(),
+        });
+    }
+    database::make_directory(&path)?;
+    let hold = Hold::take(&path)?;
+    if create && !watermark::is_used(&mark_path) {
+        // What an interrupted first start has left: nothing in it was acknowledged.
+        for left in [&mark_path, &log_path, &state_path] {
+            remove(left)?;
+        }
+    }
+    let log = Database::open(engines.log, &log_path, &hold)?;
+    let log = log::LogStore::open(log, node, &mark_path, create)?;
     let snapshots = snapshot::Snapshots::open(&data_dir.join("snapshots"), &node.cluster_id)?;
-    let machine = machine::Machine::open(database, snapshots.clone(), log.clone())?;
+    let machine = machine::Machine::open(
+        engines.state,
+        &state_path,
+        &hold,
+        snapshots.clone(),
+        log.clone(),
+    )?;
     let state = machine.state().clone();
-    log.check_against(machine.applied())?;
     Ok(Store {
         log,
         machine,
         state,
         snapshots,
-        closed,
+        closed: hold.closed(),
     })
+}
+
+fn remove(path: &Path) -> Result<(), OpenError> {
+    let removed = if path.is_dir() {
+        std::fs::remove_dir_all(path)
+    } else {
+        std::fs::remove_file(path)
+    };
+    match removed {
+        Err(source) if source.kind() != std::io::ErrorKind::NotFound => Err(OpenError::Io {
+            path: path.to_owned(),
+            source,
+        }),
+        _ => Ok(()),
+    }
 }

@@ -1,52 +1,46 @@
-//! sled, made fit for what Raft asks of it.
+//! What log and state machine ask of a database: an ordered map from bytes to bytes, changed by batches.
 //!
-//! - **Syncs reach the disk.** sled's `flush` ends in `sync_file_range` on Linux, which waits for the pages but flushes
-//!   neither the disk's cache nor the file's size. [`Database::sync`] therefore follows it by `fdatasync` of sled's
-//!   file.
-//! - **No value is big.** sled moves big pages to files of their own ("blobs"), whose syncs would have to be followed
-//!   too. Values are cut in pieces so small that a page never gets that big; should a blob appear all the same, it is
-//!   synced as well.
-//! - **Every piece has a checksum**, so that a flipped bit is an error that names the file, not a strange value.
-//! - **sled panics on some damage.** Opening and reading at start is guarded, and a panic is reported as damage.
+//! There are two engines, and the same suite holds both to it:
+//!
+//! | engine | used for | what it promises |
+//! | --- | --- | --- |
+//! | [`redb`] | the log and the vote | what was synced survives a loss of power, whatever becomes of the rest |
+//! | [`sled`] | the state machine | cheap batches; after a loss of power it may not open, and is then made anew from snapshot and log |
+//!
+//! Why so: `docs/decisions/008-the-log-is-in-redb.md`. Every value has a checksum of its own that covers its name, so
+//! that a flipped bit is an error that names the file, not a strange value. Both engines panic on some damage: opening and
+//! reading at start is guarded, and a panic is reported as damage.
 
 use std::{
     fs::{self, File},
     io,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::{Duration, Instant},
+    sync::Arc,
 };
 
 use aws_lc_rs::digest;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use mesh_runtime::files::DirLock;
-use sled::{Batch, Tree};
 use tokio::sync::watch;
 
-use super::{OpenError, directory::Node};
+use super::OpenError;
 
-/// Bytes of a value in one piece. sled keeps up to 17 of them in a page, and a page of more than 128 KiB is a blob.
-const PIECE: usize = 4096;
-/// Bytes of the checksum before each piece.
+pub mod redb;
+pub mod sled;
+
+/// Bytes of the checksum before each value.
 const CHECKSUM: usize = 8;
-/// Bytes of the piece's number behind each key.
-const NUMBER: usize = 2;
-/// Biggest value: as many pieces as two bytes can number.
-const BIGGEST_VALUE: usize = PIECE * (u16::MAX as usize);
 
-const IDENTITY: &[u8] = b"identity";
-const GENERATION: &[u8] = b"generation";
-
-/// A value that is not what was written.
+/// Why something is not read.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
     /// The database refuses.
     #[error("{0}")]
-    Sled(#[from] sled::Error),
+    Engine(String),
+    /// The system refuses, which says nothing of what is on the disk.
+    #[error("{0}")]
+    Io(#[from] io::Error),
     /// The bytes are not those that were written.
     #[error("the record {0} does not match its checksum")]
     Damaged(String),
@@ -55,29 +49,124 @@ pub enum ReadError {
     Missing(String),
 }
 
-/// One sled database with two trees of ours: the log, and the state machine.
-#[derive(Clone)]
-pub struct Database(Arc<Inner>);
+/// Which engine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// [`redb`]
+    Redb,
+    /// [`sled`]
+    Sled,
+}
 
-struct Inner {
-    sled: sled::Db,
-    path: PathBuf,
-    log: Tree,
-    about: Tree,
-    // The file that sled appends to, opened once more to sync it.
-    file: File,
-    generation: AtomicU64,
+/// What a database may be told to change, as one atom and in this order.
+#[derive(Debug, Clone, Default)]
+pub struct Batch(Vec<Change>);
+
+/// One change.
+#[derive(Debug, Clone)]
+pub(super) enum Change {
+    /// A value, and how long the one before it was.
+    Put {
+        key: Vec<u8>,
+        value: Bytes,
+        before: Option<usize>,
+    },
+    /// A value goes away that was this long.
+    Remove { key: Vec<u8>, length: usize },
+    /// All values from the first key to before the second go away.
+    RemoveRange { from: Vec<u8>, to: Vec<u8> },
+}
+
+impl Batch {
+    /// Puts `value` in place of one that was `before` bytes long, or of none.
+    pub fn put(&mut self, key: &[u8], value: Bytes, before: Option<usize>) {
+        self.0.push(Change::Put {
+            key: key.to_vec(),
+            value,
+            before,
+        });
+    }
+
+    /// Removes a value of `length` bytes.
+    pub fn remove(&mut self, key: &[u8], length: usize) {
+        self.0.push(Change::Remove {
+            key: key.to_vec(),
+            length,
+        });
+    }
+
+    /// Removes all values from the key `from` to before the key `to`. All keys there must be of one length.
+    pub fn remove_range(&mut self, from: Vec<u8>, to: Vec<u8>) {
+        self.0.push(Change::RemoveRange { from, to });
+    }
+}
+
+/// Told of each value: its key, and what was put; says whether it wants more.
+type Each<'a> = dyn FnMut(&[u8], Bytes) -> Result<bool, ReadError> + 'a;
+/// Records to fill a database with.
+type Records<'a> = dyn Iterator<Item = (&'a [u8], &'a Bytes)> + 'a;
+
+/// What an engine does. Writes come from one thread at a time.
+trait Engine: Send + Sync + 'static {
+    /// Makes the batches, each whole or not at all; a later one is never there without an earlier one. With `durable`,
+    /// returns when they and all before are on the disk.
+    fn write(&self, batches: &[Batch], durable: bool) -> io::Result<()>;
+    /// One value.
+    fn read(&self, key: &[u8]) -> Result<Option<Bytes>, ReadError>;
+    /// The values from a key to before another, in order. All keys there must be of one length.
+    fn scan(&self, from: &[u8], to: &[u8], each: &mut Each<'_>) -> Result<(), ReadError>;
+    /// Every value, in any order, whatever its key.
+    fn read_all(&self, each: &mut Each<'_>) -> Result<(), ReadError>;
+    /// Replaces everything, whole or not at all, and returns when it is on the disk.
+    fn replace(&self, records: &mut Records<'_>) -> io::Result<()>;
+    /// Bytes on the disk.
+    fn size_on_disk(&self) -> u64;
+}
+
+/// An open database. Clones are the same one.
+#[derive(Clone)]
+pub struct Database {
+    engine: Arc<dyn Engine>,
+    path: Arc<Path>,
+    // After the engine, so that it is dropped when that is closed.
+    _hold: Hold,
+}
+
+/// Holds the store's directory for this process until the last database in it is closed.
+#[derive(Clone)]
+pub struct Hold(Arc<Held>);
+
+struct Held {
     _lock: DirLock,
     // Last, so that it is dropped when all above is closed.
     open: watch::Sender<()>,
 }
 
-/// Says when a database is closed.
+impl Hold {
+    /// Locks `directory`.
+    ///
+    /// # Errors
+    /// Where another process has it.
+    pub fn take(directory: &Path) -> Result<Self, OpenError> {
+        Ok(Self(Arc::new(Held {
+            _lock: mesh_runtime::files::lock_dir(directory)?,
+            open: watch::Sender::new(()),
+        })))
+    }
+
+    /// To wait until everything is closed.
+    #[must_use]
+    pub fn closed(&self) -> Closed {
+        Closed(self.0.open.subscribe())
+    }
+}
+
+/// Says when a store is closed.
 #[derive(Debug, Clone)]
 pub struct Closed(watch::Receiver<()>);
 
 impl Closed {
-    /// Returns when the last user of the database is gone and its files are closed.
+    /// Returns when the last user of the store is gone and its files are closed.
     pub async fn wait(mut self) {
         // Nothing is ever sent: the channel ends.
         while self.0.changed().await.is_ok() {}
@@ -85,385 +174,119 @@ impl Closed {
 }
 
 impl Database {
-    /// Opens the database at `path`, which must belong to `owner`; makes it where `create` is set and it does not exist.
+    /// Opens the database at `path`, or makes it where there is none.
     ///
     /// # Errors
-    /// Where it is damaged or somebody else's.
-    pub fn open(path: &Path, owner: &Node, create: bool) -> Result<Self, OpenError> {
-        let io_error = |path: &Path| {
-            let path = path.to_owned();
-            move |source| OpenError::Io { path, source }
+    /// Where it is damaged, or the system refuses.
+    pub fn open(kind: Kind, path: &Path, hold: &Hold) -> Result<Self, OpenError> {
+        let engine: Arc<dyn Engine> = match kind {
+            Kind::Redb => Arc::new(redb::Redb::open(path)?),
+            Kind::Sled => Arc::new(sled::Sled::open(path)?),
         };
-        let exists = path.join("db").exists();
-        if !exists && !create {
-            return Err(OpenError::LostWrites {
-                path: path.to_owned(),
-                reason: "there is no store".to_owned(),
-            });
-        }
-        mesh_runtime::files::ensure_private_dir(path).map_err(io_error(path))?;
-        let lock = mesh_runtime::files::lock_dir(path)?;
-        remove_unfinished(path).map_err(io_error(path))?;
-        let sled = guarded(path, || match open_sled(path) {
-            // The disk, not what is on it.
-            Err(sled::Error::Io(error)) if !is_of_content(&error) => Ok(Err(error)),
-            other => other.map(Ok),
-        })?
-        .map_err(io_error(path))?;
-        let log = guarded(path, || sled.open_tree("log"))?;
-        let about = guarded(path, || sled.open_tree("about"))?;
-        let file = File::open(path.join("db")).map_err(io_error(path))?;
-        let database = Self(Arc::new(Inner {
-            sled,
-            path: path.to_owned(),
-            log,
-            about,
-            file,
-            generation: AtomicU64::new(0),
-            _lock: lock,
-            open: watch::Sender::new(()),
-        }));
-        database.check_owner(owner, create && !exists)?;
-        database.read_generation()?;
-        if !exists {
-            // The new file's name must survive a loss of power as well.
-            database.sync().map_err(io_error(path))?;
-            sync_directory(path).map_err(io_error(path))?;
-            if let Some(parent) = path.parent() {
-                sync_directory(parent).map_err(io_error(parent))?;
-            }
-        }
-        Ok(database)
+        Ok(Self {
+            engine,
+            path: path.into(),
+            _hold: hold.clone(),
+        })
     }
 
-    fn check_owner(&self, owner: &Node, new: bool) -> Result<(), OpenError> {
-        let found = self.guarded(|| self.read(&self.0.about, IDENTITY))?;
-        match found {
-            Some(found) => {
-                let found: Node = serde_json::from_slice(&found)
-                    .map_err(|error| self.damaged(format!("its owner's name: {error}")))?;
-                if found == *owner {
-                    return Ok(());
-                }
-                Err(OpenError::Foreign {
-                    path: self.0.path.clone(),
-                    found: found.to_string(),
-                    wanted: owner.to_string(),
-                })
-            }
-            None if new || self.0.log.is_empty() => {
-                let json =
-                    serde_json::to_vec(owner).map_err(|error| self.damaged(error.to_string()))?;
-                let mut batch = Batch::default();
-                put(&mut batch, IDENTITY, &json, None);
-                self.guarded(|| self.0.about.apply_batch(batch).map_err(ReadError::from))
-            }
-            None => Err(self.damaged("it does not say whose it is".to_owned())),
-        }
-    }
-
-    fn read_generation(&self) -> Result<(), OpenError> {
-        let generation = self
-            .guarded(|| self.read(&self.0.about, GENERATION))?
-            .map(|value| {
-                <[u8; 8]>::try_from(value.as_ref())
-                    .map(u64::from_be_bytes)
-                    .map_err(|_| self.damaged("the generation of its state".to_owned()))
-            })
-            .transpose()?
-            .unwrap_or_default();
-        self.0.generation.store(generation, Ordering::SeqCst);
-        self.guarded(|| self.drop_other_states())
-    }
-
-    /// Trees of a state that a snapshot has replaced, or did not get to replace.
-    fn drop_other_states(&self) -> Result<(), ReadError> {
-        let current = state_tree(self.generation());
-        for name in self.0.sled.tree_names() {
-            if name.starts_with(b"state.") && name.as_ref() != current.as_bytes() {
-                self.0.sled.drop_tree(name)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn generation(&self) -> u64 {
-        self.0.generation.load(Ordering::SeqCst)
-    }
-
-    /// To wait until it is closed.
-    #[must_use]
-    pub fn closed(&self) -> Closed {
-        Closed(self.0.open.subscribe())
-    }
-
-    /// The directory.
+    /// The file or directory.
     #[must_use]
     pub fn path(&self) -> &Path {
-        &self.0.path
+        &self.path
     }
 
-    /// The log.
-    #[must_use]
-    pub fn log(&self) -> &Tree {
-        &self.0.log
-    }
-
-    /// The state machine.
-    ///
-    /// # Errors
-    /// Where sled refuses.
-    pub fn state(&self) -> Result<Tree, sled::Error> {
-        self.0.sled.open_tree(state_tree(self.generation()))
-    }
-
-    /// Replaces the whole state by `records`, as one atom: after a crash there is the old one or the new one.
-    ///
-    /// # Errors
-    /// Where the disk refuses.
-    pub fn replace_state<'a>(
-        &self,
-        records: impl Iterator<Item = (&'a [u8], &'a Bytes)>,
-    ) -> io::Result<Tree> {
-        const RECORDS_AT_ONCE: usize = 1000;
-        let next = self.generation() + 1;
-        let tree = self.0.sled.open_tree(state_tree(next))?;
-        // Left over from an attempt that did not get to its end.
-        tree.clear()?;
-        let mut batch = Batch::default();
-        for (count, (key, value)) in records.enumerate() {
-            put(&mut batch, key, value, None);
-            if count % RECORDS_AT_ONCE == RECORDS_AT_ONCE - 1 {
-                tree.apply_batch(std::mem::take(&mut batch))?;
-            }
-        }
-        tree.apply_batch(batch)?;
-        self.sync()?;
-        let mut batch = Batch::default();
-        put(&mut batch, GENERATION, &next.to_be_bytes(), None);
-        self.0.about.apply_batch(batch)?;
-        self.sync()?;
-        self.0.generation.store(next, Ordering::SeqCst);
-        self.drop_other_states().map_err(io::Error::other)?;
-        Ok(tree)
-    }
-
-    /// Returns when everything written before is on the disk.
+    /// Makes the batches, each whole or not at all; a later one is never there without an earlier one. With `durable`,
+    /// returns when they and all before are on the disk.
     ///
     /// # Errors
     /// Where the disk refuses. What was written since the last successful sync may be lost.
-    pub fn sync(&self) -> io::Result<()> {
-        self.0.sled.flush()?;
-        rustix::fs::fdatasync(&self.0.file)?;
-        self.sync_blobs()
-    }
-
-    fn sync_blobs(&self) -> io::Result<()> {
-        let directory = self.0.path.join("blobs");
-        let blobs = match fs::read_dir(&directory) {
-            Ok(blobs) => blobs,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(error) => return Err(error),
-        };
-        let mut any = false;
-        for blob in blobs {
-            match File::open(blob?.path()) {
-                Ok(file) => rustix::fs::fdatasync(&file)?,
-                // sled removes those it needs no longer.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(error),
-            }
-            any = true;
-        }
-        if any {
-            sync_directory(&directory)?;
-        }
-        Ok(())
+    pub fn write(&self, batches: &[Batch], durable: bool) -> io::Result<()> {
+        self.engine.write(batches, durable)
     }
 
     /// One value.
     ///
     /// # Errors
     /// Where it is not what was written.
-    pub fn read(&self, tree: &Tree, key: &[u8]) -> Result<Option<Bytes>, ReadError> {
-        let mut value = None;
-        for piece in tree.range(piece_key(key, 0)..=piece_key(key, u16::MAX)) {
-            let (name, piece) = piece?;
-            // A longer key may lie between the pieces of a shorter one.
-            if name.len() == key.len() + NUMBER {
-                value
-                    .get_or_insert_with(BytesMut::new)
-                    .extend_from_slice(verified(&name, &piece)?);
-            }
-        }
-        Ok(value.map(BytesMut::freeze))
+    pub fn read(&self, key: &[u8]) -> Result<Option<Bytes>, ReadError> {
+        self.engine.read(key)
     }
 
-    /// Gives the values of a range of `tree` to `each`, in order, until it returns `false`. All keys there must be of one
-    /// length, so that the pieces of one value do not lie between those of another.
+    /// Gives the values from one key to before another to `each`, in order, until it returns `false`. All keys there must
+    /// be of one length.
     ///
     /// # Errors
     /// Where one is not what was written.
     pub fn scan(
         &self,
-        tree: &Tree,
-        range: (Vec<u8>, Vec<u8>),
+        (from, to): (&[u8], &[u8]),
         mut each: impl FnMut(&[u8], Bytes) -> Result<bool, ReadError>,
     ) -> Result<(), ReadError> {
-        let mut current: Option<(Vec<u8>, BytesMut)> = None;
-        for piece in tree.range(range.0..range.1) {
-            let (name, piece) = piece?;
-            let key = name
-                .len()
-                .checked_sub(NUMBER)
-                .map(|length| &name[..length])
-                .ok_or_else(|| ReadError::Damaged(printable(&name)))?;
-            let bytes = verified(&name, &piece)?;
-            match &mut current {
-                Some((current, value)) if current == key => value.extend_from_slice(bytes),
-                _ => {
-                    if let Some((key, value)) = current.take()
-                        && !each(&key, value.freeze())?
-                    {
-                        return Ok(());
-                    }
-                    current = Some((key.to_vec(), BytesMut::from(bytes)));
-                }
-            }
-        }
-        if let Some((key, value)) = current {
-            each(&key, value.freeze())?;
-        }
-        Ok(())
+        self.engine.scan(from, to, &mut each)
     }
 
-    /// Every value of `tree`, whatever its key.
+    /// Every value.
     ///
     /// # Errors
     /// Where one is not what was written.
-    pub fn read_all(
-        &self,
-        tree: &Tree,
-    ) -> Result<std::collections::BTreeMap<Vec<u8>, Bytes>, ReadError> {
-        let mut all = std::collections::BTreeMap::<Vec<u8>, BytesMut>::new();
-        for piece in tree.iter() {
-            let (name, piece) = piece?;
-            let bytes = verified(&name, &piece)?;
-            let key = &name[..name.len() - NUMBER];
-            match all.get_mut(key) {
-                Some(value) => value.extend_from_slice(bytes),
-                None => {
-                    all.insert(key.to_vec(), BytesMut::from(bytes));
-                }
-            }
-        }
-        Ok(all
-            .into_iter()
-            .map(|(key, value)| (key, value.freeze()))
-            .collect())
+    pub fn read_all(&self) -> Result<Vec<(Vec<u8>, Bytes)>, ReadError> {
+        let mut all = Vec::new();
+        self.engine.read_all(&mut |key, value| {
+            all.push((key.to_vec(), value));
+            Ok(true)
+        })?;
+        Ok(all)
     }
 
-    /// Runs `read`, and reports an error or panic in it as damage of this store.
+    /// Replaces everything by `records`, as one atom: after a crash there is the old or the new.
+    ///
+    /// # Errors
+    /// Where the disk refuses.
+    pub fn replace<'a>(
+        &self,
+        mut records: impl Iterator<Item = (&'a [u8], &'a Bytes)> + 'a,
+    ) -> io::Result<()> {
+        self.engine.replace(&mut records)
+    }
+
+    /// Runs `read`, and reports an error or panic in it as damage of this database.
     ///
     /// # Errors
     /// Where there was one.
     pub fn guarded<T>(&self, read: impl FnOnce() -> Result<T, ReadError>) -> Result<T, OpenError> {
-        guarded(&self.0.path, read)
+        guarded(&self.path, read)
     }
 
-    /// Damage of this store.
+    /// Damage of this database.
     #[must_use]
     pub fn damaged(&self, reason: String) -> OpenError {
         OpenError::Damaged {
-            path: self.0.path.clone(),
+            path: self.path.to_path_buf(),
             reason,
         }
     }
 
-    /// Bytes that sled's files take.
+    /// Bytes that its files take.
     #[must_use]
     pub fn size_on_disk(&self) -> u64 {
-        self.0.sled.size_on_disk().unwrap_or_default()
+        self.engine.size_on_disk()
     }
 }
 
-/// Adds the pieces of `value` to `batch`, and removes those that a longer `previous` value had more.
-pub fn put(batch: &mut Batch, key: &[u8], value: &[u8], previous_length: Option<usize>) {
-    let count = pieces(value.len());
-    // Entries are refused long before they get this big.
-    assert!(value.len() <= BIGGEST_VALUE, "a value of more than 256 MiB");
-    for (number, piece) in (0..).zip(value.chunks(PIECE)) {
-        put_piece(batch, &piece_key(key, number), piece);
-    }
-    if value.is_empty() {
-        put_piece(batch, &piece_key(key, 0), &[]);
-    }
-    let before = previous_length.map_or(0, pieces);
-    for number in count..before {
-        batch.remove(piece_key(key, u16::try_from(number).unwrap_or(u16::MAX)));
-    }
-}
-
-/// Adds to `batch` the removal of a value of `length` bytes.
-pub fn remove(batch: &mut Batch, key: &[u8], length: usize) {
-    for number in 0..pieces(length) {
-        batch.remove(piece_key(key, u16::try_from(number).unwrap_or(u16::MAX)));
-    }
-}
-
-fn put_piece(batch: &mut Batch, name: &[u8], piece: &[u8]) {
-    let mut sealed = Vec::with_capacity(CHECKSUM + piece.len());
-    sealed.extend_from_slice(&checksum(name, piece));
-    sealed.extend_from_slice(piece);
-    batch.insert(name, sealed);
-}
-
-fn pieces(length: usize) -> usize {
-    length.div_ceil(PIECE).max(1)
-}
-
-fn piece_key(key: &[u8], number: u16) -> Vec<u8> {
-    let mut name = Vec::with_capacity(key.len() + NUMBER);
-    name.extend_from_slice(key);
-    name.extend_from_slice(&number.to_be_bytes());
-    name
-}
-
-/// Covers the name as well, so that a value under another's name is noticed.
-fn checksum(name: &[u8], piece: &[u8]) -> [u8; CHECKSUM] {
-    let mut context = digest::Context::new(&digest::SHA256);
-    context.update(name);
-    context.update(piece);
-    let mut sum = [0; CHECKSUM];
-    sum.copy_from_slice(&context.finish().as_ref()[..CHECKSUM]);
-    sum
-}
-
-fn verified<'a>(name: &[u8], sealed: &'a [u8]) -> Result<&'a [u8], ReadError> {
-    match sealed.split_at_checked(CHECKSUM) {
-        Some((sum, piece)) if name.len() >= NUMBER && sum == checksum(name, piece) => Ok(piece),
-        _ => Err(ReadError::Damaged(printable(name))),
-    }
-}
-
-fn printable(name: &[u8]) -> String {
-    name.escape_ascii().to_string()
-}
-
-fn state_tree(generation: u64) -> String {
-    format!("state.{generation}")
-}
-
-fn guarded<T, E: std::fmt::Display>(
-    path: &Path,
-    read: impl FnOnce() -> Result<T, E>,
-) -> Result<T, OpenError> {
+/// Runs `read`, and reports a panic in it, and an error that is not the system's, as damage of `path`.
+fn guarded<T>(path: &Path, read: impl FnOnce() -> Result<T, ReadError>) -> Result<T, OpenError> {
     let damaged = |reason: String| OpenError::Damaged {
         path: path.to_owned(),
         reason,
     };
     match catch_unwind(AssertUnwindSafe(read)) {
-        Ok(result) => result.map_err(|error| damaged(error.to_string())),
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(ReadError::Io(source))) if !is_of_content(&source) => Err(OpenError::Io {
+            path: path.to_owned(),
+            source,
+        }),
+        Ok(Err(error)) => Err(damaged(error.to_string())),
         Err(panic) => Err(damaged(
             panic
                 .downcast_ref::<String>()
@@ -471,30 +294,6 @@ fn guarded<T, E: std::fmt::Display>(
                 .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
                 .unwrap_or_else(|| "the database can not make sense of its files".to_owned()),
         )),
-    }
-}
-
-/// Opens the database. The caller holds the directory's lock, so whoever still has sled's own lock is a background task
-/// of an instance that this process has closed a moment ago, and is waited for.
-fn open_sled(path: &Path) -> sled::Result<sled::Db> {
-    const PATIENCE: Duration = Duration::from_secs(10);
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let opened = sled::Config::new()
-            .path(path)
-            .mode(sled::Mode::HighThroughput)
-            .cache_capacity(32 << 20)
-            .open();
-        match opened {
-            // sled tells this error by its text only.
-            Err(sled::Error::Io(error))
-                if error.to_string().contains("could not acquire lock")
-                    && Instant::now() < deadline =>
-            {
-                std::thread::sleep(Duration::from_millis(20));
-            }
-            other => return other,
-        }
     }
 }
 
@@ -506,21 +305,82 @@ fn is_of_content(error: &io::Error) -> bool {
     )
 }
 
-/// sled writes its index to `snap.N.generating` and renames it; a crash between leaves a part that it would read.
-fn remove_unfinished(path: &Path) -> io::Result<()> {
-    for file in fs::read_dir(path)? {
-        let file = file?;
-        if file
-            .file_name()
-            .as_encoded_bytes()
-            .ends_with(b".generating")
-        {
-            fs::remove_file(file.path())?;
-        }
+/// The value as it is stored: behind a checksum that covers the name as well, so that a value under another's name is
+/// noticed.
+fn sealed(name: &[u8], value: &[u8]) -> Vec<u8> {
+    let mut sealed = Vec::with_capacity(CHECKSUM + value.len());
+    sealed.extend_from_slice(&checksum(name, value));
+    sealed.extend_from_slice(value);
+    sealed
+}
+
+fn verified<'a>(name: &[u8], sealed: &'a [u8]) -> Result<&'a [u8], ReadError> {
+    match sealed.split_at_checked(CHECKSUM) {
+        Some((sum, value)) if sum == checksum(name, value) => Ok(value),
+        _ => Err(ReadError::Damaged(printable(name))),
+    }
+}
+
+fn checksum(name: &[u8], value: &[u8]) -> [u8; CHECKSUM] {
+    let mut context = digest::Context::new(&digest::SHA256);
+    context.update(name);
+    context.update(value);
+    let mut sum = [0; CHECKSUM];
+    sum.copy_from_slice(&context.finish().as_ref()[..CHECKSUM]);
+    sum
+}
+
+fn printable(name: &[u8]) -> String {
+    name.escape_ascii().to_string()
+}
+
+/// Makes the names in a directory durable.
+pub(super) fn sync_directory(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+/// Makes a directory for its owner only, and its name durable where it is new.
+pub(super) fn make_directory(path: &Path) -> Result<(), OpenError> {
+    let io_error = |path: &Path| {
+        let path = path.to_owned();
+        move |source| OpenError::Io { path, source }
+    };
+    let new = !path.exists();
+    mesh_runtime::files::ensure_private_dir(path).map_err(io_error(path))?;
+    if new && let Some(parent) = path.parent() {
+        sync_directory(parent).map_err(io_error(parent))?;
     }
     Ok(())
 }
 
-fn sync_directory(path: &Path) -> io::Result<()> {
-    File::open(path)?.sync_all()
+/// Moves a damaged database out of the way, for a person to look at; only the newest is kept.
+///
+/// # Errors
+/// Where the system refuses.
+pub(super) fn set_aside(path: &Path) -> Result<PathBuf, OpenError> {
+    let io_error = |source| OpenError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    let mut aside = path.as_os_str().to_owned();
+    aside.push(".damaged");
+    let aside = PathBuf::from(aside);
+    for removed in [fs::remove_dir_all(&aside), fs::remove_file(&aside)] {
+        match removed {
+            Ok(()) => {}
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound
+                        | io::ErrorKind::NotADirectory
+                        | io::ErrorKind::IsADirectory
+                ) => {}
+            Err(error) => return Err(io_error(error)),
+        }
+    }
+    match fs::rename(path, &aside) {
+        Ok(()) => Ok(aside),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(aside),
+        Err(error) => Err(io_error(error)),
+    }
 }

@@ -1,6 +1,6 @@
 //! Log, vote and what was committed, as Raft asks for them.
 //!
-//! One tree: entries under `e` and their index, and the single values `vote`, `purged` and `committed`. The newest
+//! Entries under `e` and their index, and the single values `identity`, `vote`, `purged` and `committed`. The newest
 //! entries are kept in memory too, since each is read twice soon after it is written: to send it and to apply it.
 
 use std::{
@@ -18,17 +18,18 @@ use openraft::{
 };
 use prost::Message;
 use serde::{Serialize, de::DeserializeOwned};
-use sled::Batch;
 use tokio::sync::oneshot;
 
 use super::{
     OpenError,
-    database::{self, Database, ReadError},
+    database::{Batch, Database, ReadError},
+    directory::Node,
     types::{Bundle, LogEntry, LogId, Peer, StoreError, TypeConfig, Vote},
     watermark::{Mark, Watermark},
     writer::{self, Job, Kind},
 };
 
+const IDENTITY: &[u8] = b"identity";
 const VOTE: &[u8] = b"vote";
 const PURGED: &[u8] = b"purged";
 const COMMITTED: &[u8] = b"committed";
@@ -39,8 +40,6 @@ const RECORD_VERSION: u32 = 1;
 const RECENT_BYTES: usize = 16 << 20;
 /// Bytes of entries read at once, for one message to a follower.
 const READ_AT_ONCE: usize = 4 << 20;
-/// Entries removed with one batch.
-const PURGED_AT_ONCE: usize = 1000;
 
 #[derive(Clone, PartialEq, Message)]
 struct Record {
@@ -109,16 +108,31 @@ impl Memory {
 }
 
 impl LogStore {
-    /// Opens the log in `database`, reads and verifies all of it, and compares it with the watermark at `mark_path`,
-    /// which is made where `create` is set. Blocks.
+    /// Opens the log of `owner` in `database`, reads and verifies all of it, and compares it with the watermark at
+    /// `mark_path`, which is made where `create` is set. Blocks.
     ///
     /// # Errors
-    /// Where an entry is damaged or missing, or less is there than was acknowledged.
-    pub fn open(database: Database, mark_path: &Path, create: bool) -> Result<Self, OpenError> {
-        let watermark = Watermark::open(mark_path, create).map_err(|source| OpenError::Io {
-            path: mark_path.to_owned(),
-            source,
+    /// Where it is somebody else's, an entry is damaged or missing, or less is there than was acknowledged.
+    pub fn open(
+        database: Database,
+        owner: &Node,
+        mark_path: &Path,
+        create: bool,
+    ) -> Result<Self, OpenError> {
+        let watermark = Watermark::open(mark_path, create).map_err(|source| {
+            if source.kind() == io::ErrorKind::InvalidData {
+                OpenError::Damaged {
+                    path: mark_path.to_owned(),
+                    reason: source.to_string(),
+                }
+            } else {
+                OpenError::Io {
+                    path: mark_path.to_owned(),
+                    source,
+                }
+            }
         })?;
+        check_owner(&database, owner, create)?;
         let memory = database.guarded(|| read_memory(&database))?;
         check_mark(&database, watermark.mark(), memory.mark())?;
         let jobs = writer::start(database.clone(), watermark).map_err(|source| OpenError::Io {
@@ -132,21 +146,22 @@ impl LogStore {
         })))
     }
 
-    /// Compares log and state machine, which are not synced together: whichever is ahead, no entry between may be
-    /// missing.
+    /// Makes a log in an empty `database` that begins behind `purged`, as a node has it that was made from a snapshot.
     ///
     /// # Errors
-    /// Where one is.
-    pub fn check_against(&self, applied: Option<LogId>) -> Result<(), OpenError> {
-        let purged = self.memory().purged;
-        if applied < purged {
-            return Err(self.0.database.damaged(format!(
-                "the state machine has applied the log up to {}, but the log begins behind {}",
-                shown(applied),
-                shown(purged)
-            )));
-        }
-        Ok(())
+    /// Where the disk refuses.
+    pub fn begin_behind(
+        database: &Database,
+        owner: &Node,
+        purged: LogId,
+        vote: Vote,
+    ) -> io::Result<()> {
+        let mut batch = Batch::default();
+        put_value(&mut batch, IDENTITY, owner)?;
+        put_value(&mut batch, PURGED, &purged)?;
+        put_value(&mut batch, COMMITTED, &Some(purged))?;
+        put_value(&mut batch, VOTE, &vote)?;
+        database.write(&[batch], true)
     }
 
     /// The newest entry that was purged.
@@ -245,6 +260,29 @@ fn shown(id: Option<LogId>) -> String {
     id.map_or_else(|| "nothing".to_owned(), |id| format!("entry {id}"))
 }
 
+/// A log without a name is new, or what is left of a start that was interrupted.
+fn check_owner(database: &Database, owner: &Node, create: bool) -> Result<(), OpenError> {
+    let found: Option<Node> = database.guarded(|| read_value(database, IDENTITY))?;
+    match found {
+        Some(found) if found == *owner => Ok(()),
+        Some(found) => Err(OpenError::Foreign {
+            path: database.path().to_owned(),
+            found: found.to_string(),
+            wanted: owner.to_string(),
+        }),
+        None if create => {
+            let mut batch = Batch::default();
+            put_value(&mut batch, IDENTITY, owner)
+                .and_then(|()| database.write(&[batch], true))
+                .map_err(|source| OpenError::Io {
+                    path: database.path().to_owned(),
+                    source,
+                })
+        }
+        None => Err(database.damaged("it does not say whose it is".to_owned())),
+    }
+}
+
 fn check_mark(database: &Database, mark: Mark, found: Mark) -> Result<(), OpenError> {
     let lost = |what: &str, acknowledged: String, there: String| OpenError::LostWrites {
         path: database.path().to_owned(),
@@ -335,15 +373,11 @@ fn read_entries(
 ) -> Result<Vec<LogEntry>, ReadError> {
     let mut entries = Vec::new();
     let mut bytes = 0;
-    database.scan(
-        database.log(),
-        (entry_key(start), entry_key(end)),
-        |key, value| {
-            entries.push(decode(index_of(key)?, &value)?);
-            bytes += value.len();
-            Ok(bytes < at_most)
-        },
-    )?;
+    database.scan((&entry_key(start), &entry_key(end)), |key, value| {
+        entries.push(decode(index_of(key)?, &value)?);
+        bytes += value.len();
+        Ok(bytes < at_most)
+    })?;
     Ok(entries)
 }
 
@@ -352,7 +386,7 @@ fn read_value<T: DeserializeOwned>(
     key: &[u8],
 ) -> Result<Option<T>, ReadError> {
     database
-        .read(database.log(), key)?
+        .read(key)?
         .map(|json| serde_json::from_slice(&json))
         .transpose()
         .map_err(|error| ReadError::Damaged(format!("{} ({error})", key.escape_ascii())))
@@ -360,7 +394,7 @@ fn read_value<T: DeserializeOwned>(
 
 fn put_value(batch: &mut Batch, key: &[u8], value: &impl Serialize) -> io::Result<()> {
     let json = serde_json::to_vec(value)?;
-    database::put(batch, key, &json, None);
+    batch.put(key, json.into(), None);
     Ok(())
 }
 
@@ -369,71 +403,30 @@ fn read_memory(database: &Database) -> Result<Memory, ReadError> {
     let mut memory = Memory {
         vote: read_value(database, VOTE)?,
         purged: read_value(database, PURGED)?,
-        committed: read_value(database, COMMITTED)?,
+        committed: read_value(database, COMMITTED)?.flatten(),
         ..Memory::default()
     };
     memory.last = memory.purged;
-    // A crash may have come between the mark and the removal of what it says is purged.
     let first = memory.purged.map_or(0, |purged| purged.index + 1);
-    remove_range(database, 0, first)?;
-    let mut expected = memory.purged.map(|purged| purged.index + 1);
-    database.scan(
-        database.log(),
-        (entry_key(first), entry_key(u64::MAX)),
-        |key, value| {
-            let index = index_of(key)?;
-            if expected.is_some_and(|expected| expected != index) {
-                return Err(ReadError::Missing(format!(
-                    "log entry {}",
-                    expected.unwrap_or_default()
-                )));
-            }
-            let entry = decode(index, &value)?;
-            if memory.last > Some(entry.log_id) {
-                return Err(ReadError::Damaged(format!(
-                    "of log entry {index} (its term is older than that of the entry before it)"
-                )));
-            }
-            memory.last = Some(entry.log_id);
-            memory.remember(entry, value.len());
-            expected = Some(index + 1);
-            Ok(true)
-        },
-    )?;
-    Ok(memory)
-}
-
-/// Gives the removal of the entries from `start` to before `end` to `write`, in batches of at most `at_once` records.
-fn removal(
-    database: &Database,
-    (start, end): (u64, u64),
-    at_once: usize,
-    mut write: impl FnMut(Batch) -> Result<(), ReadError>,
-) -> Result<(), ReadError> {
-    let mut batch = Batch::default();
-    let mut count = 0;
-    for record in database
-        .log()
-        .range(entry_key(start)..entry_key(end))
-        .keys()
-    {
-        batch.remove(record?);
-        count += 1;
-        if count == at_once {
-            write(std::mem::take(&mut batch))?;
-            count = 0;
+    let mut expected = first;
+    let range = (entry_key(0), entry_key(u64::MAX));
+    database.scan((&range.0, &range.1), |key, value| {
+        let index = index_of(key)?;
+        if index != expected {
+            return Err(ReadError::Missing(format!("log entry {expected}")));
         }
-    }
-    if count > 0 {
-        write(batch)?;
-    }
-    Ok(())
-}
-
-fn remove_range(database: &Database, start: u64, end: u64) -> Result<(), ReadError> {
-    removal(database, (start, end), PURGED_AT_ONCE, |batch| {
-        database.log().apply_batch(batch).map_err(ReadError::from)
-    })
+        let entry = decode(index, &value)?;
+        if memory.last > Some(entry.log_id) {
+            return Err(ReadError::Damaged(format!(
+                "of log entry {index} (its term is older than that of the entry before it)"
+            )));
+        }
+        memory.last = Some(entry.log_id);
+        memory.remember(entry, value.len());
+        expected += 1;
+        Ok(true)
+    })?;
+    Ok(memory)
 }
 
 impl RaftLogReader<TypeConfig> for LogStore {
@@ -526,9 +519,10 @@ impl RaftLogStorage<TypeConfig> for LogStore {
                 }
                 let value = encode(&entry)
                     .map_err(|error| StorageIOError::write_log_entry(id, AnyError::new(&error)))?;
-                database::put(&mut batch, &entry_key(id.index), &value, None);
+                let length = value.len();
+                batch.put(&entry_key(id.index), value.into(), None);
                 memory.last = Some(id);
-                memory.remember(entry, value.len());
+                memory.remember(entry, length);
             }
         }
         self.send(batch, Kind::Durable, move |result| {
@@ -550,17 +544,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             }
         };
         let mut batch = Batch::default();
-        // One batch, however many: a part of it would leave a hole.
-        removal(
-            &self.0.database,
-            (log_id.index, u64::MAX),
-            usize::MAX,
-            |whole| {
-                batch = whole;
-                Ok(())
-            },
-        )
-        .map_err(|error| failed(io::Error::other(error)))?;
+        batch.remove_range(entry_key(log_id.index), entry_key(u64::MAX));
         {
             let mut memory = self.memory();
             memory.last = last;
@@ -583,16 +567,13 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             }
             memory.forget(..=log_id.index);
         }
+        // Only what a whole snapshot holds is purged, so that a state machine that is lost is made again from it.
         let mut batch = Batch::default();
         put_value(&mut batch, PURGED, &log_id).map_err(failed)?;
-        // The sync also makes the state machine durable, which from now on can not be made again from the log.
-        self.write(batch, Kind::Durable).await.map_err(failed)?;
-        let database = self.0.database.clone();
-        tokio::task::spawn_blocking(move || remove_range(&database, 0, log_id.index + 1))
+        batch.remove_range(entry_key(0), entry_key(log_id.index + 1));
+        self.write(batch, Kind::Durable)
             .await
-            .map_err(io::Error::other)
-            .and_then(|result| result.map_err(io::Error::other))
-            .map_err(failed)?;
-        Ok(())
+            .map_err(failed)
+            .map_err(StoreError::from)
     }
 }

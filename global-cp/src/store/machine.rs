@@ -1,22 +1,25 @@
 //! The state machine on disk and in memory.
 //!
-//! Memory holds the image that is read, the database holds the same records. Applying a group of entries is one sled
-//! batch: data, the id of the last applied entry and the membership are written together or not at all. The batch is not
-//! synced: what a crash takes is made again from the log, which is; and before the log is purged, everything is synced.
+//! Memory holds the image that is read, the database holds the same records. Applying a group of entries is one batch:
+//! data, the id of the last applied entry and the membership are written together or not at all. Nothing of it is synced,
+//! and nothing of it is trusted: what the database holds is derived from snapshot and log, and counts only where it is
+//! whole, which the [`Sum`] of all records says that is written with each batch. Where it is not, or where it is older
+//! than the newest snapshot, it is made anew from that, and the log is applied again from there on. The log is never
+//! purged beyond a snapshot that is on the disk.
 
-use std::io;
+use std::{io, path::Path};
 
+use aws_lc_rs::digest;
 use bytes::Bytes;
 use openraft::{
     AnyError, EntryPayload, OptionalSend, RaftSnapshotBuilder, Snapshot, StorageIOError,
     storage::RaftStateMachine,
 };
-use sled::{Batch, Tree};
 use tokio::sync::watch;
 
 use super::{
     OpenError,
-    database::{self, Database},
+    database::{self, Batch, Database, Hold, Kind},
     log::LogStore,
     snapshot::{SnapshotFile, Snapshots, meta_of},
     types::{Answers, LogEntry, LogId, SnapshotMeta, StoreError, StoredMembership, TypeConfig},
@@ -31,7 +34,7 @@ use crate::state::{
 /// The state machine, as Raft drives it.
 pub struct Machine {
     database: Database,
-    tree: Tree,
+    sum: Sum,
     state: State,
     applied: Option<LogId>,
     membership: StoredMembership,
@@ -42,26 +45,72 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Reads and verifies the state in `database`. Blocks.
+    /// Reads and verifies the state in the database at `path`. Where it is not whole, it is made anew. Blocks.
     ///
     /// # Errors
-    /// Where a record is damaged.
+    /// Where it can not be made from what is there.
     pub fn open(
-        database: Database,
+        kind: Kind,
+        path: &Path,
+        hold: &Hold,
         snapshots: Snapshots,
         log: LogStore,
     ) -> Result<Self, OpenError> {
-        let (tree, records) = database.guarded(|| {
-            let tree = database.state()?;
-            let records = database.read_all(&tree)?;
-            Ok((tree, records))
-        })?;
-        let image =
-            Image::from_records(records).map_err(|error| database.damaged(error.to_string()))?;
+        let kept = match read(kind, path, hold) {
+            Ok(kept) => Some(kept),
+            Err(OpenError::Damaged { path, reason }) => {
+                tracing::error!(
+                    path = %path.display(),
+                    reason,
+                    "the state machine's database is damaged; it is made anew from the newest snapshot and the log"
+                );
+                None
+            }
+            Err(error) => return Err(error),
+        };
+        let applied = |image: &Image| meta_of(image).last_log_id;
+        let newest = snapshots.newest();
+        let newer = newest.as_ref().map(|(meta, _)| meta.last_log_id);
+        let (database, image) = match kept {
+            Some((database, image)) if newer.is_none_or(|newer| newer <= applied(&image)) => {
+                (database, image)
+            }
+            kept => {
+                let image = match newest {
+                    Some((_, file)) => {
+                        let read = snapshots.read(&file);
+                        read.map_err(|error| OpenError::Damaged {
+                            path: file.path,
+                            reason: error.to_string(),
+                        })?
+                        .1
+                    }
+                    None => Image::default(),
+                };
+                let database = match kept {
+                    Some((database, _)) => database,
+                    None => {
+                        database::set_aside(path)?;
+                        Database::open(kind, path, hold)?
+                    }
+                };
+                fill(&database, &image).map_err(|source| OpenError::Io {
+                    path: path.to_owned(),
+                    source,
+                })?;
+                (database, image)
+            }
+        };
+        if applied(&image) < log.purged() {
+            return Err(OpenError::Damaged {
+                path: path.to_owned(),
+                reason: "the log begins behind what it and the snapshots hold".to_owned(),
+            });
+        }
         let meta = meta_of(&image);
         Ok(Self {
-            tree,
             revisions: watch::Sender::new(image.revision()),
+            sum: Sum::of(&image),
             state: State::from_image(image),
             applied: meta.last_log_id,
             membership: meta.last_membership,
@@ -96,6 +145,83 @@ impl Machine {
         self.revisions
             .send_if_modified(|newest| std::mem::replace(newest, revision) != revision);
     }
+}
+
+/// The sum over all records of what their names and values hash to: changes with each of them, in any order, without
+/// reading the others. A database that has lost a change, or has one too many, does not match its sum.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Sum([u64; 4]);
+
+/// Where the database keeps its sum; the state's own records begin with a letter.
+const SUM: &[u8] = b"\0sum";
+
+impl Sum {
+    fn of(image: &Image) -> Self {
+        let mut sum = Self::default();
+        for (name, value) in image.records() {
+            sum.add(name, value);
+        }
+        sum
+    }
+
+    fn add(&mut self, name: &[u8], value: &[u8]) {
+        for (lane, part) in self.0.iter_mut().zip(Self::record(name, value)) {
+            *lane = lane.wrapping_add(part);
+        }
+    }
+
+    fn subtract(&mut self, name: &[u8], value: &[u8]) {
+        for (lane, part) in self.0.iter_mut().zip(Self::record(name, value)) {
+            *lane = lane.wrapping_sub(part);
+        }
+    }
+
+    fn record(name: &[u8], value: &[u8]) -> [u64; 4] {
+        let mut context = digest::Context::new(&digest::SHA256);
+        context.update(&(name.len() as u64).to_be_bytes());
+        context.update(name);
+        context.update(value);
+        let digest = context.finish();
+        let mut lanes = [0; 4];
+        for (lane, bytes) in lanes.iter_mut().zip(digest.as_ref().chunks_exact(8)) {
+            *lane = u64::from_be_bytes(bytes.try_into().unwrap_or_default());
+        }
+        lanes
+    }
+
+    fn to_bytes(self) -> Bytes {
+        self.0
+            .iter()
+            .flat_map(|lane| lane.to_be_bytes())
+            .collect::<Vec<_>>()
+            .into()
+    }
+}
+
+/// What the database at `path` holds, where it is whole.
+fn read(kind: Kind, path: &Path, hold: &Hold) -> Result<(Database, Image), OpenError> {
+    let database = Database::open(kind, path, hold)?;
+    let mut records = database.guarded(|| database.read_all())?;
+    let sum = records
+        .iter()
+        .position(|(name, _)| name == SUM)
+        .map(|at| records.swap_remove(at).1);
+    let image =
+        Image::from_records(records).map_err(|error| database.damaged(error.to_string()))?;
+    let matches = match sum {
+        Some(sum) => sum == Sum::of(&image).to_bytes(),
+        None => image.is_empty(),
+    };
+    if !matches {
+        return Err(database.damaged("its records do not match their sum".to_owned()));
+    }
+    Ok((database, image))
+}
+
+/// Replaces what the database holds by `image`.
+fn fill(database: &Database, image: &Image) -> io::Result<()> {
+    let sum = Sum::of(image).to_bytes();
+    database.replace(image.records().chain(std::iter::once((SUM, &sum))))
 }
 
 struct Group {
@@ -167,8 +293,8 @@ impl Group {
         self.image.write(write).map_err(|error| failure(id, &error))
     }
 
-    /// The writes as one sled batch. `before` is what the database holds.
-    fn batch(&self, before: &Image) -> Batch {
+    /// The writes as one batch, and the sum after them. `before` is what the database holds, `sum` its sum.
+    fn batch(&self, before: &Image, mut sum: Sum) -> (Batch, Sum) {
         // Of several writes to one record the last counts, and what the database holds is what came before the first.
         let last: std::collections::BTreeMap<&[u8], Option<&Bytes>> = self
             .writes
@@ -177,14 +303,23 @@ impl Group {
             .collect();
         let mut batch = Batch::default();
         for (name, value) in last {
-            let previous = before.record(name).map(Bytes::len);
-            match (value, previous) {
-                (Some(value), previous) => database::put(&mut batch, name, value, previous),
-                (None, Some(previous)) => database::remove(&mut batch, name, previous),
+            let previous = before.record(name);
+            if let Some(previous) = previous {
+                sum.subtract(name, previous);
+            }
+            match (value, previous.map(Bytes::len)) {
+                (Some(value), length) => {
+                    sum.add(name, value);
+                    batch.put(name, value.clone(), length);
+                }
+                (None, Some(length)) => batch.remove(name, length),
                 (None, None) => {}
             }
         }
-        batch
+        let bytes = sum.to_bytes();
+        let length = bytes.len();
+        batch.put(SUM, bytes, Some(length));
+        (batch, sum)
     }
 }
 
@@ -209,17 +344,19 @@ impl RaftStateMachine<TypeConfig> for Machine {
             applied: self.applied,
             membership: self.membership.clone(),
         };
-        let (tree, limits) = (self.tree.clone(), self.limits);
-        let group = tokio::task::spawn_blocking(move || {
+        let (database, sum, limits) = (self.database.clone(), self.sum, self.limits);
+        let (group, sum) = tokio::task::spawn_blocking(move || {
             let group = group.work_out(entries, &limits)?;
-            tree.apply_batch(group.batch(&before)).map_err(|error| {
+            let (batch, sum) = group.batch(&before, sum);
+            database.write(&[batch], false).map_err(|error| {
                 Box::new(StorageIOError::write_state_machine(AnyError::new(&error)).into())
             })?;
-            Ok::<_, Failure>(group)
+            Ok::<_, Failure>((group, sum))
         })
         .await
         .map_err(|error| StorageIOError::write_state_machine(AnyError::new(&error)))?
         .map_err(|failure| *failure)?;
+        self.sum = sum;
         self.applied = group.applied;
         self.membership = group.membership;
         self.publish(group.image);
@@ -251,22 +388,23 @@ impl RaftStateMachine<TypeConfig> for Machine {
         };
         let (database, snapshots, announced) =
             (self.database.clone(), self.snapshots.clone(), meta.clone());
-        let (tree, image) = blocking(move || {
+        let image = blocking(move || {
             let (found, image) = snapshots.read(&snapshot).map_err(io::Error::other)?;
             if found.last_log_id != announced.last_log_id {
                 return Err(io::Error::other(format!(
                     "the snapshot holds {found}, {announced} was announced"
                 )));
             }
-            let tree = database.replace_state(image.records())?;
+            // First the snapshot: from then on the state can be made from it, whatever becomes of the database.
             snapshots
                 .adopt(&snapshot, &announced)
                 .map_err(io::Error::other)?;
-            Ok((tree, image))
+            fill(&database, &image)?;
+            Ok(image)
         })
         .await
         .map_err(failed)?;
-        self.tree = tree;
+        self.sum = Sum::of(&image);
         self.applied = meta.last_log_id;
         self.membership = meta.last_membership.clone();
         self.publish(image);

@@ -102,7 +102,7 @@ impl Snapshots {
             path: directory.to_owned(),
             source,
         };
-        mesh_runtime::files::ensure_private_dir(directory).map_err(io_error)?;
+        super::database::make_directory(directory)?;
         let mut known = Vec::new();
         for file in fs::read_dir(directory).map_err(io_error)? {
             let path = file.map_err(io_error)?.path();

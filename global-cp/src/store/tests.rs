@@ -14,7 +14,8 @@ use openraft::{
 use tempfile::TempDir;
 
 use super::{
-    OpenError, Store, database,
+    Engines, OpenError, Store,
+    database::{Batch, Database, Hold, Kind},
     directory::Node,
     log::LogStore,
     machine::Machine,
@@ -80,19 +81,90 @@ async fn fill(store: &mut Store, range: std::ops::Range<u64>) {
     }
 }
 
-struct Builder;
+/// Every way to keep a store; the first is the one in use.
+const ALL: [Engines; 3] = [
+    super::ENGINES,
+    Engines {
+        log: Kind::Sled,
+        state: Kind::Sled,
+    },
+    Engines {
+        log: Kind::Redb,
+        state: Kind::Redb,
+    },
+];
+
+struct Builder(Engines);
 
 impl StoreBuilder<TypeConfig, LogStore, Machine, TempDir> for Builder {
     async fn build(&self) -> Result<(TempDir, LogStore, Machine), StoreError> {
         let dir = tempfile::tempdir().unwrap();
-        let store = open(dir.path(), true).unwrap();
+        let store = super::open_with(self.0, dir.path(), &node(1, "ours"), true).unwrap();
         Ok((dir, store.log, store.machine))
     }
 }
 
 #[test]
-fn openrafts_own_suite_passes() {
-    Suite::test_all(Builder).unwrap();
+fn openrafts_own_suite_passes_with_every_engine() {
+    for engines in ALL {
+        Suite::test_all(Builder(engines)).unwrap();
+    }
+}
+
+/// What log and state machine rely on, whichever engine they stand on.
+#[test]
+fn every_engine_is_an_ordered_map_changed_by_batches() {
+    for kind in [Kind::Redb, Kind::Sled] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("db");
+        let hold = Hold::take(dir.path()).unwrap();
+        let read = |database: &Database| -> Vec<(String, usize)> {
+            let mut all = database.read_all().unwrap();
+            all.sort();
+            all.into_iter()
+                .map(|(key, value)| (String::from_utf8(key).unwrap(), value.len()))
+                .collect()
+        };
+        let value = |length: usize| bytes::Bytes::from(vec![b'x'; length]);
+        {
+            let database = Database::open(kind, &path, &hold).unwrap();
+            let mut first = Batch::default();
+            for (key, length) in [("e1", 10), ("e2", 9000), ("e3", 0), ("long", 70_000)] {
+                first.put(key.as_bytes(), value(length), None);
+            }
+            let mut second = Batch::default();
+            second.put(b"e2", value(5), Some(9000));
+            second.remove(b"e3", 0);
+            database.write(&[first, second], true).unwrap();
+            assert_eq!(database.read(b"e2").unwrap(), Some(value(5)), "{kind:?}");
+            assert_eq!(database.read(b"e3").unwrap(), None);
+            let mut scanned = Vec::new();
+            let range: (&[u8], &[u8]) = (b"e1", b"e9");
+            database
+                .scan(range, |key, value| {
+                    scanned.push((key.to_vec(), value.len()));
+                    Ok(true)
+                })
+                .unwrap();
+            assert_eq!(scanned, [(b"e1".to_vec(), 10), (b"e2".to_vec(), 5)]);
+            let mut third = Batch::default();
+            third.remove_range(b"e1".to_vec(), b"e2".to_vec());
+            database.write(&[third], false).unwrap();
+        }
+        let database = Database::open(kind, &path, &hold).unwrap();
+        assert_eq!(
+            read(&database),
+            [("e2".to_owned(), 5), ("long".to_owned(), 70_000)],
+            "{kind:?}"
+        );
+        let records = [(b"only".to_vec(), value(3))];
+        database
+            .replace(records.iter().map(|(key, value)| (key.as_slice(), value)))
+            .unwrap();
+        drop(database);
+        let database = Database::open(kind, &path, &hold).unwrap();
+        assert_eq!(read(&database), [("only".to_owned(), 3)], "{kind:?}");
+    }
 }
 
 #[tokio::test]
@@ -111,7 +183,7 @@ async fn everything_is_there_after_reopening() {
     store.log.blocking_append([entry.clone()]).await.unwrap();
     store.machine.apply([entry.clone()]).await.unwrap();
     assert_eq!(
-        fs::read_dir(dir.path().join("store/blobs"))
+        fs::read_dir(dir.path().join("store/state/blobs"))
             .unwrap()
             .count(),
         0
@@ -413,20 +485,83 @@ fn list_files(directory: &Path, files: &mut Vec<std::path::PathBuf>) {
     }
 }
 
-#[test]
-fn a_piece_under_another_key_is_noticed() {
+/// The state machine is derived: whatever becomes of its database, it is the same again.
+#[tokio::test]
+async fn a_state_machine_that_is_lost_or_damaged_is_made_anew() {
     let dir = tempfile::tempdir().unwrap();
-    let database = database::Database::open(dir.path(), &node(1, "ours"), true).unwrap();
-    let mut batch = sled::Batch::default();
-    database::put(&mut batch, b"a", b"value", None);
-    database.log().apply_batch(batch).unwrap();
-    let piece = database.log().get(b"a\0\0").unwrap().unwrap();
-    assert_eq!(
-        database.read(database.log(), b"a").unwrap().unwrap(),
-        "value"
-    );
-    database.log().insert(b"b\0\0", piece).unwrap();
-    assert!(database.read(database.log(), b"b").is_err());
+    let mut store = open(dir.path(), true).unwrap();
+    fill(&mut store, 0..20).await;
+    let mut builder = store.machine.get_snapshot_builder().await;
+    builder.build_snapshot().await.unwrap();
+    store.log.purge(id(1, 15)).await.unwrap();
+    fill(&mut store, 20..30).await;
+    store.log.save_committed(Some(id(1, 29))).await.unwrap();
+    store.log.save_vote(&Vote::new(2, 1)).await.unwrap();
+    drop(store);
+    let state = dir.path().join("store/state");
+    for damage in ["removed", "cut", "emptied"] {
+        match damage {
+            "removed" => fs::remove_dir_all(&state).unwrap(),
+            "cut" => {
+                let file = fs::File::options().write(true).open(state.join("db"));
+                file.unwrap().set_len(100).unwrap();
+            }
+            _ => fs::write(state.join("db"), b"").unwrap(),
+        }
+        let store = open(dir.path(), false).unwrap();
+        let (mut log, mut machine, state) = (store.log, store.machine, store.state);
+        openraft::StorageHelper::new(&mut log, &mut machine)
+            .get_initial_state()
+            .await
+            .unwrap();
+        assert_eq!(state.revision(), 30, "{damage}");
+        assert_eq!(state.list("Mesh", None, None, 1000).len(), 30);
+    }
+}
+
+/// Without the snapshot there is nothing to make it from.
+#[tokio::test]
+async fn a_state_machine_that_can_not_be_made_anew_is_not_begun_empty() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(dir.path(), true).unwrap();
+    fill(&mut store, 0..20).await;
+    let mut builder = store.machine.get_snapshot_builder().await;
+    builder.build_snapshot().await.unwrap();
+    store.log.purge(id(1, 15)).await.unwrap();
+    drop(store);
+    fs::remove_dir_all(dir.path().join("store/state")).unwrap();
+    fs::remove_dir_all(dir.path().join("snapshots")).unwrap();
+    let error = open(dir.path(), false).err().unwrap();
+    assert!(matches!(error, OpenError::Damaged { .. }), "{error}");
+}
+
+/// A record that is old but whole: only the sum over all of them can tell.
+#[tokio::test]
+async fn a_lost_change_of_one_record_is_noticed() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(dir.path(), true).unwrap();
+    fill(&mut store, 0..10).await;
+    store.log.save_committed(Some(id(1, 9))).await.unwrap();
+    store.log.save_vote(&Vote::new(2, 1)).await.unwrap();
+    drop(store);
+    {
+        let path = dir.path().join("store");
+        let hold = Hold::take(&path).unwrap();
+        let database = Database::open(Kind::Sled, &path.join("state"), &hold).unwrap();
+        let key = crate::state::keys::resource(&ResourceKey::global("Mesh", "", &name(3)));
+        let length = database.read(&key).unwrap().unwrap().len();
+        let mut batch = Batch::default();
+        batch.remove(&key, length);
+        database.write(&[batch], true).unwrap();
+    }
+    let store = open(dir.path(), false).unwrap();
+    assert!(dir.path().join("store/state.damaged").exists());
+    let (mut log, mut machine, state) = (store.log, store.machine, store.state);
+    openraft::StorageHelper::new(&mut log, &mut machine)
+        .get_initial_state()
+        .await
+        .unwrap();
+    assert_eq!(state.list("Mesh", None, None, 1000).len(), 10);
 }
 
 /// sled gives disk back only by reusing it; what it takes must level off when what lives does.

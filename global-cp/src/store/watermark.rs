@@ -11,7 +11,7 @@
 use std::{
     fs::{File, OpenOptions},
     io,
-    os::unix::fs::{FileExt as _, OpenOptionsExt as _},
+    os::unix::fs::FileExt as _,
     path::Path,
 };
 
@@ -40,12 +40,32 @@ pub struct Watermark {
     mark: Mark,
 }
 
-/// Whether the file exists and says that something was acknowledged.
+/// Whether the file says that something was acknowledged. One that can not be read may have said so.
 #[must_use]
 pub fn is_used(path: &Path) -> bool {
-    File::open(path).is_ok_and(|file| {
-        read_newest(&file).is_ok_and(|(_, mark)| mark.last.is_some() || mark.vote.is_some())
-    })
+    match File::open(path) {
+        Ok(file) => {
+            !read_newest(&file).is_ok_and(|(_, mark)| mark.last.is_none() && mark.vote.is_none())
+        }
+        Err(error) => error.kind() != io::ErrorKind::NotFound,
+    }
+}
+
+/// What the file at `path` says.
+///
+/// # Errors
+/// Where it is missing or neither slot is whole.
+pub fn read(path: &Path) -> io::Result<Mark> {
+    read_newest(&File::open(path)?).map(|(_, mark)| mark)
+}
+
+/// Makes the file, with `mark` in it, whole or not at all.
+///
+/// # Errors
+/// Where the system refuses.
+pub fn make(path: &Path, mark: Mark) -> io::Result<()> {
+    let slot = encode(1, &mark);
+    mesh_runtime::files::write_atomic(path, &[slot, slot].concat(), 0o600)
 }
 
 impl Watermark {
@@ -54,26 +74,10 @@ impl Watermark {
     /// # Errors
     /// Where it is missing or neither slot is whole.
     pub fn open(path: &Path, create: bool) -> io::Result<Self> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(create)
-            .truncate(false)
-            .mode(0o600)
-            .open(path)?;
-        if file.metadata()?.len() == 0 && create {
-            let mut new = Self {
-                file,
-                generation: 0,
-                mark: Mark::default(),
-            };
-            new.set(Mark::default())?;
-            new.file.sync_all()?;
-            if let Some(parent) = path.parent() {
-                File::open(parent)?.sync_all()?;
-            }
-            return Ok(new);
+        if create && !path.exists() {
+            make(path, Mark::default())?;
         }
+        let file = OpenOptions::new().read(true).write(true).open(path)?;
         let (generation, mark) = read_newest(&file)?;
         Ok(Self {
             file,

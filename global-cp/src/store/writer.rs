@@ -6,10 +6,8 @@
 
 use std::{io, sync::mpsc, thread};
 
-use sled::Batch;
-
 use super::{
-    database::Database,
+    database::{Batch, Database},
     watermark::{Mark, Watermark},
 };
 
@@ -109,25 +107,26 @@ impl Writer {
 
     fn write_group(&mut self, group: Vec<Job>) {
         let mut answers = Vec::with_capacity(group.len());
-        let mut durable = false;
-        let mut mark = None;
         let mut result = match &self.failed {
             Some(reason) => Err(io::Error::other(reason.clone())),
             None => Ok(()),
         };
+        let mut together = Together::default();
         for job in group {
-            if result.is_ok() {
-                result = self.write(job.batch, job.kind, job.mark);
+            if job.kind == Kind::Lowering && result.is_ok() {
+                // What was there before counts in full before it counts for less.
+                result = self.write(&mut together);
+                if result.is_ok() {
+                    result = self.watermark.set_and_sync(job.mark);
+                }
             }
-            durable |= job.kind != Kind::Hint;
-            mark = Some(job.mark);
+            together.batches.push(job.batch);
+            together.durable |= job.kind != Kind::Hint;
+            together.mark = Some(job.mark);
             answers.push(job.done);
         }
-        if result.is_ok() && durable {
-            result = self
-                .database
-                .sync()
-                .and_then(|()| mark.map_or(Ok(()), |mark| self.watermark.set(mark)));
+        if result.is_ok() {
+            result = self.write(&mut together);
         }
         if let Err(error) = &result
             && self.failed.is_none()
@@ -146,11 +145,27 @@ impl Writer {
         }
     }
 
-    fn write(&mut self, batch: Batch, kind: Kind, mark: Mark) -> io::Result<()> {
-        if kind == Kind::Lowering {
-            self.watermark.set_and_sync(mark)?;
+    fn write(&mut self, together: &mut Together) -> io::Result<()> {
+        let Together {
+            batches,
+            durable,
+            mark,
+        } = std::mem::take(together);
+        if batches.is_empty() {
+            return Ok(());
         }
-        self.database.log().apply_batch(batch)?;
-        Ok(())
+        self.database.write(&batches, durable)?;
+        match mark {
+            Some(mark) if durable => self.watermark.set(mark),
+            _ => Ok(()),
+        }
     }
+}
+
+/// What is written with one sync.
+#[derive(Default)]
+struct Together {
+    batches: Vec<Batch>,
+    durable: bool,
+    mark: Option<Mark>,
 }

@@ -146,7 +146,10 @@ impl Driver {
                 Some(reason) => Ok(Err(reason.to_owned())),
                 None => bail!("instead of being opened: {line}"),
             },
-            None => bail!("the driver ended while it opened the store: {:?}", self.child.wait()),
+            None => bail!(
+                "the driver ended while it opened the store: {:?}",
+                self.child.wait()
+            ),
         }
     }
 

@@ -220,7 +220,9 @@ impl<'a> Recording<'a> {
         let changes = &self.files[file];
         let until = changes.partition_point(|made| made.ended <= moment);
         // What had ended before the sync began is there; the order of ends is the order of the list.
-        let sure = changes.partition_point(|made| made.ended < synced).min(until);
+        let sure = changes
+            .partition_point(|made| made.ended < synced)
+            .min(until);
         let mut now = Vec::new();
         for made in &changes[..sure] {
             made.change.carry_out(&mut now);

@@ -143,16 +143,34 @@ impl Reader<'_> {
                 .collect()),
             "rename" => self.rename(&arguments[0], &arguments[1]),
             "renameat" | "renameat2" => self.rename(&arguments[1], &arguments[3]),
-            "unlink" | "rmdir" => Ok(self.named(&arguments[0]).map(What::Remove).into_iter().collect()),
-            "unlinkat" => Ok(self.named(&arguments[1]).map(What::Remove).into_iter().collect()),
-            "mkdir" => Ok(self.named(&arguments[0]).map(What::MakeDir).into_iter().collect()),
-            "mkdirat" => Ok(self.named(&arguments[1]).map(What::MakeDir).into_iter().collect()),
+            "unlink" | "rmdir" => Ok(self
+                .named(&arguments[0])
+                .map(What::Remove)
+                .into_iter()
+                .collect()),
+            "unlinkat" => Ok(self
+                .named(&arguments[1])
+                .map(What::Remove)
+                .into_iter()
+                .collect()),
+            "mkdir" => Ok(self
+                .named(&arguments[0])
+                .map(What::MakeDir)
+                .into_iter()
+                .collect()),
+            "mkdirat" => Ok(self
+                .named(&arguments[1])
+                .map(What::MakeDir)
+                .into_iter()
+                .collect()),
             // Not a promise: it flushes neither the disk's cache nor the file's length.
             "sync_file_range" => Ok(Vec::new()),
             _ => {
-                let ours = arguments
-                    .iter()
-                    .any(|argument| self.inside(argument).or_else(|| self.named(argument)).is_some());
+                let ours = arguments.iter().any(|argument| {
+                    self.inside(argument)
+                        .or_else(|| self.named(argument))
+                        .is_some()
+                });
                 if ours {
                     bail!("a call that is not understood");
                 }
@@ -190,7 +208,10 @@ impl Reader<'_> {
         let number: u64 = arguments[0].split('<').next().unwrap_or_default().parse()?;
         if number == 1 {
             let text = String::from_utf8_lossy(&bytes).into_owned();
-            return Ok(text.lines().map(|line| What::Say(line.to_owned())).collect());
+            return Ok(text
+                .lines()
+                .map(|line| What::Say(line.to_owned()))
+                .collect());
         }
         let Some(path) = self.inside(&arguments[0]) else {
             return Ok(Vec::new());

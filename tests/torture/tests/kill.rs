@@ -55,8 +55,12 @@ fn life(directory: &Path, seed: u64, kills: u64) -> anyhow::Result<u64> {
         let opened = driver.opened().context("reopening")?;
         ensure!(opened.is_ok(), "kill {kill}: refused: {opened:?}");
         open = Open::Again;
-        let told = driver.dump().with_context(|| format!("after kill {kill}"))?;
-        model.check(&told).with_context(|| format!("after kill {kill}"))?;
+        let told = driver
+            .dump()
+            .with_context(|| format!("after kill {kill}"))?;
+        model
+            .check(&told)
+            .with_context(|| format!("after kill {kill}"))?;
         model.go_on(&told);
         let mut session = Session::new(driver, model, &told, Random::new(random.next()));
         session.run(random.below(120))?;

@@ -55,7 +55,11 @@ fn run(seed: u64, cuts: u64) -> anyhow::Result<Vec<String>> {
     let events = trace::read(&text, &directory)?;
     let recording = Recording::of(&events)?;
     let syncs = events.iter().filter(|e| matches!(e.what, What::Sync(_)));
-    println!("seed {seed}: {} calls, {} syncs", events.len(), syncs.count());
+    println!(
+        "seed {seed}: {} calls, {} syncs",
+        events.len(),
+        syncs.count()
+    );
     let mut failures = Vec::new();
     for cut in 0..cuts {
         let at = usize::try_from(random.below(events.len() as u64))?;

@@ -108,7 +108,7 @@ pub enum PrepareError {
     )]
     NoSealingKey(PathBuf),
     #[error(
-        "{0} is missing, although this node has run before: put it back from a backup, or move the data directory away and join again with a new token"
+        "{0} is missing, although this node has run before: put it back from a backup. {remedy}", remedy = crate::store::REMEDY
     )]
     NoIdentity(PathBuf),
     #[error("{0} is of another version of this program: finish the first start with that one")]

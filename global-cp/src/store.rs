@@ -42,6 +42,11 @@ use crate::state::State;
 use database::{Database, Hold, Kind};
 use directory::Node;
 
+/// What helps a node whose data is damaged or gone.
+pub const REMEDY: &str = "The other nodes have what it had: `meshctl global recover`, run on this machine, lets it join \
+                          them as a new node. Where there is no other node, `global-cp recover --from-snapshot` goes \
+                          back to its newest snapshot";
+
 /// Why a store does not open.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
@@ -57,24 +62,20 @@ pub enum OpenError {
     #[error(transparent)]
     InUse(#[from] mesh_runtime::files::LockError),
     /// The store is damaged.
-    #[error(
-        "the store in {path} is damaged: {reason}. The other nodes have everything this one had: move its data directory \
-         away, join again with a new token, and then remove the old node"
-    )]
+    #[error("{path} is damaged: {reason}. {REMEDY}")]
     Damaged {
-        /// The store's directory.
+        /// The file or directory.
         path: PathBuf,
         /// What is wrong.
         reason: String,
     },
     /// The store has less than this node once acknowledged.
     #[error(
-        "the store in {path} has lost what this node has acknowledged ({reason}): it was emptied or put back to an older \
-         state. Going on could make the cluster forget accepted writes. Move its data directory away, join again with \
-         a new token, and then remove the old node"
+        "{path} has lost what this node has acknowledged ({reason}): it was emptied or put back to an older state. Going \
+         on could make the cluster forget accepted writes. {REMEDY}"
     )]
     LostWrites {
-        /// The store's directory.
+        /// The file or directory.
         path: PathBuf,
         /// What is missing.
         reason: String,

@@ -151,8 +151,8 @@ async fn append(
             {
                 let reason = format!(
                     "node {target} has lost log entries it had acknowledged (it lacks {missing}): its data was wiped or \
-                     put back to an older state. It is not counted on any more. Remove it, and let it join again with \
-                     an empty data directory"
+                     put back to an older state. It is not counted on any more. Stop it and run `meshctl global \
+                     recover` on its machine"
                 );
                 tracing::error!(node = target, %missing, "{reason}");
                 return Err(unreachable(&reason));

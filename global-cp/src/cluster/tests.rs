@@ -619,7 +619,7 @@ async fn a_damaged_store_is_reported_with_what_to_do() {
     let first = installation.first().await;
     first.write(put("a", "{}")).await.unwrap();
     stop(first).await;
-    let db = installation.dir(1).join("store/db");
+    let db = installation.dir(1).join("store/log.redb");
     let mut bytes = fs::read(&db).unwrap();
     let used = bytes.iter().rposition(|byte| *byte != 0).unwrap();
     bytes.truncate(used / 2);
@@ -629,7 +629,10 @@ async fn a_damaged_store_is_reported_with_what_to_do() {
         .await
         .err()
         .unwrap();
-    assert!(error.to_string().contains("join again"), "{error}");
+    assert!(
+        error.to_string().contains("meshctl global recover"),
+        "{error}"
+    );
 }
 
 #[test]

@@ -12,11 +12,12 @@
 //! reading at start is guarded, and a panic is reported as damage.
 
 use std::{
+    cell::Cell,
     fs::{self, File},
     io,
-    panic::{AssertUnwindSafe, catch_unwind},
+    panic::{self, AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Once},
 };
 
 use aws_lc_rs::digest;
@@ -274,13 +275,40 @@ impl Database {
     }
 }
 
+thread_local! {
+    // A panic of this thread is caught, and told as damage.
+    static GUARDED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// A panic that is caught is no news for whoever reads the log: what it means is said where it is caught.
+fn silence_guarded_panics() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let others = panic::take_hook();
+        panic::set_hook(Box::new(move |info| {
+            if GUARDED.get() {
+                tracing::debug!(%info, "a database panics");
+            } else {
+                others(info);
+            }
+        }));
+    });
+}
+
 /// Runs `read`, and reports a panic in it, and an error that is not the system's, as damage of `path`.
 fn guarded<T>(path: &Path, read: impl FnOnce() -> Result<T, ReadError>) -> Result<T, OpenError> {
+    silence_guarded_panics();
+    let read = || {
+        GUARDED.set(true);
+        let result = catch_unwind(AssertUnwindSafe(read));
+        GUARDED.set(false);
+        result
+    };
     let damaged = |reason: String| OpenError::Damaged {
         path: path.to_owned(),
         reason,
     };
-    match catch_unwind(AssertUnwindSafe(read)) {
+    match read() {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(ReadError::Io(source))) if !is_of_content(&source) => Err(OpenError::Io {
             path: path.to_owned(),

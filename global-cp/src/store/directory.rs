@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use mesh_runtime::files::{self, ReadError};
 use serde::{Deserialize, Serialize};
 
-use super::OpenError;
+use super::{OpenError, REMEDY};
 
 /// Who a node is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,9 +39,7 @@ pub struct NodeFile {
 #[derive(Debug, thiserror::Error)]
 pub enum DirectoryError {
     /// `node.json` can not be read.
-    #[error(
-        "{0}; put the file back, or move the data directory away and join again with a new token"
-    )]
+    #[error("{0}. {REMEDY}")]
     Read(#[from] ReadError),
     /// `node.json` is whole, but of another format.
     #[error("{path}: {reason}; it was written by another version of this program")]
@@ -53,8 +51,7 @@ pub enum DirectoryError {
     },
     /// There is no `node.json`, but something that only a node that has run leaves behind.
     #[error(
-        "{data_dir} has {found} but no node.json: this node has run before and part of its data is gone. Put it back, or \
-         move the data directory away and join again with a new token"
+        "{data_dir} has {found} but no node.json: this node has run before and part of its data is gone. {REMEDY}"
     )]
     Incomplete {
         /// The data directory.

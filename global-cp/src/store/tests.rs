@@ -400,7 +400,10 @@ async fn a_store_put_back_to_an_older_copy_is_refused() {
     copy_files(copy.path(), &dir.path().join("store"));
     let error = open(dir.path(), false).err().unwrap();
     assert!(matches!(error, OpenError::LostWrites { .. }), "{error}");
-    assert!(error.to_string().contains("join again"), "{error}");
+    assert!(
+        error.to_string().contains("meshctl global recover"),
+        "{error}"
+    );
 }
 
 fn copy_files(from: &Path, to: &Path) {

@@ -130,6 +130,14 @@ impl Driver {
         }
     }
 
+    /// The next answer, however long it takes.
+    ///
+    /// # Errors
+    /// Where the driver has ended.
+    pub fn answer_patiently(&mut self) -> anyhow::Result<String> {
+        self.answers.recv().context("the driver has ended")
+    }
+
     /// An answer that is already there.
     pub fn answer_now(&mut self) -> Option<String> {
         self.answers.try_recv().ok()

@@ -18,6 +18,8 @@
 //! | `ISTHMUS_TEST_TORTURE_CYCLES` | kills, for example 1000 |
 //! | `ISTHMUS_TEST_POWER_CUTS` | moments at which the power goes, for example 1000 |
 //! | `ISTHMUS_TEST_OVERWRITES` | overwrites of 1,000 keys, for example 10000000 |
+//! | `ISTHMUS_TEST_FLIPS` | bytes flipped in each file, for example 100 |
+//! | `ISTHMUS_TEST_BURST_MB` | megabytes of log in a burst, for example 5000 |
 //! | `ISTHMUS_TEST_SEED` | another sequence of random choices |
 
 pub mod driver;

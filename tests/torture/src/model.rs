@@ -281,6 +281,16 @@ impl Model {
         Ok(())
     }
 
+    /// Like [`Self::check`] for a store of which a file was damaged: snapshots may be gone, since the rest is whole without
+    /// them.
+    ///
+    /// # Errors
+    /// What differs.
+    pub fn check_damaged(&self, told: &Told) -> anyhow::Result<()> {
+        self.check_log(told)?;
+        self.check_state(told)
+    }
+
     fn check_log(&self, told: &Told) -> anyhow::Result<()> {
         ensure!(
             told.last == told.log.last(),

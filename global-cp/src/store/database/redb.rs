@@ -57,8 +57,9 @@ impl Redb {
         let new = !path.exists();
         // Made here and not by redb, for its owner only.
         OpenOptions::new()
+            .write(true)
             .create(true)
-            .append(true)
+            .truncate(false)
             .mode(0o600)
             .open(path)
             .map_err(io_error)?;

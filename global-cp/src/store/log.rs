@@ -119,19 +119,17 @@ impl LogStore {
         mark_path: &Path,
         create: bool,
     ) -> Result<Self, OpenError> {
-        let watermark = Watermark::open(mark_path, create).map_err(|source| {
-            if source.kind() == io::ErrorKind::InvalidData {
-                OpenError::Damaged {
+        let watermark =
+            Watermark::open(mark_path, create).map_err(|source| match source.kind() {
+                io::ErrorKind::NotFound | io::ErrorKind::InvalidData => OpenError::Damaged {
                     path: mark_path.to_owned(),
                     reason: source.to_string(),
-                }
-            } else {
-                OpenError::Io {
+                },
+                _ => OpenError::Io {
                     path: mark_path.to_owned(),
                     source,
-                }
-            }
-        })?;
+                },
+            })?;
         check_owner(&database, owner, create)?;
         let memory = database.guarded(|| read_memory(&database))?;
         check_mark(&database, watermark.mark(), memory.mark())?;

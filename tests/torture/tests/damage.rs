@@ -23,7 +23,7 @@ struct Outcomes {
 
 #[test]
 fn damage_to_any_file_is_mended_or_named() {
-    let flips = asked("ISTHMUS_TEST_FLIPS", 6);
+    let flips = asked("ISTHMUS_TEST_FLIPS", 3);
     let seed = asked("ISTHMUS_TEST_SEED", 1);
     let world = tempfile::tempdir().unwrap();
     let good = world.path().join("good");

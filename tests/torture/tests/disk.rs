@@ -60,7 +60,7 @@ fn disk_is_given_back_after_a_burst() {
     assert!(full.log >= burst << 20, "{full}");
     assert!(after.log <= full.log / 4, "{full}, {after}");
     // And after a restart nothing of it is left.
-    let mut life = Life::again(&directory, after.next).unwrap();
+    let life = Life::again(&directory, after.next).unwrap();
     let again = life.measure().unwrap();
     println!("opened again: {again}");
     life.close().unwrap();

@@ -210,6 +210,7 @@ fn crates_depend_on_no_more_of_ours_than_the_map_says() {
         ),
         ("tests", &["mesh-proto", "mesh-model", "mesh-runtime"]),
         ("tests/demo-app", &[]),
+        ("tests/torture", &[]),
         ("tests/xtask", &["mesh-tests"]),
     ];
     for member in members() {
@@ -233,7 +234,7 @@ fn crates_depend_on_no_more_of_ours_than_the_map_says() {
 fn only_global_knows_consensus_and_the_store() {
     for member in members().iter().filter(|member| *member != "global-cp") {
         let dependencies = dependencies(&manifest(&format!("{member}/Cargo.toml")));
-        for banned in ["openraft", "sled"] {
+        for banned in ["openraft", "redb", "sled"] {
             assert!(
                 !dependencies.contains(banned),
                 "{member} depends on {banned}"

@@ -7,12 +7,13 @@
 //! | [`redb`] | the log and the vote | what was synced survives a loss of power, whatever becomes of the rest |
 //! | [`sled`] | the state machine | cheap batches; after a loss of power it may not open, and is then made anew from snapshot and log |
 //!
-//! Why so: `docs/decisions/008-the-log-is-in-redb.md`. Every value has a checksum of its own that covers its name, so
+//! Why so: `docs/decisions/008-the-log-is-in-redb.md`. Values are kept in pieces, and every piece has a checksum that covers its name, so
 //! that a flipped bit is an error that names the file, not a strange value. Both engines panic on some damage: opening and
 //! reading at start is guarded, and a panic is reported as damage.
 
 use std::{
     cell::Cell,
+    collections::BTreeMap,
     fs::{self, File},
     io,
     panic::{self, AssertUnwindSafe, catch_unwind},
@@ -21,7 +22,7 @@ use std::{
 };
 
 use aws_lc_rs::digest;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use mesh_runtime::files::DirLock;
 use tokio::sync::watch;
 
@@ -30,8 +31,10 @@ use super::OpenError;
 pub mod redb;
 pub mod sled;
 
-/// Bytes of the checksum before each value.
+/// Bytes of the checksum before each piece of a value.
 const CHECKSUM: usize = 8;
+/// Bytes of the piece's number behind each key.
+const NUMBER: usize = 2;
 
 /// Why something is not read.
 #[derive(Debug, thiserror::Error)]
@@ -65,7 +68,7 @@ pub struct Batch(Vec<Change>);
 
 /// One change.
 #[derive(Debug, Clone)]
-pub(super) enum Change {
+enum Change {
     /// A value, and how long the one before it was.
     Put {
         key: Vec<u8>,
@@ -96,30 +99,60 @@ impl Batch {
         });
     }
 
-    /// Removes all values from the key `from` to before the key `to`. All keys there must be of one length.
+    /// Removes all values from the key `from` to before the key `to`, of those that were there before this batch.
     pub fn remove_range(&mut self, from: Vec<u8>, to: Vec<u8>) {
         self.0.push(Change::RemoveRange { from, to });
     }
+
+    fn raw(&self, piece: usize) -> Vec<Raw> {
+        let mut raw = Vec::with_capacity(self.0.len());
+        for change in &self.0 {
+            match change {
+                Change::Put { key, value, before } => {
+                    raw.extend(
+                        pieces(key, value, piece).map(|(name, piece)| Raw::Put(name, piece)),
+                    );
+                    // What a longer value before had more.
+                    let surplus =
+                        count(value.len(), piece)..before.map_or(0, |before| count(before, piece));
+                    raw.extend(surplus.map(|number| Raw::Remove(piece_name(key, number))));
+                }
+                Change::Remove { key, length } => raw.extend(
+                    (0..count(*length, piece)).map(|number| Raw::Remove(piece_name(key, number))),
+                ),
+                Change::RemoveRange { from, to } => {
+                    raw.push(Raw::RemoveRange(from.clone(), to.clone()));
+                }
+            }
+        }
+        raw
+    }
 }
 
-/// Told of each value: its key, and what was put; says whether it wants more.
-type Each<'a> = dyn FnMut(&[u8], Bytes) -> Result<bool, ReadError> + 'a;
-/// Records to fill a database with.
-type Records<'a> = dyn Iterator<Item = (&'a [u8], &'a Bytes)> + 'a;
+/// What an engine is told to change: pieces of values, which it knows nothing of.
+enum Raw {
+    Put(Vec<u8>, Vec<u8>),
+    Remove(Vec<u8>),
+    /// From the first to before the second.
+    RemoveRange(Vec<u8>, Vec<u8>),
+}
+
+/// Told of each piece: its name, and what was put; says whether it wants more.
+type Each<'a> = dyn FnMut(&[u8], &[u8]) -> Result<bool, ReadError> + 'a;
+/// Pieces to fill a database with.
+type Pieces<'a> = dyn Iterator<Item = (Vec<u8>, Vec<u8>)> + 'a;
 
 /// What an engine does. Writes come from one thread at a time.
 trait Engine: Send + Sync + 'static {
+    /// Bytes of the biggest piece that it takes without moving much else.
+    fn piece_bytes(&self) -> usize;
     /// Makes the batches, each whole or not at all; a later one is never there without an earlier one. With `durable`,
     /// returns when they and all before are on the disk.
-    fn write(&self, batches: &[Batch], durable: bool) -> io::Result<()>;
-    /// One value.
-    fn read(&self, key: &[u8]) -> Result<Option<Bytes>, ReadError>;
-    /// The values from a key to before another, in order. All keys there must be of one length.
-    fn scan(&self, from: &[u8], to: &[u8], each: &mut Each<'_>) -> Result<(), ReadError>;
-    /// Every value, in any order, whatever its key.
-    fn read_all(&self, each: &mut Each<'_>) -> Result<(), ReadError>;
+    fn write(&self, batches: Vec<Vec<Raw>>, durable: bool) -> io::Result<()>;
+    /// The pieces from a name to before another, in order; to the end where there is none.
+    fn scan(&self, from: &[u8], to: Option<&[u8]>, each: &mut Each<'_>) -> Result<(), ReadError>;
     /// Replaces everything, whole or not at all, and returns when it is on the disk.
-    fn replace(&self, records: &mut Records<'_>) -> io::Result<()>;
+    fn replace(&self, pieces: &mut Pieces<'_>) -> io::Result<()>;
     /// Bytes on the disk.
     fn size_on_disk(&self) -> u64;
 }
@@ -203,7 +236,9 @@ impl Database {
     /// # Errors
     /// Where the disk refuses. What was written since the last successful sync may be lost.
     pub fn write(&self, batches: &[Batch], durable: bool) -> io::Result<()> {
-        self.engine.write(batches, durable)
+        let piece = self.engine.piece_bytes();
+        let raw = batches.iter().map(|batch| batch.raw(piece)).collect();
+        self.engine.write(raw, durable)
     }
 
     /// One value.
@@ -211,11 +246,24 @@ impl Database {
     /// # Errors
     /// Where it is not what was written.
     pub fn read(&self, key: &[u8]) -> Result<Option<Bytes>, ReadError> {
-        self.engine.read(key)
+        let mut value = None;
+        let mut behind = piece_name(key, u16::MAX);
+        behind.push(0);
+        self.engine
+            .scan(&piece_name(key, 0), Some(&behind), &mut |name, piece| {
+                // A longer key may lie between the pieces of a shorter one.
+                if name.len() == key.len() + NUMBER {
+                    value
+                        .get_or_insert_with(BytesMut::new)
+                        .extend_from_slice(verified(name, piece)?);
+                }
+                Ok(true)
+            })?;
+        Ok(value.map(BytesMut::freeze))
     }
 
     /// Gives the values from one key to before another to `each`, in order, until it returns `false`. All keys there must
-    /// be of one length.
+    /// be of one length, so that the pieces of one value do not lie between those of another.
     ///
     /// # Errors
     /// Where one is not what was written.
@@ -224,20 +272,49 @@ impl Database {
         (from, to): (&[u8], &[u8]),
         mut each: impl FnMut(&[u8], Bytes) -> Result<bool, ReadError>,
     ) -> Result<(), ReadError> {
-        self.engine.scan(from, to, &mut each)
+        let mut current: Option<(Vec<u8>, BytesMut)> = None;
+        let mut more = true;
+        self.engine.scan(from, Some(to), &mut |name, piece| {
+            let bytes = verified(name, piece)?;
+            let key = key_of(name)?;
+            match &mut current {
+                Some((current, value)) if current == key => value.extend_from_slice(bytes),
+                _ => {
+                    if let Some((key, value)) = current.take() {
+                        more = each(&key, value.freeze())?;
+                    }
+                    current = Some((key.to_vec(), BytesMut::from(bytes)));
+                }
+            }
+            Ok(more)
+        })?;
+        match current {
+            Some((key, value)) if more => each(&key, value.freeze()).map(|_| ()),
+            _ => Ok(()),
+        }
     }
 
-    /// Every value.
+    /// Every value, by key.
     ///
     /// # Errors
     /// Where one is not what was written.
-    pub fn read_all(&self) -> Result<Vec<(Vec<u8>, Bytes)>, ReadError> {
-        let mut all = Vec::new();
-        self.engine.read_all(&mut |key, value| {
-            all.push((key.to_vec(), value));
+    pub fn read_all(&self) -> Result<BTreeMap<Vec<u8>, Bytes>, ReadError> {
+        let mut all = BTreeMap::<Vec<u8>, BytesMut>::new();
+        self.engine.scan(&[], None, &mut |name, piece| {
+            let bytes = verified(name, piece)?;
+            let key = key_of(name)?;
+            match all.get_mut(key) {
+                Some(value) => value.extend_from_slice(bytes),
+                None => {
+                    all.insert(key.to_vec(), BytesMut::from(bytes));
+                }
+            }
             Ok(true)
         })?;
-        Ok(all)
+        Ok(all
+            .into_iter()
+            .map(|(key, value)| (key, value.freeze()))
+            .collect())
     }
 
     /// Replaces everything by `records`, as one atom: after a crash there is the old or the new.
@@ -246,9 +323,11 @@ impl Database {
     /// Where the disk refuses.
     pub fn replace<'a>(
         &self,
-        mut records: impl Iterator<Item = (&'a [u8], &'a Bytes)> + 'a,
+        records: impl Iterator<Item = (&'a [u8], &'a Bytes)>,
     ) -> io::Result<()> {
-        self.engine.replace(&mut records)
+        let piece = self.engine.piece_bytes();
+        let mut pieces = records.flat_map(|(key, value)| pieces(key, value, piece));
+        self.engine.replace(&mut pieces)
     }
 
     /// Runs `read`, and reports an error or panic in it as damage of this database.
@@ -331,6 +410,46 @@ fn is_of_content(error: &io::Error) -> bool {
         error.kind(),
         io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput
     )
+}
+
+/// A value in pieces, each under a name of its own: a database moves whole pages, and a small value beside a big one
+/// would cost as much as the big one.
+fn pieces<'a>(
+    key: &'a [u8],
+    value: &'a [u8],
+    piece: usize,
+) -> impl Iterator<Item = (Vec<u8>, Vec<u8>)> + 'a {
+    // Entries are refused long before they get this big.
+    assert!(
+        value.len() <= piece * usize::from(u16::MAX),
+        "a value of {} bytes",
+        value.len()
+    );
+    (0..count(value.len(), piece)).map(move |number| {
+        let start = usize::from(number) * piece;
+        let end = (start + piece).min(value.len());
+        let name = piece_name(key, number);
+        let bytes = sealed(&name, &value[start..end]);
+        (name, bytes)
+    })
+}
+
+fn count(length: usize, piece: usize) -> u16 {
+    u16::try_from(length.div_ceil(piece).max(1)).unwrap_or(u16::MAX)
+}
+
+fn piece_name(key: &[u8], number: u16) -> Vec<u8> {
+    let mut name = Vec::with_capacity(key.len() + NUMBER);
+    name.extend_from_slice(key);
+    name.extend_from_slice(&number.to_be_bytes());
+    name
+}
+
+fn key_of(name: &[u8]) -> Result<&[u8], ReadError> {
+    name.len()
+        .checked_sub(NUMBER)
+        .map(|length| &name[..length])
+        .ok_or_else(|| ReadError::Damaged(printable(name)))
 }
 
 /// The value as it is stored: behind a checksum that covers the name as well, so that a value under another's name is

@@ -202,10 +202,7 @@ impl Sum {
 fn read(kind: Kind, path: &Path, hold: &Hold) -> Result<(Database, Image), OpenError> {
     let database = Database::open(kind, path, hold)?;
     let mut records = database.guarded(|| database.read_all())?;
-    let sum = records
-        .iter()
-        .position(|(name, _)| name == SUM)
-        .map(|at| records.swap_remove(at).1);
+    let sum = records.remove(SUM);
     let image =
         Image::from_records(records).map_err(|error| database.damaged(error.to_string()))?;
     let matches = match sum {

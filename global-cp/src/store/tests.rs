@@ -119,8 +119,7 @@ fn every_engine_is_an_ordered_map_changed_by_batches() {
         let path = dir.path().join("db");
         let hold = Hold::take(dir.path()).unwrap();
         let read = |database: &Database| -> Vec<(String, usize)> {
-            let mut all = database.read_all().unwrap();
-            all.sort();
+            let all = database.read_all().unwrap();
             all.into_iter()
                 .map(|(key, value)| (String::from_utf8(key).unwrap(), value.len()))
                 .collect()

@@ -9,18 +9,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use bytes::Bytes;
 use redb::{
-    Builder, Database, Durability, ReadableDatabase as _, ReadableTable as _, TableDefinition,
-    WriteTransaction,
+    Builder, Database, Durability, ReadableDatabase as _, TableDefinition, WriteTransaction,
 };
 
-use super::{
-    Batch, Change, Each, Engine, OpenError, ReadError, Records, guarded, sealed, sync_directory,
-    verified,
-};
+use super::{Each, Engine, OpenError, Pieces, Raw, ReadError, guarded, sync_directory};
 
 const RECORDS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("records");
+/// Bytes of a piece of a value: what is in one page with it is written again with it.
+const PIECE: usize = 16 << 10;
 /// Bytes of pages kept in memory.
 const CACHE: usize = 16 << 20;
 /// A file that is so many times bigger than what is in it, and bigger than [`WORTH_IT`], is compacted when it is opened.
@@ -100,21 +97,25 @@ impl Redb {
 }
 
 impl Engine for Redb {
-    fn write(&self, batches: &[Batch], durable: bool) -> io::Result<()> {
+    fn piece_bytes(&self) -> usize {
+        PIECE
+    }
+
+    fn write(&self, batches: Vec<Vec<Raw>>, durable: bool) -> io::Result<()> {
         let transaction = self.begin(durable)?;
         {
             let mut table = transaction.open_table(RECORDS).map_err(failed)?;
-            for change in batches.iter().flat_map(|batch| &batch.0) {
+            for change in batches.iter().flatten() {
                 match change {
-                    Change::Put { key, value, .. } => {
+                    Raw::Put(name, piece) => {
                         table
-                            .insert(key.as_slice(), sealed(key, value).as_slice())
+                            .insert(name.as_slice(), piece.as_slice())
                             .map_err(failed)?;
                     }
-                    Change::Remove { key, .. } => {
-                        table.remove(key.as_slice()).map_err(failed)?;
+                    Raw::Remove(name) => {
+                        table.remove(name.as_slice()).map_err(failed)?;
                     }
-                    Change::RemoveRange { from, to } => table
+                    Raw::RemoveRange(from, to) => table
                         .retain_in::<&[u8], _>(from.as_slice()..to.as_slice(), |_, _| false)
                         .map_err(failed)?,
                 }
@@ -123,50 +124,30 @@ impl Engine for Redb {
         transaction.commit().map_err(failed)
     }
 
-    fn read(&self, key: &[u8]) -> Result<Option<Bytes>, ReadError> {
+    fn scan(&self, from: &[u8], to: Option<&[u8]>, each: &mut Each<'_>) -> Result<(), ReadError> {
         let transaction = self.database.begin_read().map_err(engine)?;
         let table = transaction.open_table(RECORDS).map_err(engine)?;
-        let Some(value) = table.get(key).map_err(engine)? else {
-            return Ok(None);
-        };
-        Ok(Some(Bytes::copy_from_slice(verified(key, value.value())?)))
-    }
-
-    fn scan(&self, from: &[u8], to: &[u8], each: &mut Each<'_>) -> Result<(), ReadError> {
-        let transaction = self.database.begin_read().map_err(engine)?;
-        let table = transaction.open_table(RECORDS).map_err(engine)?;
-        let range = (Bound::Included(from), Bound::Excluded(to));
-        for record in table.range::<&[u8]>(range).map_err(engine)? {
-            let (key, value) = record.map_err(engine)?;
-            let value = Bytes::copy_from_slice(verified(key.value(), value.value())?);
-            if !each(key.value(), value)? {
+        let end = to.map_or(Bound::Unbounded, Bound::Excluded);
+        for piece in table
+            .range::<&[u8]>((Bound::Included(from), end))
+            .map_err(engine)?
+        {
+            let (name, piece) = piece.map_err(engine)?;
+            if !each(name.value(), piece.value())? {
                 return Ok(());
             }
         }
         Ok(())
     }
 
-    fn read_all(&self, each: &mut Each<'_>) -> Result<(), ReadError> {
-        let transaction = self.database.begin_read().map_err(engine)?;
-        let table = transaction.open_table(RECORDS).map_err(engine)?;
-        for record in table.iter().map_err(engine)? {
-            let (key, value) = record.map_err(engine)?;
-            let value = Bytes::copy_from_slice(verified(key.value(), value.value())?);
-            if !each(key.value(), value)? {
-                return Ok(());
-            }
-        }
-        Ok(())
-    }
-
-    fn replace(&self, records: &mut Records<'_>) -> io::Result<()> {
+    fn replace(&self, pieces: &mut Pieces<'_>) -> io::Result<()> {
         let transaction = self.begin(true)?;
         transaction.delete_table(RECORDS).map_err(failed)?;
         {
             let mut table = transaction.open_table(RECORDS).map_err(failed)?;
-            for (key, value) in records {
+            for (name, piece) in pieces {
                 table
-                    .insert(key, sealed(key, value).as_slice())
+                    .insert(name.as_slice(), piece.as_slice())
                     .map_err(failed)?;
             }
         }

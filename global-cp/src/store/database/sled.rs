@@ -4,7 +4,7 @@
 //!   neither the disk's cache nor the file's size. A durable write therefore follows it by `fdatasync` of sled's file.
 //!   What no `fdatasync` covered may be torn after a loss of power, and then sled does not open.
 //! - **No value is big.** sled moves big pages to files of their own ("blobs"), whose syncs would have to be followed
-//!   too. Values are cut in pieces so small that a page never gets that big; should a blob appear all the same, it is
+//!   too. Pieces are so small that a page never gets that big; should a blob appear all the same, it is
 //!   synced as well.
 
 use std::{
@@ -15,22 +15,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::{Bytes, BytesMut};
 use sled::Tree;
 
 use super::{
-    Batch, Change, Each, Engine, OpenError, ReadError, Records, guarded, make_directory, printable,
-    sealed, sync_directory, verified,
+    Each, Engine, OpenError, Pieces, Raw, ReadError, guarded, make_directory, sealed,
+    sync_directory, verified,
 };
 
 /// Bytes of a value in one piece. sled keeps up to 17 of them in a page, and a page of more than 128 KiB is a blob.
 const PIECE: usize = 4096;
-/// Bytes of the piece's number behind each key.
-const NUMBER: usize = 2;
-/// Biggest value: as many pieces as two bytes can number.
-const BIGGEST_VALUE: usize = PIECE * (u16::MAX as usize);
-/// Records written with one batch while everything is replaced.
-const RECORDS_AT_ONCE: usize = 1000;
+/// Pieces written with one batch while everything is replaced.
+const PIECES_AT_ONCE: usize = 1000;
 
 const GENERATION: &[u8] = b"generation";
 
@@ -141,103 +136,55 @@ impl Sled {
 }
 
 impl Engine for Sled {
-    fn write(&self, batches: &[Batch], durable: bool) -> io::Result<()> {
+    fn piece_bytes(&self) -> usize {
+        PIECE
+    }
+
+    fn write(&self, batches: Vec<Vec<Raw>>, durable: bool) -> io::Result<()> {
         let tree = self.tree();
         for batch in batches {
-            let mut pieces = sled::Batch::default();
-            for change in &batch.0 {
+            let mut together = sled::Batch::default();
+            for change in batch {
                 match change {
-                    Change::Put { key, value, before } => put(&mut pieces, key, value, *before),
-                    Change::Remove { key, length } => {
-                        for number in 0..count(*length) {
-                            pieces.remove(piece_key(key, number));
-                        }
-                    }
-                    Change::RemoveRange { from, to } => {
-                        // What this batch has put there before goes too; the log never does that.
-                        for name in tree.range(from.clone()..to.clone()).keys() {
-                            pieces.remove(name?);
+                    Raw::Put(name, piece) => together.insert(name, piece),
+                    Raw::Remove(name) => together.remove(name),
+                    Raw::RemoveRange(from, to) => {
+                        for name in tree.range(from..to).keys() {
+                            together.remove(name?);
                         }
                     }
                 }
             }
-            tree.apply_batch(pieces)?;
+            tree.apply_batch(together)?;
         }
         if durable { self.sync() } else { Ok(()) }
     }
 
-    fn read(&self, key: &[u8]) -> Result<Option<Bytes>, ReadError> {
-        let mut value = None;
-        for piece in self
-            .tree()
-            .range(piece_key(key, 0)..=piece_key(key, u16::MAX))
-        {
+    fn scan(&self, from: &[u8], to: Option<&[u8]>, each: &mut Each<'_>) -> Result<(), ReadError> {
+        let tree = self.tree();
+        let pieces = match to {
+            Some(to) => tree.range(from..to),
+            None => tree.range(from..),
+        };
+        for piece in pieces {
             let (name, piece) = piece?;
-            // A longer key may lie between the pieces of a shorter one.
-            if name.len() == key.len() + NUMBER {
-                value
-                    .get_or_insert_with(BytesMut::new)
-                    .extend_from_slice(verified(&name, &piece)?);
-            }
-        }
-        Ok(value.map(BytesMut::freeze))
-    }
-
-    fn scan(&self, from: &[u8], to: &[u8], each: &mut Each<'_>) -> Result<(), ReadError> {
-        let mut current: Option<(Vec<u8>, BytesMut)> = None;
-        for piece in self.tree().range(from..to) {
-            let (name, piece) = piece?;
-            let bytes = verified(&name, &piece)?;
-            let key = key_of(&name)?;
-            match &mut current {
-                Some((current, value)) if current == key => value.extend_from_slice(bytes),
-                _ => {
-                    if let Some((key, value)) = current.take()
-                        && !each(&key, value.freeze())?
-                    {
-                        return Ok(());
-                    }
-                    current = Some((key.to_vec(), BytesMut::from(bytes)));
-                }
-            }
-        }
-        if let Some((key, value)) = current {
-            each(&key, value.freeze())?;
-        }
-        Ok(())
-    }
-
-    fn read_all(&self, each: &mut Each<'_>) -> Result<(), ReadError> {
-        let mut all = std::collections::BTreeMap::<Vec<u8>, BytesMut>::new();
-        for piece in &self.tree() {
-            let (name, piece) = piece?;
-            let bytes = verified(&name, &piece)?;
-            let key = key_of(&name)?;
-            match all.get_mut(key) {
-                Some(value) => value.extend_from_slice(bytes),
-                None => {
-                    all.insert(key.to_vec(), BytesMut::from(bytes));
-                }
-            }
-        }
-        for (key, value) in all {
-            if !each(&key, value.freeze())? {
+            if !each(&name, &piece)? {
                 return Ok(());
             }
         }
         Ok(())
     }
 
-    fn replace(&self, records: &mut Records<'_>) -> io::Result<()> {
+    fn replace(&self, pieces: &mut Pieces<'_>) -> io::Result<()> {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         let next = current.0 + 1;
         let tree = self.sled.open_tree(records_tree(next))?;
         // Left over from an attempt that did not get to its end.
         tree.clear()?;
         let mut batch = sled::Batch::default();
-        for (number, (key, value)) in records.enumerate() {
-            put(&mut batch, key, value, None);
-            if number % RECORDS_AT_ONCE == RECORDS_AT_ONCE - 1 {
+        for (number, (name, piece)) in pieces.enumerate() {
+            batch.insert(name, piece);
+            if number % PIECES_AT_ONCE == PIECES_AT_ONCE - 1 {
                 tree.apply_batch(std::mem::take(&mut batch))?;
             }
         }
@@ -253,44 +200,6 @@ impl Engine for Sled {
     fn size_on_disk(&self) -> u64 {
         self.sled.size_on_disk().unwrap_or_default()
     }
-}
-
-/// Adds the pieces of `value` to `batch`, and removes those that a longer value before had more.
-fn put(batch: &mut sled::Batch, key: &[u8], value: &[u8], before: Option<usize>) {
-    // Entries are refused long before they get this big.
-    assert!(value.len() <= BIGGEST_VALUE, "a value of more than 256 MiB");
-    let mut piece = |number, bytes: &[u8]| {
-        let name = piece_key(key, number);
-        let bytes = sealed(&name, bytes);
-        batch.insert(name, bytes);
-    };
-    for (number, bytes) in (0..).zip(value.chunks(PIECE)) {
-        piece(number, bytes);
-    }
-    if value.is_empty() {
-        piece(0, &[]);
-    }
-    for number in count(value.len())..before.map_or(0, count) {
-        batch.remove(piece_key(key, number));
-    }
-}
-
-fn count(length: usize) -> u16 {
-    u16::try_from(length.div_ceil(PIECE).max(1)).unwrap_or(u16::MAX)
-}
-
-fn piece_key(key: &[u8], number: u16) -> Vec<u8> {
-    let mut name = Vec::with_capacity(key.len() + NUMBER);
-    name.extend_from_slice(key);
-    name.extend_from_slice(&number.to_be_bytes());
-    name
-}
-
-fn key_of(name: &[u8]) -> Result<&[u8], ReadError> {
-    name.len()
-        .checked_sub(NUMBER)
-        .map(|length| &name[..length])
-        .ok_or_else(|| ReadError::Damaged(printable(name)))
 }
 
 fn records_tree(generation: u64) -> String {

@@ -10,6 +10,7 @@
 //! | [`network`] | what Raft says to them |
 //! | [`service`] | what they ask of this node |
 //! | [`proposer`] | writes at the leader, many in one log record |
+//! | [`fair`] | whose write is next |
 //! | [`reads`] | linearizable reads on any node |
 //! | [`membership`] | adding and removing nodes, and asking to be added |
 //!
@@ -48,6 +49,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+pub mod fair;
 pub mod membership;
 pub mod network;
 pub mod peers;

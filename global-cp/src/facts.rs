@@ -7,6 +7,7 @@
 //! | `token-key/<issuer>` | [`StoredTokenKey`]: signs the tokens of the `TokenIssuer` with that name |
 //! | `guard/<kind>/<name>` | changes whenever that mesh, zone or user is created or deleted, see [`guard`] |
 //! | `guard/Access/` | changes with every user, role and role binding |
+//! | `history-limits` | how much of the past is kept, where somebody said so, see [`crate::state::image::HISTORY_LIMITS`] |
 //! | `removed-node/<id>` | nothing: written when a node is removed, for the audit |
 //! | `zone-report/<zone>` | position of the last report of a zone that was taken over |
 

@@ -10,8 +10,7 @@ use mesh_proto::{raft::Entry, zone::ResourceKey};
 
 use crate::{
     api::problem::Problem,
-    changes::{self, Asked, Plan},
-    sealing::SealingKey,
+    changes::Plan,
     state::{
         Stored,
         apply::{ENTRY_VERSION, LIMITS, apply},
@@ -56,14 +55,6 @@ impl Foretold {
             warnings: self.warnings,
         }
     }
-}
-
-/// What `asked` would change in `image`. Whether the asking one may is not looked at here.
-///
-/// # Errors
-/// Where it would be refused, for the same reasons.
-pub fn foretell(image: &Image, sealing: &SealingKey, asked: &Asked) -> Result<Foretold, Problem> {
-    of_plan(image, changes::plan(image, sealing, asked)?)
 }
 
 /// What `plan`, made for `image`, would change in it.

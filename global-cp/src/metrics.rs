@@ -29,6 +29,13 @@ pub struct WriteLabels {
     pub outcome: &'static str,
 }
 
+/// Labels of what was refused because it was too much.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct LimitLabels {
+    /// Which limit.
+    pub limit: &'static str,
+}
+
 /// The process's own counters. Clones share them.
 #[derive(Debug, Clone, Default)]
 pub struct Metrics(Arc<Inner>);
@@ -37,6 +44,7 @@ pub struct Metrics(Arc<Inner>);
 struct Inner {
     requests: Family<RequestLabels, Counter>,
     writes: Family<WriteLabels, Counter>,
+    limited: Family<LimitLabels, Counter>,
     revision: Gauge<u64, AtomicU64>,
     term: Gauge<u64, AtomicU64>,
     leader: Gauge,
@@ -57,6 +65,11 @@ impl Metrics {
         let inner = &metrics.0;
         registry.register("http_requests", "Requests answered", inner.requests.clone());
         registry.register("writes", "Entries written or refused", inner.writes.clone());
+        registry.register(
+            "http_limited",
+            "Requests and watches refused because they were too many or too big",
+            inner.limited.clone(),
+        );
         registry.register(
             "revision",
             "Newest applied revision",
@@ -103,6 +116,11 @@ impl Metrics {
     pub fn write(&self, done: bool) {
         let outcome = if done { "done" } else { "refused" };
         self.0.writes.get_or_create(&WriteLabels { outcome }).inc();
+    }
+
+    /// A request was refused because it was too much.
+    pub fn limited(&self, limit: &'static str) {
+        self.0.limited.get_or_create(&LimitLabels { limit }).inc();
     }
 
     /// State of the cluster.

@@ -19,6 +19,7 @@ use mesh_runtime::{
     transport,
 };
 use prometheus_client::registry::Registry;
+use prost::Message as _;
 use serde::Serialize;
 use time::OffsetDateTime;
 use tokio::net::TcpListener;
@@ -28,14 +29,17 @@ use crate::{
     api,
     app::{App, Shared},
     audit::AttemptLog,
+    authorize::Actor,
     ca::{self, InstallationCa, Signer as _},
     certificates,
     cluster::{self, Cluster, ZoneStreams as _},
-    control,
+    control, facts,
     join::Join,
     metrics::Metrics,
     settings::{Config, host_port},
     start,
+    state::{image::HISTORY_LIMITS, records::HistoryLimits},
+    writes,
     zone_sync::{service::ZoneSync, streams::Streams},
 };
 
@@ -128,8 +132,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         attempts,
         streams,
         lookout: api::observed::Lookout::default(),
+        limits: api::limits::Limits::new(config.bounds, metrics.clone()),
         metrics,
-        limits: api::limits::Limits::default(),
         advertise_host: config.advertise_host.clone(),
         heartbeat: HEARTBEAT,
         stop: stop.clone(),
@@ -176,6 +180,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         identity,
         identity_dir,
     ));
+    let keeping = tokio::spawn(say_history_limits(app.clone(), config.history.clone()));
     let watching = tokio::spawn(watch_cluster(app.clone(), health.clone()));
 
     write_addresses(&data_dir, &addresses, admin_address)?;
@@ -198,6 +203,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     stop.cancel();
     renewal.abort();
     watching.abort();
+    keeping.abort();
     let (_, _, _) = tokio::join!(api, zones, local);
     cluster.shutdown().await;
     let _ = admin.await;
@@ -362,6 +368,43 @@ fn earliest_certificate_end(app: &App) -> i64 {
         .map(|life| life.ends)
         .min()
         .unwrap_or_default()
+}
+
+/// Says to the whole cluster how much of the past is kept, where this node's settings say so: every node must keep the
+/// same.
+async fn say_history_limits(app: App, wanted: HistoryLimits) {
+    if wanted == HistoryLimits::default() {
+        return;
+    }
+    let mut again = tokio::time::interval(Duration::from_secs(5));
+    loop {
+        again.tick().await;
+        if app.cluster.linearize().await.is_err() {
+            continue;
+        }
+        let image = app.image();
+        let known = image.history_limits();
+        let or = |wanted: u64, known: u64| if wanted == 0 { known } else { wanted };
+        let limits = HistoryLimits {
+            changes: or(wanted.changes, known.changes),
+            bytes: or(wanted.bytes, known.bytes),
+        };
+        if limits == known {
+            return;
+        }
+        let before = image.system(HISTORY_LIMITS).unwrap_or_default();
+        let fact = facts::set(HISTORY_LIMITS, limits.encode_to_vec(), Some(before));
+        let words = format!(
+            "keep {} changes and {} bytes of history (0: as by default)",
+            limits.changes, limits.bytes
+        );
+        match writes::write_operations(&app, &Actor::system(), vec![fact], words).await {
+            Ok(_) => return,
+            Err(problem) => {
+                tracing::warn!(reason = %problem.body.title, "how much history is kept could not be said; trying again");
+            }
+        }
+    }
 }
 
 /// Keeps health and metrics up to date.

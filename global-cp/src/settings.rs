@@ -2,11 +2,14 @@
 
 use std::{
     net::SocketAddr,
+    num::{NonZeroU32, NonZeroU64, NonZeroUsize},
     path::{Path, PathBuf},
 };
 
 use mesh_runtime::config::{self, ConfigError};
 use serde::{Deserialize, Serialize};
+
+use crate::{api::limits::Bounds, cluster::BIGGEST_ENTRY, state::records::HistoryLimits};
 
 /// What may be given. Every flag is also an environment variable and a key of the TOML file.
 #[derive(Debug, Clone, Default, clap::Args, Serialize, Deserialize)]
@@ -57,6 +60,51 @@ pub struct Settings {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token: Option<String>,
 
+    /// Largest body of a request to the REST API, in bytes [default: 8388608]
+    #[arg(long, env = "ISTHMUS_API_BODY_BYTES_MAX", value_name = "BYTES")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub api_body_bytes_max: Option<NonZeroUsize>,
+
+    /// Requests to the REST API that are answered at once [default: 512]
+    #[arg(long, env = "ISTHMUS_API_REQUESTS_MAX", value_name = "NUMBER")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub api_requests_max: Option<NonZeroUsize>,
+
+    /// Of these, requests of one token [default: 64]
+    #[arg(
+        long,
+        env = "ISTHMUS_API_REQUESTS_PER_TOKEN_MAX",
+        value_name = "NUMBER"
+    )]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub api_requests_per_token_max: Option<NonZeroUsize>,
+
+    /// Requests of one token in a second; twice as many may come at once after a pause [default: 2000]
+    #[arg(long, env = "ISTHMUS_API_RATE_PER_TOKEN_MAX", value_name = "NUMBER")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub api_rate_per_token_max: Option<NonZeroU32>,
+
+    /// Watches that are served at once [default: 512]
+    #[arg(long, env = "ISTHMUS_API_WATCHES_MAX", value_name = "NUMBER")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub api_watches_max: Option<NonZeroUsize>,
+
+    /// Of these, watches of one token [default: 64]
+    #[arg(long, env = "ISTHMUS_API_WATCHES_PER_TOKEN_MAX", value_name = "NUMBER")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub api_watches_per_token_max: Option<NonZeroUsize>,
+
+    /// Changes that are kept as history, on all nodes: what the last started node says that says anything
+    /// [default: 100000]
+    #[arg(long, env = "ISTHMUS_HISTORY_CHANGES_MAX", value_name = "NUMBER")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub history_changes_max: Option<NonZeroU64>,
+
+    /// Bytes of changes that are kept as history, on all nodes, as above [default: 67108864]
+    #[arg(long, env = "ISTHMUS_HISTORY_BYTES_MAX", value_name = "BYTES")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub history_bytes_max: Option<NonZeroU64>,
+
     /// error, warn, info, debug, trace, or directives [default: info]
     #[arg(long, env = "ISTHMUS_LOG_LEVEL", value_name = "LEVEL")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -80,6 +128,10 @@ pub struct Config {
     pub advertise_host: String,
     /// Where to join at the first start, and with which token.
     pub join: Option<Join>,
+    /// How much the API does at once.
+    pub bounds: Bounds,
+    /// How much of the past is kept, where this node says so.
+    pub history: HistoryLimits,
     /// What is logged.
     pub log_level: String,
 }
@@ -130,6 +182,7 @@ impl Settings {
     /// Where the file or a value is wrong; the message names the field, and for the file its line.
     pub fn resolve(self, file: Option<&Path>) -> Result<Config, SettingsError> {
         let settings = config::load(self, file)?;
+        let given = settings.clone();
         let join = match (settings.join, settings.token) {
             (Some(address), Some(token)) => Some(Join {
                 address: checked_target(address)?,
@@ -157,6 +210,11 @@ impl Settings {
                 None => host_name()?,
             },
             join,
+            bounds: bounds(&given)?,
+            history: HistoryLimits {
+                changes: given.history_changes_max.map_or(0, NonZeroU64::get),
+                bytes: given.history_bytes_max.map_or(0, NonZeroU64::get),
+            },
             log_level: log_level(settings.log_level),
         })
     }
@@ -170,6 +228,30 @@ fn log_level(level: Option<String>) -> String {
     } else {
         level
     }
+}
+
+fn bounds(given: &Settings) -> Result<Bounds, SettingsError> {
+    let default = Bounds::default();
+    let body_bytes = given.api_body_bytes_max.unwrap_or(default.body_bytes);
+    if body_bytes.get() > BIGGEST_ENTRY {
+        return Err(SettingsError::Value {
+            field: "api-body-bytes-max",
+            value: body_bytes.to_string(),
+            expected: "must be at most 16777216: more is never written as one change",
+        });
+    }
+    Ok(Bounds {
+        body_bytes,
+        requests: given.api_requests_max.unwrap_or(default.requests),
+        requests_of_one: given
+            .api_requests_per_token_max
+            .unwrap_or(default.requests_of_one),
+        rate_of_one: given.api_rate_per_token_max.unwrap_or(default.rate_of_one),
+        watches: given.api_watches_max.unwrap_or(default.watches),
+        watches_of_one: given
+            .api_watches_per_token_max
+            .unwrap_or(default.watches_of_one),
+    })
 }
 
 fn address(
@@ -282,6 +364,10 @@ mod tests {
                     s.token = Some("t".into());
                 }),
                 "join",
+            ),
+            (
+                wrong(|s| s.api_body_bytes_max = NonZeroUsize::new(17 << 20)),
+                "api-body-bytes-max",
             ),
         ] {
             assert!(message.starts_with(field), "{message}");

@@ -126,14 +126,15 @@ impl TestNode {
         .await
         .unwrap();
         let registry = Arc::new(std::sync::Mutex::new(Registry::default()));
+        let metrics = Metrics::new(&registry);
         let app = App::new(Shared {
             cluster,
             sealing: prepared.sealing,
             attempts,
             streams,
             lookout: api::observed::Lookout::default(),
-            metrics: Metrics::new(&registry),
-            limits: api::limits::Limits::default(),
+            limits: api::limits::Limits::new(config.bounds, metrics.clone()),
+            metrics,
             advertise_host: "localhost".into(),
             heartbeat,
             stop: CancellationToken::new(),

@@ -1,5 +1,7 @@
 //! Writing what somebody asks for: plan, write, and plan again where something changed in between.
 
+use std::sync::Arc;
+
 use mesh_model::api::{WriteOutcome, WriteResult, Written};
 use mesh_proto::{
     raft::{self, Entry, EntryResult, Operation, Outcome, operation},
@@ -12,15 +14,19 @@ use crate::{
     api::problem::Problem,
     app::App,
     authorize::Actor,
-    changes::{self, Asked, PlanError},
+    changes::{self, Asked, Plan, PlanError},
     cluster::WriteError,
-    facts, foretell,
+    facts,
+    foretell::{self, Foretold},
     state::{image::Image, keys, records},
 };
 use axum::http::StatusCode;
 
 /// How often a plan is made anew because something it depends on changed before it was written.
 const ATTEMPTS_MAX: usize = 8;
+
+/// Resources above which a change is planned beside the threads that serve everybody.
+const BIG: usize = 100;
 
 /// What somebody asks for, with all that belongs to the asking.
 #[derive(Debug)]
@@ -47,6 +53,7 @@ pub async fn write(app: &App, actor: &Actor, request: Request) -> Result<Written
         summary,
     } = request;
     let request_id = entry_request_id(app, &request_id, &asked);
+    let asked = Arc::new(asked);
     for _ in 0..ATTEMPTS_MAX {
         let image = app.image();
         if let Some(done) = already_done(&image, actor, &request_id) {
@@ -54,7 +61,7 @@ pub async fn write(app: &App, actor: &Actor, request: Request) -> Result<Written
         }
         access::check_grants(&image, actor, &asked)
             .inspect_err(|denied| app.refused(actor, denied, ""))?;
-        let plan = changes::plan(&image, &app.sealing, &asked)?;
+        let plan = plan(app, actor, &image, &asked).await?;
         if dry_run {
             return Ok(foretell::of_plan(&image, plan)?.written());
         }
@@ -88,6 +95,34 @@ pub async fn write(app: &App, actor: &Actor, request: Request) -> Result<Written
         app.cluster.linearize().await?;
     }
     Err(Problem::conflict("what the change depends on keeps changing; try again").retry_after(1))
+}
+
+/// What `asked` would change in `image`. Whether `actor` may is not looked at here.
+///
+/// # Errors
+/// Where it would be refused, for the same reasons.
+pub async fn foretell(
+    app: &App,
+    actor: &Actor,
+    image: &Arc<Image>,
+    asked: Asked,
+) -> Result<Foretold, Problem> {
+    let plan = plan(app, actor, image, &Arc::new(asked)).await?;
+    foretell::of_plan(image, plan)
+}
+
+async fn plan(
+    app: &App,
+    actor: &Actor,
+    image: &Arc<Image>,
+    asked: &Arc<Asked>,
+) -> Result<Plan, Problem> {
+    let is_big = asked.put.len() + asked.delete.len() > BIG;
+    let planning = {
+        let (app, image, asked) = (app.clone(), image.clone(), asked.clone());
+        move || changes::plan(&image, &app.sealing, &asked)
+    };
+    Ok(app.limits.work(&actor.name, is_big, planning).await??)
 }
 
 /// Writes operations of our own making, which need no plan.

@@ -24,6 +24,9 @@ use crate::{
     writes,
 };
 
+/// Bytes of a body above which it is read beside the threads that serve everybody.
+const BIG_BYTES: usize = 64 << 10;
+
 /// `POST /v1/batch`: `application/json` is a [`Batch`], anything else YAML documents to put.
 pub async fn batch(
     State(app): State<App>,
@@ -33,7 +36,7 @@ pub async fn batch(
     body: Body,
 ) -> Result<Json<Written>, Problem> {
     query::no_precondition(&headers)?;
-    let asked = read(&body)?;
+    let asked = read(&app, &caller, body).await?;
     authorize_all(&app, &caller, &asked)?;
     let words = summary(&asked);
     let request = writes::Request {
@@ -49,13 +52,17 @@ pub async fn batch(
 ///
 /// # Errors
 /// Where it can not be understood, with every violation.
-pub fn read(body: &Body) -> Result<Asked, Problem> {
+pub async fn read(app: &App, caller: &Caller, body: Body) -> Result<Asked, Problem> {
     body.check_media_type()?;
-    if body.media_type == "application/json" {
-        from_json(body)
-    } else {
-        from_documents(body)
-    }
+    let is_big = body.text.len() > BIG_BYTES;
+    let reading = move || {
+        if body.media_type == "application/json" {
+            from_json(&body)
+        } else {
+            from_documents(&body)
+        }
+    };
+    app.limits.work(&caller.actor.name, is_big, reading).await?
 }
 
 /// Says whether the caller may do all that is asked for.

@@ -10,11 +10,7 @@ use mesh_model::{Resource, Token, api::TokenUse};
 use mesh_proto::{token::ApiToken, zone::ResourceKey};
 use serde::de::DeserializeOwned;
 
-use super::{
-    limits::{ActorPermit, BODY_BYTES_MAX},
-    problem::Problem,
-    query,
-};
+use super::{limits::ActorPermit, problem::Problem, query};
 use crate::{
     access,
     app::App,
@@ -259,10 +255,10 @@ pub struct Body {
     pub source: String,
 }
 
-impl<S: Send + Sync> FromRequest<S> for Body {
+impl FromRequest<App> for Body {
     type Rejection = Problem;
 
-    async fn from_request(request: Request, _: &S) -> Result<Self, Problem> {
+    async fn from_request(request: Request, app: &App) -> Result<Self, Problem> {
         let headers = request.headers();
         let media_type = headers
             .get(header::CONTENT_TYPE)
@@ -274,21 +270,15 @@ impl<S: Send + Sync> FromRequest<S> for Body {
             .get("x-source-name")
             .and_then(|value| value.to_str().ok())
             .map_or_else(|| "request body".to_owned(), shortened);
-        let too_large = || {
-            Problem::new(
-                StatusCode::PAYLOAD_TOO_LARGE,
-                "too-large",
-                format!("the body has more than {} MiB", BODY_BYTES_MAX >> 20),
-            )
-            .detail("split it into several batches")
-        };
+        let bytes_max = app.limits.bounds().body_bytes.get();
+        let too_large = || app.limits.too_large();
         let announced = headers
             .get(header::CONTENT_LENGTH)
             .and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-        if announced.is_some_and(|length| length > BODY_BYTES_MAX as u64) {
+        if announced.is_some_and(|length| length > bytes_max as u64) {
             return Err(too_large());
         }
-        let reading = axum::body::to_bytes(request.into_body(), BODY_BYTES_MAX);
+        let reading = axum::body::to_bytes(request.into_body(), bytes_max);
         let bytes = tokio::time::timeout(BODY_TIMEOUT, reading)
             .await
             .map_err(|_| {

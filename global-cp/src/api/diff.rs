@@ -17,8 +17,9 @@ use super::{
 };
 use crate::{
     app::App,
-    foretell::{self, Foretold, FutureChange},
+    foretell::{Foretold, FutureChange},
     state::{Stored, image::Image},
+    writes,
 };
 
 /// What follows from a change is shown up to this many resources.
@@ -33,10 +34,10 @@ pub async fn diff(
     body: Body,
 ) -> Result<Json<Diff>, Problem> {
     query::no_precondition(&headers)?;
-    let asked = batch::read(&body)?;
+    let asked = batch::read(&app, &caller, body).await?;
     batch::authorize_all(&app, &caller, &asked)?;
     let image = app.image();
-    let foretold = foretell::foretell(&image, &app.sealing, &asked)?;
+    let foretold = writes::foretell(&app, &caller.actor, &image, asked).await?;
     Ok(Json(shown(&image, foretold)))
 }
 

@@ -20,8 +20,9 @@ use super::{
 };
 use crate::{
     app::App,
-    foretell::{self, FutureChange},
+    foretell::FutureChange,
     state::Stored,
+    writes,
     zone_sync::{rollout::KnownZone, scope::Placement},
 };
 
@@ -34,10 +35,10 @@ pub async fn plan(
     body: Body,
 ) -> Result<Json<Plan>, Problem> {
     query::no_precondition(&headers)?;
-    let asked = batch::read(&body)?;
+    let asked = batch::read(&app, &caller, body).await?;
     batch::authorize_all(&app, &caller, &asked)?;
     let image = app.image();
-    let foretold = foretell::foretell(&image, &app.sealing, &asked)?;
+    let foretold = writes::foretell(&app, &caller.actor, &image, asked).await?;
     let zones = known_zones(&image);
     let concerned: Vec<(&KnownZone, PlanChanges)> = zones
         .iter()

@@ -30,7 +30,6 @@ use crate::{
     app::App,
     authorize::{Action, mesh_of},
     changes::{Asked, AskedDelete, AskedPut, check_writer, secret_associated_data},
-    foretell,
     sealing::SealingKey,
     state::{Stored, TooOld, image::Image},
     writes,
@@ -99,7 +98,7 @@ pub async fn diff(
     query::no_precondition(&headers)?;
     let image = app.image();
     let asked = work_out(&app, &caller, &image, &read(&body)?)?;
-    let foretold = foretell::foretell(&image, &app.sealing, &asked)?;
+    let foretold = writes::foretell(&app, &caller.actor, &image, asked).await?;
     Ok(Json(diff::shown(&image, foretold)))
 }
 

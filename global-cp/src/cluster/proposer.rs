@@ -1,28 +1,35 @@
 //! Writes at the leader.
 //!
 //! openraft writes and syncs one log record after the other. Entries that come in meanwhile are put together in the
-//! next record, so that many writers share a sync; a lone writer never waits for company.
+//! next record, so that many writers share a sync; a lone writer never waits for company. Meshes take turns: however much
+//! one tenant writes, another's change waits for one record of it at most, beside the one that is under way.
 
 use std::{
     sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use mesh_proto::raft::{Entry, EntryResult};
+use mesh_proto::raft::{Entry, EntryResult, operation};
 use openraft::{Raft, error::ClientWriteError};
 use prost::Message as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
-use crate::store::types::{Bundle, TypeConfig};
+use super::fair::FairQueue;
+use crate::{
+    authorize::mesh_of,
+    store::types::{Bundle, TypeConfig},
+};
 
-/// Entries that wait, at most; who brings one more waits for a place, within its own deadline.
+/// Entries on their way to the queue; who brings one more waits for a place, within its own deadline. How many wait in
+/// all, the API of each node bounds ([`crate::api::limits`]).
 const QUEUE: usize = 1024;
 /// Entries in one log record, at most.
 const ENTRIES_AT_ONCE: usize = 256;
 /// Bytes of a log record beyond which no further entry is added.
 const BYTES_AT_ONCE: usize = 1 << 20;
-/// Records under way at once: while one is being replicated, the next is being written.
-const UNDER_WAY: usize = 2;
+/// Records under way at once: while one is being replicated, the next is being written. A record above
+/// [`BYTES_AT_ONCE`] goes alone, since what comes after it has to wait for all of it.
+const UNDER_WAY: u32 = 2;
 
 /// Why an entry is not known to be written.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,39 +73,73 @@ impl Proposer {
     }
 }
 
-async fn run(raft: Raft<TypeConfig>, mut queue: mpsc::Receiver<Waiting>) {
-    let under_way = Arc::new(Semaphore::new(UNDER_WAY));
+async fn run(raft: Raft<TypeConfig>, mut incoming: mpsc::Receiver<Waiting>) {
+    let under_way = Arc::new(Semaphore::new(UNDER_WAY as usize));
     let mut newest_ms = 0;
-    let mut held_back = None;
+    let mut queue: FairQueue<Waiting> = FairQueue::default();
     loop {
         let Ok(permit) = under_way.clone().acquire_owned().await else {
             return;
         };
-        let first = match held_back.take() {
-            Some(waiting) => waiting,
-            None => match queue.recv().await {
-                Some(waiting) => waiting,
-                None => return,
-            },
-        };
-        let mut bytes = first.entry.encoded_len();
-        let mut group = vec![first];
-        while group.len() < ENTRIES_AT_ONCE && bytes < BYTES_AT_ONCE {
-            let Ok(waiting) = queue.try_recv() else { break };
-            bytes += waiting.entry.encoded_len();
-            if bytes > BYTES_AT_ONCE {
-                held_back = Some(waiting);
-                break;
-            }
-            group.push(waiting);
+        if queue.is_empty() {
+            let Some(first) = incoming.recv().await else {
+                return;
+            };
+            queue.push(tenant(&first.entry), first);
         }
+        while let Ok(waiting) = incoming.try_recv() {
+            queue.push(tenant(&waiting.entry), waiting);
+        }
+        let (mut group, bytes) = next_group(&mut queue);
         // Whoever has given up waiting will ask again.
         group.retain(|waiting| !waiting.answer.is_closed());
         if group.is_empty() {
             continue;
         }
+        let permit = if bytes > BYTES_AT_ONCE {
+            drop(permit);
+            match under_way.clone().acquire_many_owned(UNDER_WAY).await {
+                Ok(all) => all,
+                Err(_) => return,
+            }
+        } else {
+            permit
+        };
         newest_ms = now_ms().max(newest_ms);
         propose(&raft, group, newest_ms, permit).await;
+    }
+}
+
+/// What goes into the next record, and how many bytes that is.
+fn next_group(queue: &mut FairQueue<Waiting>) -> (Vec<Waiting>, usize) {
+    let mut bytes = 0;
+    let mut group = Vec::new();
+    while let Some(next) = queue.peek() {
+        let size = next.entry.encoded_len();
+        let fits = group.len() < ENTRIES_AT_ONCE && bytes + size <= BYTES_AT_ONCE;
+        if !fits && !group.is_empty() {
+            break;
+        }
+        bytes += size;
+        group.extend(queue.pop());
+    }
+    (group, bytes)
+}
+
+/// Whose turn an entry takes: that of the mesh it is about; what is outside any mesh, that of the one who asks.
+fn tenant(entry: &Entry) -> String {
+    let first = entry.operations.iter().find_map(|operation| {
+        let key = match operation.operation.as_ref()? {
+            operation::Operation::Put(put) => put.key.as_ref()?,
+            operation::Operation::Delete(delete) => delete.key.as_ref()?,
+            operation::Operation::SetSystem(_) => return None,
+        };
+        Some(mesh_of(key)).filter(|mesh| !mesh.is_empty())
+    });
+    match (first, &entry.actor) {
+        (Some(mesh), _) => format!("mesh/{mesh}"),
+        (None, Some(actor)) => actor.name.clone(),
+        (None, None) => String::new(),
     }
 }
 
@@ -154,4 +195,65 @@ fn now_ms() -> u64 {
         .map_or(0, |since| {
             u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
         })
+}
+
+#[cfg(test)]
+mod tests {
+    use mesh_proto::{
+        raft::{Operation, Put},
+        zone::ResourceKey,
+    };
+
+    use super::*;
+
+    fn waiting(mesh: &str, bytes: usize) -> Waiting {
+        let put = Put {
+            key: Some(ResourceKey::global("MeshService", mesh, "x")),
+            json: vec![b'x'; bytes],
+            precondition: None,
+        };
+        let entry = Entry {
+            operations: vec![Operation {
+                operation: Some(operation::Operation::Put(put)),
+            }],
+            ..Entry::default()
+        };
+        Waiting {
+            entry,
+            answer: oneshot::channel().0,
+        }
+    }
+
+    fn meshes(group: &[Waiting]) -> Vec<String> {
+        group.iter().map(|waiting| tenant(&waiting.entry)).collect()
+    }
+
+    #[test]
+    fn one_record_of_a_loud_tenant_is_all_that_a_quiet_one_waits_for() {
+        let mut queue = FairQueue::default();
+        for _ in 0..20 {
+            queue.push("mesh/loud".to_owned(), waiting("loud", 8 << 20));
+        }
+        queue.push("mesh/quiet".to_owned(), waiting("quiet", 100));
+        let (first, bytes) = next_group(&mut queue);
+        assert_eq!(meshes(&first), ["mesh/loud"]);
+        assert!(bytes > BYTES_AT_ONCE);
+        let (second, bytes) = next_group(&mut queue);
+        assert_eq!(meshes(&second), ["mesh/quiet"]);
+        assert!(bytes <= BYTES_AT_ONCE);
+    }
+
+    #[test]
+    fn small_entries_share_a_record() {
+        let mut queue = FairQueue::default();
+        for number in 0..300 {
+            let mesh = if number < 290 { "loud" } else { "quiet" };
+            queue.push(format!("mesh/{mesh}"), waiting(mesh, 100));
+        }
+        let (group, _) = next_group(&mut queue);
+        assert_eq!(group.len(), ENTRIES_AT_ONCE);
+        let quiet = meshes(&group);
+        let quiet = quiet.iter().filter(|tenant| *tenant == "mesh/quiet");
+        assert_eq!(quiet.count(), 10);
+    }
 }

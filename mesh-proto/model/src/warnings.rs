@@ -2,7 +2,7 @@
 
 use crate::{
     enforced,
-    kinds::{Dataplane, MeshIdentity, MeshService, MeshTrafficPermission},
+    kinds::{Dataplane, MeshHTTPRoute, MeshIdentity, MeshService, MeshTrafficPermission},
     policy::{EVERYONE, MatchForm, SpiffeIdMatch},
     resource::Resource,
 };
@@ -24,6 +24,9 @@ pub fn warnings(resource: &Resource) -> Vec<String> {
         && dataplane.networking.admin.is_some()
     {
         warnings.push("networking.admin: is ignored; the admin port is a Unix socket".into());
+    }
+    if let Some(route) = resource.get::<MeshHTTPRoute>() {
+        of_route(route, &mut warnings);
     }
     warnings.extend(enforced::warnings(resource));
     let key = resource.key();
@@ -72,6 +75,18 @@ fn of_match(field: &str, spiffe_id: &SpiffeIdMatch) -> Option<String> {
             "this matches every trust domain that begins with {domain:?}; end it with '/' to mean one"
         )
     })
+}
+
+fn of_route(route: &MeshHTTPRoute, warnings: &mut Vec<String>) {
+    for (index, entry) in route.to.iter().enumerate() {
+        for (rule_index, rule) in entry.rules.iter().enumerate() {
+            for path in rule.beside_redirect() {
+                warnings.push(format!(
+                    "spec.to[{index}].rules[{rule_index}].{path}: has no effect: the requests are redirected"
+                ));
+            }
+        }
+    }
 }
 
 fn of_service(service: &MeshService, warnings: &mut Vec<String>) {

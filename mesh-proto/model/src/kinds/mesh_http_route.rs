@@ -318,6 +318,25 @@ impl Policy for MeshHTTPRoute {
 }
 
 impl HttpRule {
+    /// Filters and backends that mean nothing, because requests are redirected: their paths inside the rule.
+    pub(crate) fn beside_redirect(&self) -> Vec<String> {
+        let filters = self.default.filters.as_deref().unwrap_or_default();
+        let is = |filter: &Filter, form: FilterForm| filter.form == form;
+        if !filters.iter().any(|filter| is(filter, FilterForm::RequestRedirect)) {
+            return Vec::new();
+        }
+        let rewrites = filters.iter().enumerate();
+        let rewrites = rewrites.filter(|(_, filter)| is(filter, FilterForm::UrlRewrite));
+        let mut paths: Vec<String> = rewrites
+            .map(|(index, _)| format!("default.filters[{index}]"))
+            .collect();
+        let backends = self.default.backend_refs.as_deref().unwrap_or_default();
+        if !backends.is_empty() {
+            paths.push("default.backendRefs".to_owned());
+        }
+        paths
+    }
+
     fn check(&self, at: &str, out: &mut Checker) {
         for (index, one) in self.matches.iter().enumerate() {
             one.check(&format!("{at}.matches[{index}]"), out);
@@ -327,23 +346,13 @@ impl HttpRule {
         for (index, filter) in filters.iter().enumerate() {
             filter.check(&self.matches, &format!("{at}.filters[{index}]"), out);
         }
-        // As in the Gateway API: mirrors may be several, and a request that is redirected goes nowhere.
+        // As in the Gateway API: mirrors may be several.
         out.unique(&format!("{at}.filters"), ".type", filters, |filter| {
             (filter.form != FilterForm::RequestMirror).then_some(filter.form.name())
         });
         let backends = self.default.backend_refs.as_deref().unwrap_or_default();
         for (index, backend) in backends.iter().enumerate() {
             backend.check(&format!("{at}.backendRefs[{index}]"), out);
-        }
-        let redirect = filters.iter().position(|filter| filter.form == FilterForm::RequestRedirect);
-        let rewrite = filters.iter().position(|filter| filter.form == FilterForm::UrlRewrite);
-        if let (Some(_), Some(rewrite)) = (redirect, rewrite) {
-            let message = "what is redirected can not be rewritten; leave one of them out";
-            out.add(format!("{at}.filters[{rewrite}].type"), message);
-        }
-        if redirect.is_some() && !backends.is_empty() {
-            let message = "what is redirected goes to no backend; leave it out";
-            out.add(format!("{at}.backendRefs"), message);
         }
     }
 }

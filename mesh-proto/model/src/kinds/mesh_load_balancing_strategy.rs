@@ -240,7 +240,7 @@ pub enum HashFunction {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Maglev {
-    /// Size of the table, a prime; absent: 65537.
+    /// Size of the table, or the next prime above; absent: 65537.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 5_000_011))]
     pub table_size: Option<u32>,
@@ -493,22 +493,11 @@ impl LoadBalancer {
             let message = "must not be larger than maxRingSize";
             out.add(format!("{at}.ringHash.minRingSize"), message);
         }
-        if let Some(size) = self.maglev.and_then(|maglev| maglev.table_size)
-            && !is_prime(size)
-        {
-            out.add(format!("{at}.maglev.tableSize"), "must be a prime");
-        }
         if let Some(ewma) = self.peak_ewma {
             out.positive(format!("{at}.peakEwma.decay"), ewma.decay);
             out.positive(format!("{at}.peakEwma.defaultRtt"), ewma.default_rtt);
         }
     }
-}
-
-fn is_prime(number: u32) -> bool {
-    let divides = |divisor: &u32| number.is_multiple_of(*divisor);
-    let small = (2..).take_while(|divisor| u64::from(*divisor).pow(2) <= number.into());
-    number > 1 && !small.into_iter().any(|divisor| divides(&divisor))
 }
 
 impl HashPolicy {

@@ -118,7 +118,7 @@ pub struct ApplicationMetrics {
     /// What its measurements are marked with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// Where; absent: `/metrics`.
+    /// Where, with or without its first `/`; absent: `/metrics`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
     /// At which address; absent: the workload's.
@@ -258,7 +258,9 @@ impl Metrics {
         for (index, application) in self.applications.iter().flatten().enumerate() {
             let at = format!("default.applications[{index}]");
             if let Some(path) = &application.path {
-                out.absolute_path(format!("{at}.path"), path);
+                // Kuma takes it with and without its '/'.
+                let path = path.strip_prefix('/').unwrap_or(path);
+                out.absolute_path(format!("{at}.path"), &format!("/{path}"));
             }
             if let Some(address) = &application.address {
                 out.reachable_host(format!("{at}.address"), address);

@@ -1,6 +1,8 @@
 //! `MeshRetry`: what is tried again.
 
-use schemars::JsonSchema;
+use std::borrow::Cow;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -72,7 +74,7 @@ pub struct HttpRetry {
     /// `RefusedStream`, `Http3PostConnectFailure`, a status such as `"503"`, and of the requests only those with a
     /// method such as `HttpMethodGet`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub retry_on: Option<Vec<String>>,
+    pub retry_on: Option<Vec<HttpRetryOn>>,
     /// Headers of an answer, any of which is tried again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retriable_response_headers: Option<Vec<HeaderMatch>>,
@@ -85,6 +87,32 @@ pub struct HttpRetry {
     /// How often another endpoint is looked for before the last one is taken; absent: once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_selection_max_attempts: Option<u32>,
+}
+
+/// Why an HTTP request is tried again: a word, or a status, with or without quotes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum HttpRetryOn {
+    /// A status.
+    Status(u16),
+    /// A word, or a status as text.
+    Word(String),
+}
+
+impl JsonSchema for HttpRetryOn {
+    fn schema_name() -> Cow<'static, str> {
+        "HttpRetryOn".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "description": "Why an HTTP request is tried again: a word, or a status.",
+            "anyOf": [
+                {"type": "integer", "minimum": 100, "maximum": 599},
+                {"type": "string", "examples": HTTP_RETRY_ON},
+            ],
+        })
+    }
 }
 
 /// Calls over gRPC that are tried again. At least one field.
@@ -281,6 +309,7 @@ impl HttpRetry {
         }
         check_waits(self.back_off, self.rate_limited_back_off.as_ref(), at, out);
         for (index, reason) in self.retry_on.iter().flatten().enumerate() {
+            let HttpRetryOn::Word(reason) = reason else { continue };
             if !HTTP_RETRY_ON.contains(&reason.as_str()) && !is_status(reason) {
                 let message = match word::nearest(reason, HTTP_RETRY_ON) {
                     Some(near) => format!("{reason:?} is not a reason to retry; did you mean {near}?"),

@@ -2,7 +2,10 @@
 //!
 //! Every value that a policy decided comes with its origin, so that "why does this proxy do this" has an answer.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use mesh_model::{api::SettingChange, duration, permission};
 use mesh_proto::{
@@ -124,9 +127,7 @@ pub fn endpoints(set: &Set) -> Vec<String> {
 #[must_use]
 pub fn changes(before: &Documents, after: &Documents, max: usize) -> Vec<SettingChange> {
     let mut changes = Vec::new();
-    let names = before
-        .keys()
-        .chain(after.keys().filter(|name| !before.contains_key(*name)));
+    let names: BTreeSet<&String> = before.keys().chain(after.keys()).collect();
     for name in names {
         let (old, new) = (before.get(name), after.get(name));
         if old.map(|d| &d.version) == new.map(|d| &d.version) {
@@ -137,12 +138,10 @@ pub fn changes(before: &Documents, after: &Documents, max: usize) -> Vec<Setting
             old.map(|d| settings(d)).unwrap_or_default(),
             new.map(|d| settings(d)).unwrap_or_default(),
         );
-        let keys = old
-            .0
-            .keys()
-            .chain(new.0.keys().filter(|key| !old.0.contains_key(*key)));
+        let keys: BTreeSet<&Key> = old.0.keys().chain(new.0.keys()).collect();
         changes.extend(
-            keys.filter(|key| old.0.get(*key) != new.0.get(*key))
+            keys.into_iter()
+                .filter(|key| old.0.get(*key) != new.0.get(*key))
                 .map(|key| SettingChange {
                     of: key.of.clone(),
                     setting: key.setting.clone(),

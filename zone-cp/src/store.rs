@@ -444,3 +444,72 @@ fn write_queue(queue: &Queue, health: &Health) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use mesh_model::Meta;
+    use mesh_proto::zone::{Changes, ResourceRecord};
+
+    use super::*;
+
+    fn scope() -> Scope {
+        let mut scope = Scope::new("pay");
+        let records = ["a", "b"].iter().enumerate().map(|(at, name)| {
+            let meta = Meta::new("pay", name);
+            let service = mesh_model::MeshService {
+                selector: None,
+                ports: Vec::new(),
+                identities: Vec::new(),
+                state: None,
+            };
+            let resource = mesh_model::Resource::new(meta, service);
+            ResourceRecord {
+                key: Some(resource.key()),
+                json: resource.to_json(),
+                revision: 3,
+                modified_ms: 100 + at as u64,
+            }
+        });
+        scope.take(Changes {
+            mesh: "pay".into(),
+            to: 5,
+            history_id: "h".into(),
+            snapshot: true,
+            last: true,
+            put: records.collect(),
+            ..Changes::default()
+        });
+        scope
+    }
+
+    fn header(scope: &Scope, modified_ms: Vec<u64>) -> ScopeHeader {
+        ScopeHeader {
+            format: FORMAT,
+            mesh: "pay".into(),
+            history_id: scope.history_id().into(),
+            cursor: scope.cursor().unwrap(),
+            modified_ms,
+        }
+    }
+
+    fn ages(scope: &Scope) -> Vec<u64> {
+        scope.records().values().map(|r| r.modified_ms).collect()
+    }
+
+    #[test]
+    fn ages_are_kept_and_a_file_of_a_time_before_them_is_read() {
+        let scope = scope();
+        let content = encode_scope(&header(&scope, vec![100, 101]), scope.records());
+        let read = decode_scope(&content, "pay").unwrap();
+        assert_eq!(ages(&read), [100, 101]);
+        assert_eq!(read.cursor(), Some(5));
+
+        let content = encode_scope(&header(&scope, vec![]), scope.records());
+        let text = String::from_utf8(content).unwrap();
+        let old = text.replacen(",\"modifiedMs\":[]", "", 1);
+        assert_ne!(old, text);
+        let read = decode_scope(old.as_bytes(), "pay").unwrap();
+        assert_eq!(ages(&read), [0, 0]);
+        assert!(decode_scope(old.as_bytes(), "other").is_none());
+    }
+}

@@ -366,6 +366,11 @@ async fn a_refused_document_is_reported_with_its_reason_until_it_is_replaced() {
         ),
         ("web-1", "proxy", "unknown feature moon")
     );
+    // It is said of the policy as well.
+    let condition = &status.meshes[0].conditions[0];
+    let key = key_of::<MeshTrafficPermission>("pay", "p");
+    assert_eq!(condition.key.as_ref(), Some(&key));
+    assert_eq!(condition.reason, "RefusedByDataplane");
     stream
         .delta(
             "pay",

@@ -4,11 +4,13 @@ mod support;
 
 use std::time::Duration;
 
+use mesh_model::api::{ExplainedCaller, ExplainedInbound, ZonePlan, ZonePolicy, ZoneService};
 use mesh_proto::{
     discovery::DocumentVersion,
     zone::{
-        Changes, GoAway, InspectDataplane, ListDataplanes, Query, ResourceKey, ResourceRecord,
-        query::What, to_global, to_zone,
+        Changes, ExplainCall, ExplainInbound, GoAway, InspectDataplane, InspectPolicy,
+        InspectService, ListDataplanes, PlanChanges, Query, QueryAnswer, ResourceKey,
+        ResourceRecord, query::What, to_global, to_zone,
     },
 };
 use serde_json::json;
@@ -426,22 +428,13 @@ async fn global_may_ask_about_dataplanes() {
         })
     };
     let mut answers = Vec::new();
-    for (id, what) in [
-        (1, Some(list)),
-        (2, Some(inspect("web-1"))),
-        (3, Some(inspect("nobody"))),
-        (4, None),
+    for what in [
+        Some(list),
+        Some(inspect("web-1")),
+        Some(inspect("nobody")),
+        None,
     ] {
-        stream
-            .send(to_zone::Message::Query(Query { id, what }))
-            .await;
-        let answer = loop {
-            if let to_global::Message::Answer(answer) = stream.next().await {
-                break answer;
-            }
-        };
-        assert_eq!(answer.id, id);
-        answers.push(answer);
+        answers.push(asked(&mut stream, what).await);
     }
     let views: Vec<mesh_model::api::DataplaneView> =
         serde_json::from_slice(&answers[0].json).unwrap();
@@ -450,6 +443,108 @@ async fn global_may_ask_about_dataplanes() {
     assert_eq!(view.inbounds[0].permissions, [format!("allow {WEB} (p#0)")]);
     assert!(answers[2].error.contains("nobody"));
     assert!(!answers[3].error.is_empty());
+    zone.stop().await;
+}
+
+async fn asked(stream: &mut ZoneStream, what: Option<What>) -> QueryAnswer {
+    let query = Query { id: 42, what };
+    stream.send(to_zone::Message::Query(query)).await;
+    loop {
+        if let to_global::Message::Answer(answer) = stream.next().await {
+            assert_eq!(answer.id, 42);
+            return answer;
+        }
+    }
+}
+
+#[tokio::test]
+async fn global_may_ask_for_explanations_and_plans() {
+    let installation = Installation::new();
+    let mut global = FakeGlobal::start(&installation).await;
+    let zone = RunningZone::start(&installation, GRACE).await;
+    let mut stream = global.stream().await;
+    let permission = allow("p", "{kind: Mesh}", WEB);
+    stream
+        .introduce(&installation, 5, std::slice::from_ref(&permission))
+        .await;
+    let status = stream
+        .status("the policies are judged", |s| {
+            s.revision == 5 && s.meshes[0].condition_count == 1
+        })
+        .await;
+    assert_eq!(status.meshes[0].conditions[0].reason, "SelectsNothing");
+    let token = installation.token("pay", json!({}));
+    let calls = dataplane("web-1", "web", "10.0.0.1", &[(9000, "web", 8080)]);
+    let mut web = Newcomer::new(token, &calls)
+        .connect(&zone, &installation)
+        .await
+        .unwrap();
+    web.until("documents", |d| d.documents.len() == 3).await;
+    stream
+        .status("the policy selects somebody", |s| {
+            s.meshes[0].current == 1 && s.meshes[0].condition_count == 0
+        })
+        .await;
+
+    let mesh = || "pay".to_owned();
+    let call = What::ExplainCall(ExplainCall {
+        mesh: mesh(),
+        from: "web-1".into(),
+        to: "web".into(),
+        port: 8080,
+    });
+    let answer = asked(&mut stream, Some(call)).await;
+    let callers: Vec<ExplainedCaller> = serde_json::from_slice(&answer.json).unwrap();
+    assert_eq!(callers.len(), 1);
+    assert_eq!(callers[0].backends[0].endpoints, ["10.0.0.1:8080 (east)"]);
+
+    let inbound = What::ExplainInbound(ExplainInbound {
+        mesh: mesh(),
+        service: "web".into(),
+        port: 0,
+        caller_spiffe_id: WEB.into(),
+    });
+    let answer = asked(&mut stream, Some(inbound)).await;
+    let inbounds: Vec<ExplainedInbound> = serde_json::from_slice(&answer.json).unwrap();
+    assert_eq!(inbounds[0].origin.as_deref(), Some("p#0"));
+
+    for (name, known) in [("web", true), ("none", false)] {
+        let service = What::InspectService(InspectService {
+            mesh: mesh(),
+            name: name.into(),
+        });
+        let answer = asked(&mut stream, Some(service)).await;
+        let found: Option<ZoneService> = serde_json::from_slice(&answer.json).unwrap();
+        assert_eq!(found.is_some(), known);
+    }
+    let policy = What::InspectPolicy(InspectPolicy {
+        key: Some(permission.key()),
+    });
+    let answer = asked(&mut stream, Some(policy)).await;
+    let found: ZonePolicy = serde_json::from_slice(&answer.json).unwrap();
+    assert_eq!(found.dataplanes, ["web-1"]);
+
+    let plan = What::PlanChanges(PlanChanges {
+        put: vec![],
+        delete: vec![permission.key()],
+    });
+    let answer = asked(&mut stream, Some(plan)).await;
+    let found: ZonePlan = serde_json::from_slice(&answer.json).unwrap();
+    assert_eq!((found.dataplanes, found.affected), (1, 1));
+    let change = &found.changes[0].settings[0];
+    assert_eq!(change.before, Some(format!("allow {WEB} (p#0)")));
+    assert_eq!(
+        (change.setting.as_str(), &change.after),
+        ("permissions", &None)
+    );
+
+    // The zone's own API shows the same, and how old things are.
+    let (code, callers) = zone.get("/v1/meshes/pay/calls/web/web?port=8080").await;
+    assert_eq!((code, &callers[0]["dataplane"]), (200, &"web-1".into()));
+    let (_, resources) = zone.get("/v1/meshes/pay/resources").await;
+    let permission = resources.as_array().unwrap().iter();
+    let mut permission = permission.filter(|r| r["type"] == "MeshTrafficPermission");
+    assert_eq!(permission.next().unwrap()["origin"], "global");
     zone.stop().await;
 }
 

@@ -7,21 +7,23 @@ use std::{
     time::Instant,
 };
 
-use mesh_model::Resource;
+use mesh_model::{Resource, api::ZonePlan};
 use mesh_proto::{
     discovery::{Ack, DocumentVersion, InboundReadiness, to_dataplane},
     names::{MeshName, ZoneName},
     proxy::Document,
-    zone::{Changes, ResourceRecord},
+    zone::{Changes, PlanChanges, ResourceRecord},
 };
 use proptest::prelude::*;
 use zone_cp::{
-    compiler,
+    compiler::{self, ServiceDocuments},
     endpoints::Address,
     mesh::{Mesh, Settled, Surroundings},
+    plan::{self, PlanOf},
     registry::{Arrival, Registry, StreamId},
     scope::Scope,
     token::Accepted,
+    tracker::Documents,
     view::{MeshSources, MeshView},
 };
 
@@ -55,7 +57,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step, 1..40)
 }
 
-const POOL: usize = 9;
+const POOL: usize = 16;
 
 /// Resources that come and go.
 fn pool() -> Vec<Resource> {
@@ -71,6 +73,20 @@ fn pool() -> Vec<Resource> {
 {type: MeshService, mesh: pay, name: a, spec: {selector: {dataplaneLabels: {matchLabels: {isthmus.io/service: a}}}, ports: [{port: 8080, name: web, targetPort: 80}]}}
 ---
 {type: MeshService, mesh: pay, name: b, spec: {selector: {dataplaneRef: {name: dp-1}}, ports: [{port: 80}]}}
+---
+{type: MeshService, mesh: pay, name: d, labels: {team: x}, spec: {selector: {dataplaneRef: {name: dp-2}}, ports: [{port: 80, name: http}]}}
+---
+{type: MeshTimeout, mesh: pay, name: all, spec: {to: [{targetRef: {kind: Mesh}, default: {idleTimeout: 1m}}], rules: [{default: {idleTimeout: 2m}}]}}
+---
+{type: MeshTimeout, mesh: pay, name: a-to-b, spec: {targetRef: {kind: Dataplane, labels: {isthmus.io/service: a}}, to: [{targetRef: {kind: MeshService, name: b}, default: {connectionTimeout: 1s}}]}}
+---
+{type: MeshTimeout, mesh: pay, name: to-west, spec: {to: [{targetRef: {kind: MeshService, labels: {isthmus.io/zone: west}}, default: {idleTimeout: 5m}}]}}
+---
+{type: MeshTCPRoute, mesh: pay, name: split, spec: {to: [{targetRef: {kind: MeshService, name: a, sectionName: "80"}, rules: [{default: {backendRefs: [{kind: MeshService, name: a, port: 80}, {kind: MeshService, name: b, port: 80, weight: 2}, {kind: MeshService, name: c, port: 80}, {kind: MeshService, labels: {team: x}, sectionName: http}, {kind: MeshService, labels: {isthmus.io/display-name: a, isthmus.io/zone: west}, port: 80}]}}]}]}}
+---
+{type: MeshTCPRoute, mesh: pay, name: c-only, spec: {targetRef: {kind: Dataplane, labels: {isthmus.io/service: c}}, to: [{targetRef: {kind: MeshService, name: b}, rules: [{default: {backendRefs: [{kind: MeshService, name: d, sectionName: http}]}}]}]}}
+---
+{type: MeshTimeout, mesh: pay, name: section, spec: {targetRef: {kind: Dataplane, labels: {isthmus.io/service: b}, sectionName: "80"}, to: [{targetRef: {kind: MeshService, name: a}, default: {connectionTimeout: 3s}}], rules: [{default: {idleTimeout: 3m}}]}}
 "#;
     let mut pool = mesh_model::parse(text, "pool").unwrap_or_else(|v| panic!("{v}"));
     for (name, state) in [("a", "Available"), ("b", "Unavailable"), ("b", "Available")] {
@@ -167,14 +183,8 @@ impl World {
                 let resource = pool().swap_remove(at);
                 let key = resource.key();
                 self.resources.retain(|_, known| known.key() != key);
-                let put = vec![ResourceRecord {
-                    key: Some(key),
-                    json: resource.to_json(),
-                    revision: 0,
-                    modified_ms: 0,
-                }];
                 self.changes(Changes {
-                    put,
+                    put: vec![record(&resource)],
                     ..Changes::default()
                 });
                 self.resources.insert(at, resource);
@@ -251,6 +261,50 @@ impl World {
             stream,
         };
         self.mesh.arrive(arrival, &running);
+    }
+
+    /// What each dataplane is to run.
+    fn wanted(&self) -> BTreeMap<String, Documents> {
+        self.mesh.snapshot().wanted
+    }
+
+    /// What a step would change, where it is one that can be planned.
+    fn plan(&self, step: &Step) -> Option<ZonePlan> {
+        let changes = match *step {
+            Step::Put(at) => PlanChanges {
+                put: vec![record(&pool().swap_remove(at))],
+                delete: vec![],
+            },
+            Step::Delete(at) => PlanChanges {
+                put: vec![],
+                delete: vec![self.resources.get(&at)?.key()],
+            },
+            _ => return None,
+        };
+        let mesh = self.mesh.snapshot();
+        assert!(plan::concerns(&changes, &mesh.mesh));
+        Some(plan::plan(&PlanOf {
+            zone: mesh.zone.clone(),
+            global: Scope::new(""),
+            surroundings: self.surroundings.clone(),
+            meshes: [(mesh.mesh.clone(), mesh)].into(),
+            changes,
+        }))
+    }
+
+    /// What was planned is what happened.
+    fn check_plan(&self, plan: &ZonePlan, before: &BTreeMap<String, Documents>) {
+        let after = self.wanted();
+        let changed: Vec<_> = after
+            .iter()
+            .filter(|(name, documents)| before[*name] != **documents)
+            .map(|(name, _)| name.as_str())
+            .collect();
+        let planned: Vec<_> = plan.changes.iter().map(|c| c.name.as_str()).collect();
+        assert_eq!(planned, changed);
+        assert_eq!(plan.affected as usize, changed.len());
+        assert_eq!(plan.dataplanes as usize, after.len());
+        assert!(plan.changes.iter().all(|c| !c.settings.is_empty()));
     }
 
     /// Settles, delivers, acknowledges, until nothing is left to say.
@@ -350,7 +404,11 @@ impl World {
                 .map(|(name, d)| (name.clone(), Document::clone(d)))
                 .collect();
             assert_eq!(proxy.documents, wanted, "{name}");
-            for reference in compiler::declared(resource) {
+            let called = compiler::declared(resource);
+            let needed = ServiceDocuments::default().needed(&view, resource, &called);
+            assert_eq!(needed.len() + 2, proxy.documents.len());
+            assert_eq!(proxy.endpoints.len(), needed.len());
+            for reference in needed.into_keys() {
                 let key = reference.document_name();
                 let set: BTreeSet<_> = self
                     .mesh
@@ -410,6 +468,15 @@ impl World {
     }
 }
 
+fn record(resource: &Resource) -> ResourceRecord {
+    ResourceRecord {
+        key: Some(resource.key()),
+        json: resource.to_json(),
+        revision: 0,
+        modified_ms: 0,
+    }
+}
+
 fn version(document: &Document) -> DocumentVersion {
     DocumentVersion {
         name: document.name.clone(),
@@ -423,10 +490,15 @@ proptest! {
     fn what_dataplanes_hold_is_what_compiling_from_nothing_gives(steps in steps(), every in 1..4usize) {
         let mut world = World::new();
         for (at, step) in steps.iter().enumerate() {
+            // A plan is made from what is settled.
+            let planned = (every == 1).then(|| (world.plan(step), world.wanted()));
             world.step(step);
             if at % every == 0 {
                 world.settle();
                 world.check();
+            }
+            if let Some((Some(plan), before)) = planned {
+                world.check_plan(&plan, &before);
             }
         }
         world.settle();
@@ -493,14 +565,8 @@ fn in_a_big_mesh_a_change_reaches_those_it_concerns_and_nobody_else() {
         "{type: MeshTrafficPermission, mesh: pay, name: one, spec: {targetRef: {kind: Dataplane, labels: {isthmus.io/service: s7}}, rules: [{default: {allow: [{spiffeID: {type: Prefix, value: \"spiffe://\"}}]}}]}}",
         "test",
     ).unwrap().remove(0);
-    let put = vec![ResourceRecord {
-        key: Some(one.key()),
-        json: one.to_json(),
-        revision: 0,
-        modified_ms: 0,
-    }];
     world.changes(Changes {
-        put,
+        put: vec![record(&one)],
         ..Changes::default()
     });
     // One of them tries it, and the others follow.

@@ -21,11 +21,10 @@ use std::{
 };
 
 use mesh_model::{
-    Dataplane, Kind as _, MeshTrafficPermission, Resource, ZoneIngress,
+    Dataplane, Resource, ZoneIngress,
     dataplane::{Inbound as InboundSpec, InboundState, ServiceProbe},
     identity,
     mesh_service::ServicePort as PortSpec,
-    permission,
     policy::{Proxy as Selectable, Selection},
     services as model,
 };
@@ -164,15 +163,7 @@ pub fn declared(dataplane: &Resource) -> BTreeSet<ServiceRef> {
 pub fn proxy(view: &MeshView, dataplane: &Resource) -> Document {
     let workload = identity::workload(dataplane);
     let served = served_ports(&view.services, dataplane);
-    let selected = view.policies.set.select(Selectable::of(dataplane));
-    let policies = Incoming {
-        permissions: selected
-            .policies(&MeshTrafficPermission::DESCRIPTOR)
-            .filter_map(|key| view.policies.get(key))
-            .map(Arc::as_ref)
-            .collect(),
-        selected,
-    };
+    let policies = view.policies.set.select(Selectable::of(dataplane));
     let networking = dataplane.get::<Dataplane>().map(|d| &d.networking);
     let inbounds: Vec<_> = networking
         .iter()
@@ -236,18 +227,12 @@ fn served_ports(services: &Services, dataplane: &Resource) -> ServedPorts {
     served
 }
 
-/// What policies may say of a dataplane's incoming traffic.
-struct Incoming<'a> {
-    selected: Selection<'a>,
-    permissions: Vec<&'a Resource>,
-}
-
 fn inbound(
     view: &MeshView,
     dataplane: &Resource,
     spec: &InboundSpec,
     served: &ServedPorts,
-    policies: &Incoming<'_>,
+    policies: &Selection<'_>,
 ) -> Inbound {
     let networking = dataplane.get::<Dataplane>().map(|d| &d.networking);
     let name = spec.name_or_port();
@@ -268,12 +253,8 @@ fn inbound(
             .first()
             .map_or(workload, |(service, _)| service)
             .to_owned(),
-        permissions: Some(permission::effective(
-            &policies.permissions,
-            dataplane,
-            spec,
-        )),
-        timeouts: Some(timeouts::incoming(&policies.selected, spec)),
+        permissions: Some(policies.permissions(spec)),
+        timeouts: Some(timeouts::incoming(policies, spec)),
         probe: spec.service_probe.as_ref().map(probe),
         name,
     }

@@ -25,7 +25,7 @@ pub struct Services {
     pub destinations: BTreeMap<String, Destination>,
     /// Own services that each dataplane is behind, by its name.
     pub behind: BTreeMap<String, BTreeSet<String>>,
-    /// What can be called, as policies refer to it; sorted by name.
+    /// What can be called, as policies refer to it.
     pub targets: policy::Services,
 }
 
@@ -33,11 +33,8 @@ impl Services {
     /// A service as policies refer to it. One that does not exist has its name alone.
     #[must_use]
     pub fn target(&self, name: &str) -> policy::Service {
-        let known = self.targets.get(ToKind::MeshService, name);
-        known.map_or_else(
-            || policy::Service::named(ToKind::MeshService, name),
-            policy::Service::clone,
-        )
+        let known = self.targets.get(ToKind::MeshService, name).cloned();
+        known.unwrap_or_else(|| policy::Service::named(ToKind::MeshService, name))
     }
 }
 

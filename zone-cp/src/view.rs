@@ -4,7 +4,7 @@
 //! (invariant 8).
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
 
@@ -15,7 +15,6 @@ use mesh_model::{
 use mesh_proto::{
     names::{MeshName, ZoneName},
     spiffe::TrustDomain,
-    zone::ResourceKey,
 };
 use serde_json::{Value, json};
 
@@ -47,7 +46,6 @@ pub struct Policies {
     pub resources: Vec<Arc<Resource>>,
     /// The same, indexed for evaluation.
     pub set: Arc<PolicySet>,
-    by_key: Arc<HashMap<ResourceKey, Arc<Resource>>>,
 }
 
 impl Policies {
@@ -55,18 +53,10 @@ impl Policies {
     #[must_use]
     pub fn new(mesh: &MeshName, resources: Vec<Arc<Resource>>) -> Self {
         let set = PolicySet::new(mesh.as_str(), resources.iter().map(Arc::as_ref));
-        let by_key = resources.iter().map(|r| (r.key(), r.clone())).collect();
         Self {
             set: Arc::new(set),
-            by_key: Arc::new(by_key),
             resources,
         }
-    }
-
-    /// The policy with this key.
-    #[must_use]
-    pub fn get(&self, key: &ResourceKey) -> Option<&Arc<Resource>> {
-        self.by_key.get(key)
     }
 
     /// What is other in `new`: each policy that came, went, or changed (as it was and as it is).

@@ -329,13 +329,7 @@ fn view(mesh: &Mesh, zone: &ZoneName, name: &str, registration: &Registration) -
                 refused: tracker.refused().get(document).map(|r| r.reason.clone()),
             })
     });
-    let behind = mesh.services().own.iter().filter(|(_, service)| {
-        service
-            .members
-            .values()
-            .flatten()
-            .any(|member| member.dataplane == name)
-    });
+    let behind = mesh.services().behind.get(name).into_iter().flatten();
     DataplaneView {
         mesh: mesh.name().to_string(),
         zone: zone.to_string(),
@@ -348,7 +342,7 @@ fn view(mesh: &Mesh, zone: &ZoneName, name: &str, registration: &Registration) -
             .cloned()
             .unwrap_or_default(),
         version: registration.version.clone(),
-        services: behind.map(|(service, _)| service.clone()).collect(),
+        services: behind.cloned().collect(),
         certificate_not_after: registration.certificate_not_after,
         documents: documents.collect(),
         resource: registration.resource.to_view(&Stamp::default()),

@@ -145,6 +145,8 @@ struct Dirty {
     greet: BTreeSet<String>,
     /// Services that callers need to know differently.
     destinations: BTreeSet<String>,
+    /// By what names policies refer to them, and referred to them before.
+    shown: BTreeSet<String>,
     /// Services whose endpoints may be others.
     endpoints: BTreeSet<String>,
     every_endpoint: bool,

@@ -92,10 +92,10 @@ impl ServiceDocuments {
         known.or_insert_with(new).clone()
     }
 
-    /// A service is another: what was made of it is made anew when it is needed.
-    pub fn forget(&mut self, service: &str) {
+    /// These services are others: what was made of them is made anew when it is needed.
+    pub fn forget(&mut self, services: &BTreeSet<String>) {
         self.of
-            .retain(|reference, _| reference.of.service != service);
+            .retain(|reference, _| !services.contains(&reference.of.service));
     }
 
     /// Drops what nobody has any more.

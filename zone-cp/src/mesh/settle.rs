@@ -7,7 +7,11 @@ use std::{
 };
 
 use mesh_model::{
-    Dataplane, MeshIdentity, MeshTCPRoute, Resource, api::Key, dataplane::InboundState, identity,
+    Dataplane, MeshIdentity, MeshTCPRoute, Resource,
+    api::Key,
+    dataplane::InboundState,
+    identity,
+    labels::{self, Labels},
     policy, selection,
 };
 use mesh_proto::{
@@ -180,10 +184,15 @@ impl Mesh {
             self.conditions_dirty = true;
             let (before, after) = (by_name(&old.targets), by_name(&new.targets));
             let names = before.keys().chain(after.keys());
-            let changed = names.filter(|name| before.get(*name) != after.get(*name));
-            dirty
-                .destinations
-                .extend(changed.map(|name| (*name).to_owned()));
+            for name in names.filter(|name| before.get(*name) != after.get(*name)) {
+                dirty.destinations.insert((*name).to_owned());
+                let both = [before.get(name), after.get(name)];
+                let shown = both
+                    .into_iter()
+                    .flatten()
+                    .flat_map(|target| shown_names(target));
+                dirty.shown.extend(shown.cloned());
+            }
         }
     }
 
@@ -235,20 +244,13 @@ impl Mesh {
 
     /// Documents of services, for those who call them.
     pub(super) fn settle_callers(&mut self, dirty: &mut Dirty, affected: &mut BTreeSet<String>) {
+        self.services.forget(&dirty.destinations);
         for service in &dirty.destinations {
-            self.services.forget(service);
             let users = self.users.get(service).into_iter();
             let names = users.flat_map(|of| of.values()).flatten();
             dirty.callers.extend(names.cloned());
         }
-        // What a route's references mean depends on which services there are.
-        if !dirty.destinations.is_empty() {
-            for policy in self.view.policies.resources.iter() {
-                if policy.get::<MeshTCPRoute>().is_some() {
-                    touch_selected(&[policy], &self.dataplanes, dirty);
-                }
-            }
-        }
+        self.touch_routed(dirty);
         let names: Vec<String> = if dirty.every_caller {
             self.dataplanes.keys().cloned().collect()
         } else {
@@ -271,6 +273,35 @@ impl Mesh {
         }
         if some {
             self.services.tidy();
+        }
+    }
+
+    /// Marks those who call a service with a route whose references may mean something else than before: what they mean
+    /// depends on which services there are.
+    fn touch_routed(&self, dirty: &mut Dirty) {
+        if dirty.shown.is_empty() {
+            return;
+        }
+        let policies = self.view.policies.resources.iter();
+        let entries = policies
+            .filter_map(|policy| policy.get::<MeshTCPRoute>())
+            .flat_map(|route| &route.to);
+        for entry in entries {
+            let mut backends = entry.rules.iter().flat_map(|r| &r.default.backend_refs);
+            let may_differ = backends.any(|b| {
+                shown_name(b.name.as_ref(), &b.labels).is_none_or(|name| dirty.shown.contains(name))
+            });
+            if !may_differ {
+                continue;
+            }
+            let called = shown_name(entry.target_ref.name.as_ref(), &entry.target_ref.labels);
+            for (service, references) in &self.users {
+                let target = self.view.services.target(service);
+                if called.is_none_or(|called| shown_names(&target).any(|name| name == called)) {
+                    let names = references.values().flatten();
+                    dirty.callers.extend(names.cloned());
+                }
+            }
         }
     }
 
@@ -680,6 +711,17 @@ impl Mesh {
         }
         settled.sends
     }
+}
+
+/// The name that a reference says, where it says one.
+fn shown_name<'a>(name: Option<&'a String>, labels: &'a Labels) -> Option<&'a String> {
+    name.or_else(|| labels.get(labels::DISPLAY_NAME))
+}
+
+/// The names by which references mean a service.
+fn shown_names(target: &policy::Service) -> impl Iterator<Item = &String> {
+    let resources = target.resources.iter();
+    resources.filter_map(|labels| labels.get(labels::DISPLAY_NAME))
 }
 
 fn by_name(targets: &policy::Services) -> BTreeMap<&str, &policy::Service> {

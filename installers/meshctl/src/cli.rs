@@ -20,6 +20,7 @@ use crate::{
     get::Get,
     global::Global,
     history::History,
+    import::Import,
     inspect::Inspect,
     plan::Plan,
     rollback::Rollback,
@@ -45,7 +46,7 @@ Exit codes:
   2  wrong usage or invalid input; nothing was changed
   3  written, but refused by a dataplane or a zone, or not in effect everywhere in time
   4  done, and the answer is not the good one: `diff --exit-code` differs, `explain --expect` disagrees, `check`
-     found something
+     found something, `import` could not keep everything
 
 Colours are used on terminals only, and not where NO_COLOR is set.";
 
@@ -77,6 +78,7 @@ enum Command {
     Zone(Zone),
     Token(Token),
     Global(Global),
+    Import(Import),
     Context(Context),
     Completion(Completion),
     Version(Version),
@@ -88,6 +90,7 @@ impl Cli {
         let typed = self.connection;
         match self.command {
             // These need no server, or not the one of a context.
+            Command::Import(command) => return command.run(&typed),
             Command::Context(command) => return command.run(&typed),
             Command::Completion(command) => return command.run(),
             Command::Zone(command) if command.is_join() => return command.run(&typed).await,
@@ -112,7 +115,7 @@ impl Cli {
             Command::Token(command) => command.run(connection).await,
             Command::Global(command) => command.run(connection).await,
             Command::Version(command) => command.run(connection).await,
-            Command::Context(_) | Command::Completion(_) => Ok(()),
+            Command::Import(_) | Command::Context(_) | Command::Completion(_) => Ok(()),
         }
     }
 }

@@ -18,6 +18,7 @@
 //! | [`get`], [`watch`], [`history`], [`audit`] | commands that show what is stored |
 //! | [`diff`], [`plan`], [`inspect`], [`explain`], [`check`] | commands that say what would be, what is, and why |
 //! | [`token`], [`global`], [`version`], [`zone`] | one command group each |
+//! | [`import`] | Kuma's forms to ours; needs no server |
 //! | [`rollout`] | waiting until a revision is in effect |
 //!
 //! Exit codes: 0 done, 1 failed, 2 usage or invalid input, 3 written but refused or not complete in time, 4 done and the
@@ -44,6 +45,7 @@ mod failure;
 mod get;
 mod global;
 mod history;
+mod import;
 mod inspect;
 mod jsonpath;
 mod kinds;

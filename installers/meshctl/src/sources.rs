@@ -114,7 +114,7 @@ fn violation(source: &str, message: &str) -> Violation {
 }
 
 /// Every text with its name, in order; what can not be read becomes a violation.
-fn texts(paths: &[PathBuf], wrong: &mut Vec<Violation>) -> Vec<(String, String)> {
+pub(crate) fn texts(paths: &[PathBuf], wrong: &mut Vec<Violation>) -> Vec<(String, String)> {
     let mut files = Vec::new();
     for path in paths {
         let before = files.len();

@@ -71,6 +71,47 @@ pub fn parse_in(text: &str, source: &str, mesh: &str) -> Result<Vec<Resource>, V
     }
 }
 
+/// A document of a text, of whatever it is. It remembers where its fields stand.
+#[derive(Debug)]
+pub struct Document {
+    /// What it says. Keys of labels have our prefixes.
+    pub value: Value,
+    places: report::Places,
+}
+
+impl Document {
+    /// Line and column of the field at `path` (as violations write paths), or of the nearest thing around it.
+    #[must_use]
+    pub fn place(&self, path: &str) -> (u32, u32) {
+        let place = self.places.find(path);
+        (place.line, place.column)
+    }
+}
+
+/// Reads all documents of a YAML or JSON text as they are, whether or not they are resources of ours: for what turns
+/// other forms into ours.
+///
+/// # Errors
+/// What can not be read at all.
+pub fn documents(text: &str, source: &str) -> Result<Vec<Document>, Violations> {
+    let mut documents = Vec::new();
+    let mut violations = Vec::new();
+    for yaml::Document { value, report } in yaml::Documents::of(text) {
+        match value {
+            Some(value) if report.is_clean() => documents.push(Document {
+                value,
+                places: report.places,
+            }),
+            _ => violations.extend(report.into_violations(source)),
+        }
+    }
+    if violations.is_empty() {
+        Ok(documents)
+    } else {
+        Err(report::bounded(violations))
+    }
+}
+
 /// As [`parse`], for one resource that is a JSON value already. Violations have no line.
 ///
 /// # Errors
@@ -261,6 +302,17 @@ mod tests {
         let mesh = |resources: Vec<Resource>| resources[0].meta.mesh.clone();
         assert_eq!(mesh(parse(text, "").unwrap()), "default");
         assert_eq!(mesh(parse_in(text, "", "payments").unwrap()), "payments");
+    }
+
+    #[test]
+    fn documents_of_other_kinds_are_read_with_the_places_of_their_fields() {
+        let text = "type: TrafficLog\nconf:\n  tags:\n    kuma.io/service: web\n---\n[1]\n";
+        let read = documents(text, "").unwrap();
+        assert_eq!(read.len(), 2);
+        let path = "conf.tags[\"isthmus.io/service\"]";
+        assert_eq!(read[0].place(path), (4, 5));
+        assert_eq!(read[0].place("conf.nothing"), (2, 1));
+        assert!(documents("a: [\n", "x.yaml").is_err());
     }
 
     #[test]

@@ -7,6 +7,7 @@ mod connection;
 mod context;
 mod edit;
 mod explain;
+mod import;
 mod intent;
 mod look;
 mod server;

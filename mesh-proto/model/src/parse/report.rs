@@ -27,7 +27,7 @@ impl Places {
     }
 
     /// The place of `path`, or of the nearest thing around it that exists.
-    fn find(&self, mut path: &str) -> Place {
+    pub(super) fn find(&self, mut path: &str) -> Place {
         loop {
             if let Some(place) = self.0.get(path) {
                 return *place;

@@ -40,7 +40,7 @@ use mesh_runtime::{
     tls::{self, LocalIdentity, SpiffeVerifier, TrustDomains},
     transport,
 };
-use openraft::{Raft, RaftMetrics, SnapshotPolicy};
+use openraft::{Raft, RaftMetrics, SnapshotPolicy, storage::RaftLogStorage as _};
 use prost::Message as _;
 use tokio::{
     net::TcpListener,
@@ -351,7 +351,12 @@ impl Cluster {
             zones,
             attempts,
         } = settings;
-        let (store, file) = open_store(data_dir, node.clone(), &start).await?;
+        let (mut store, file) = open_store(data_dir, node.clone(), &start).await?;
+        let log = store
+            .log
+            .get_log_state()
+            .await
+            .map_err(|error| StartError::Raft(error.to_string()))?;
         let peers = Peers::new(identity.clone(), trust.clone());
         let members = Members::default();
         let own = Peer::new(addresses, &node.node_uuid);
@@ -360,6 +365,7 @@ impl Cluster {
             raft_address: own.raft.clone(),
             peers,
             members: members.clone(),
+            begun: log.last_log_id.map_or(0, |id| id.index),
         });
         let config = raft_config()
             .validate()

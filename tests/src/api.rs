@@ -19,8 +19,8 @@ use crate::{
 /// A client with one token, for one or several nodes: the next is asked where one is not reached.
 #[derive(Debug, Clone)]
 pub struct Api {
-    servers: Vec<String>,
-    token: String,
+    pub(crate) servers: Vec<String>,
+    pub(crate) token: String,
     http: reqwest::Client,
 }
 
@@ -64,15 +64,7 @@ impl Api {
     /// # Errors
     /// Where the token is none.
     pub fn new(servers: Vec<String>, token: &str) -> anyhow::Result<Self> {
-        let pin = ApiToken::parse(token).context("not an API token")?.pin;
-        let verifier = PinVerifier::new(pin, Arc::new(|_| Ok(())));
-        let tls = tls::client_config(None, Arc::new(verifier), &[b"h2", b"http/1.1"]);
-        let http = reqwest::Client::builder()
-            .tls_backend_preconfigured(tls)
-            .no_proxy()
-            .connect_timeout(Duration::from_secs(3))
-            .timeout(Duration::from_secs(20))
-            .build()?;
+        let http = client(token)?.timeout(Duration::from_secs(20)).build()?;
         Ok(Self {
             servers,
             token: token.to_owned(),
@@ -275,6 +267,17 @@ impl Api {
     pub fn dataplane(&self, mesh: &str, name: &str) -> anyhow::Result<DataplaneView> {
         self.get(&format!("/v1/meshes/{mesh}/dataplanes/{name}"))
     }
+}
+
+/// A client that knows the servers by the pin in `token`.
+pub(crate) fn client(token: &str) -> anyhow::Result<reqwest::ClientBuilder> {
+    let pin = ApiToken::parse(token).context("not an API token")?.pin;
+    let verifier = PinVerifier::new(pin, Arc::new(|_| Ok(())));
+    let tls = tls::client_config(None, Arc::new(verifier), &[b"h2", b"http/1.1"]);
+    Ok(reqwest::Client::builder()
+        .tls_backend_preconfigured(tls)
+        .no_proxy()
+        .connect_timeout(Duration::from_secs(3)))
 }
 
 /// A request for a token without anything special.

@@ -13,6 +13,7 @@
 //! | [`app`] | workloads: the demo's application, and an echo |
 //! | [`client`] | real clients: curl, openssl, and a conversation over TCP |
 //! | [`link`] | a link between two processes that can be broken in one direction, or fall silent |
+//! | [`watcher`] | a client of the watch that comes back where it has been |
 //! | [`fake_dataplane`] | a client of a zone that acknowledges or refuses as it is told |
 //! | [`fake_zone`] | a zone that says to one real dataplane what it is told to say |
 //! | [`demo`] | the installation of the demo, and all it claims |
@@ -37,5 +38,6 @@ pub mod sidecar;
 pub mod usage;
 pub mod wait;
 pub mod walk;
+pub mod watcher;
 pub mod world;
 pub mod zone;

@@ -182,7 +182,7 @@ fn wants_stale(parts: &Parts) -> Result<bool, Problem> {
         .split('&')
         .find_map(|pair| pair.strip_prefix("consistency="))
     {
-        None | Some("" | "linearizable") => Ok(false),
+        None | Some("linearizable") => Ok(false),
         Some("stale") if parts.method == axum::http::Method::GET => Ok(true),
         Some("stale") => Err(Problem::bad_request("consistency: only reads can be stale")),
         Some(other) => Err(Problem::bad_request(format!(

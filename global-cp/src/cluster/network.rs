@@ -47,6 +47,8 @@ pub struct Speaker {
     pub peers: Peers,
     /// Whether each member is still on the disk it joined with.
     pub members: super::Members,
+    /// Index of the last entry of this node's log when it started.
+    pub begun: u64,
 }
 
 /// Makes connections to nodes for Raft.

@@ -93,11 +93,7 @@ async fn read_index(raft: &Raft<TypeConfig>, speaker: &Speaker) -> Result<u64, S
         );
     };
     if leader == speaker.node.node_id {
-        let (read, _) = raft
-            .get_read_log_id()
-            .await
-            .map_err(|error| error.to_string())?;
-        return Ok(read.map_or(0, |id| id.index));
+        return leaders_index(raft, speaker).await;
     }
     let mut client = speaker.client(leader).await?;
     let request = ReadIndexRequest {
@@ -121,6 +117,24 @@ async fn read_index(raft: &Raft<TypeConfig>, speaker: &Speaker) -> Result<u64, S
     } else {
         Err(format!("node {leader}: {}", answer.error))
     }
+}
+
+/// Index of the newest entry that may have been acknowledged, at the leader.
+///
+/// A leader that comes back in its own term leads on without an election and without a new entry, so Raft's answer may
+/// lie before what it acknowledged in its last run: all that its log held when it started counts too, as far as it is
+/// still there.
+///
+/// # Errors
+/// Where this node does not lead, or a quorum does not confirm that it does.
+pub async fn leaders_index(raft: &Raft<TypeConfig>, speaker: &Speaker) -> Result<u64, String> {
+    let (read, _) = raft
+        .get_read_log_id()
+        .await
+        .map_err(|error| error.to_string())?;
+    let last = raft.metrics().borrow().last_log_index.unwrap_or_default();
+    let read = read.map_or(0, |id| id.index);
+    Ok(read.max(last.min(speaker.begun)))
 }
 
 async fn wait_for(

@@ -21,6 +21,7 @@ use super::{
     membership::{self, NotAdded},
     network::{SnapshotHeader, Speaker},
     proposer::{NotWritten, Proposer},
+    reads::leaders_index,
 };
 use crate::{
     audit::{AttemptLog, Wanted},
@@ -214,9 +215,9 @@ impl raft_server::Raft for Service {
             ..ReadIndexResponse::default()
         };
         if self.raft.metrics().borrow().current_leader == Some(self.speaker.node.node_id) {
-            match self.raft.get_read_log_id().await {
-                Ok((read, _)) => response.index = read.map_or(0, |id| id.index),
-                Err(error) => response.error = error.to_string(),
+            match leaders_index(&self.raft, &self.speaker).await {
+                Ok(index) => response.index = index,
+                Err(error) => response.error = error,
             }
         } else {
             response.not_leader = true;

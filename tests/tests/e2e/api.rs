@@ -5,8 +5,9 @@ use std::collections::BTreeSet;
 use anyhow::Context as _;
 use mesh_model::api::{List, Problem, Written};
 use mesh_tests::{
+    api::plain_get,
     client::{curl, openssl_client},
-    global::Global,
+    global::{Global, Node},
     process::{Process, Recipe},
     resources,
     wait::{SOON, eventually},
@@ -110,6 +111,58 @@ fn preconditions_dry_runs_and_repeated_requests_are_kept() {
                 .is_some_and(|items| items.len() >= 4),
             "{history}"
         );
+        Ok(())
+    });
+}
+
+#[test]
+fn who_asks_too_much_is_told_when_to_come_back() {
+    scene(|world| {
+        let (recipe, node) = Node::recipe(world, "global-1")?;
+        let recipe = recipe
+            .flag("--api-body-bytes-max", "1000")
+            .flag("--api-watches-per-token-max", "1")
+            .flag("--api-rate-per-token-max", "20")
+            .flag("--history-changes-max", "50");
+        let global = Global::start_with(world, node, recipe)?;
+        let api = global.api()?;
+        let big = resources::mesh("a") + &"# filler\n".repeat(200);
+        anyhow::ensure!(api.try_apply(&big)?.status == 413);
+        let url = |path: &str| format!("https://{}{path}", global.nodes[0].api);
+        let bearer = format!("Authorization: Bearer {}", global.admin_token);
+        let ask = |arguments: &[&str]| {
+            let mut all = vec!["-sk", "-D-", "-H", &bearer];
+            all.extend(arguments);
+            curl(&all)
+        };
+        let begun = url("/v1/watch");
+        let recipe = Recipe::new("curl".as_ref())
+            .arg("-skN")
+            .flag("-H", &bearer)
+            .arg(&begun);
+        let watch = Process::start(world, "watch", recipe)?;
+        eventually(SOON, "the first watch is served", || {
+            anyhow::ensure!(watch.output().contains("bookmark"));
+            Ok(())
+        })?;
+        let second = ask(&[&begun])?.text.to_lowercase();
+        anyhow::ensure!(
+            second.contains(" 429") && second.contains("retry-after:"),
+            "{second}"
+        );
+        // Twice as many as in a second may come at once; so many more, as fast as can be, are too many.
+        let many = vec![url("/v1/version"); 200];
+        let many: Vec<&str> = many.iter().map(String::as_str).collect();
+        let answers = ask(&many)?.text.to_lowercase();
+        anyhow::ensure!(
+            answers.contains(" 429") && answers.contains("retry-after:"),
+            "{answers}"
+        );
+        let metrics = plain_get(&format!("http://{}/metrics", global.nodes[0].admin))?.body;
+        for limit in ["body-bytes", "watches-of-token", "rate-of-token"] {
+            let line = format!("global_cp_http_limited_total{{limit=\"{limit}\"}}");
+            anyhow::ensure!(metrics.contains(&line), "{line}: {metrics}");
+        }
         Ok(())
     });
 }

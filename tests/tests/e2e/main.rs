@@ -15,6 +15,8 @@
 //! | [`processes`] | what every process does the same way; IPv6 |
 //! | [`api`] | batches, pages, preconditions, watches, problems |
 //! | [`pages`] | what README and the book tell their readers to type |
+//! | [`watches`] | a watch goes on over restarts and changes of leader |
+//! | [`openapi`] | the API's own description is true: schemathesis |
 //! | [`command_line`] | bad input to every command |
 
 mod api;
@@ -25,9 +27,11 @@ mod durability;
 mod identity;
 mod installation;
 mod links;
+mod openapi;
 mod pages;
 mod processes;
 mod rollout;
 mod tokens;
 mod traffic;
+mod watches;
 mod zones;

@@ -35,6 +35,9 @@ const CONDITIONS_MAX: usize = 100;
 /// Dataplanes named in a condition.
 const NAMED_MAX: usize = 3;
 
+/// Reason of the condition of a policy that selects no dataplane.
+pub(super) const SELECTS_NOTHING: &str = "SelectsNothing";
+
 /// What zones said last, kept for a moment. Clones share it.
 #[derive(Clone, Default)]
 pub struct Lookout(Arc<Mutex<Option<(Instant, Connected)>>>);
@@ -104,10 +107,11 @@ impl Observed {
             self.conditions.insert(mesh.clone(), said);
         }
         let key = Key::from(stored.key.clone());
-        let mut conditions = self.conditions[&mesh]
+        let conditions = self.conditions[&mesh]
             .get(&key)
             .cloned()
             .unwrap_or_default();
+        let mut conditions = selects_nothing_anywhere(conditions, self.speakers(&mesh).count());
         conditions.extend(self.refused_by_dataplanes(stored));
         conditions.sort();
         conditions.dedup();
@@ -218,6 +222,20 @@ impl Observed {
             })
             .collect()
     }
+}
+
+/// A policy that selects nothing in one zone and something in another has an effect: it is said only where all `zones` that
+/// may speak say so, and once.
+fn selects_nothing_anywhere(conditions: Vec<Condition>, zones: usize) -> Vec<Condition> {
+    let (mut nothing, mut conditions): (Vec<_>, Vec<_>) = conditions
+        .into_iter()
+        .partition(|condition| condition.reason == SELECTS_NOTHING);
+    let all = nothing.len() >= zones;
+    if let (true, Some(mut condition)) = (all, nothing.pop()) {
+        condition.zone.clear();
+        conditions.push(condition);
+    }
+    conditions
 }
 
 fn condition_of(said: &zone::Condition, zone: &str) -> Option<Condition> {

@@ -1,11 +1,11 @@
 //! What a batch would change in what proxies do: the zones' own compilers say so. Nothing is written.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use axum::{Json, extract::State, http::HeaderMap};
 use mesh_model::{
     Mesh, Resource, Zone,
-    api::{Condition, Plan, Unanswered, ZonePlan},
+    api::{Condition, Key, Plan, Unanswered, ZonePlan},
 };
 use mesh_proto::zone::{PlanChanges, ResourceKey, ResourceRecord, query::What};
 
@@ -13,6 +13,7 @@ use super::{
     batch,
     caller::{Body, Caller, NoParams},
     diff,
+    observed::SELECTS_NOTHING,
     problem::Problem,
     query,
     status::known_zones,
@@ -66,11 +67,28 @@ pub async fn plan(
             Err(silent) => unanswered.push(silent.into()),
         }
     }
+    drop_what_is_selected_elsewhere(&mut plans);
     Ok(Json(Plan {
         diff: diff::shown(&image, foretold),
         zones: plans,
         unanswered,
     }))
+}
+
+/// A policy that selects nothing in one zone and something in another has an effect: that is not worth a condition.
+fn drop_what_is_selected_elsewhere(plans: &mut [ZonePlan]) {
+    let is_about = |condition: &Condition| condition.reason == SELECTS_NOTHING;
+    let mut zones_without = BTreeMap::<Key, usize>::new();
+    for condition in plans.iter().flat_map(|plan| &plan.conditions) {
+        if is_about(condition) {
+            *zones_without.entry(condition.key.clone()).or_default() += 1;
+        }
+    }
+    let zones = plans.len();
+    for plan in plans {
+        plan.conditions
+            .retain(|condition| !is_about(condition) || zones_without[&condition.key] == zones);
+    }
 }
 
 /// What of `changes` the zone would be told. `None`: nothing.

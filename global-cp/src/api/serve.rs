@@ -82,6 +82,8 @@ async fn connection(
     stop: CancellationToken,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let peer = stream.get_ref().0.peer_addr().map_err(io::Error::other)?;
+    // Where one socket listens for both families, an IPv4 caller looks like ::ffff:192.0.2.1.
+    let peer = (peer.ip().to_canonical(), peer.port()).into();
     let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(PeerAddress(peer));
         router.clone().oneshot(request)

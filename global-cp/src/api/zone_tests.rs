@@ -276,7 +276,7 @@ async fn conditions_that_zones_report_are_shown_and_come_back_unchanged() {
         json!([{
             "key": {"type": "MeshTrafficPermission", "mesh": "pay", "name": "web-to-store"}, "type": "Effective",
             "status": false, "reason": "SelectsNothing", "message": "it selects no dataplane here",
-            "field": "spec.targetRef", "zone": "east",
+            "field": "spec.targetRef",
         }])
     );
     let list = node.get("/v1/meshes/pay/meshtrafficpermissions").await.ok();

@@ -97,6 +97,11 @@ pub(crate) fn meshes(current: &OsStr) -> Vec<CompletionCandidate> {
     starting(current, listed("Mesh"))
 }
 
+/// The users there are.
+pub(crate) fn users(current: &OsStr) -> Vec<CompletionCandidate> {
+    starting(current, listed("User"))
+}
+
 /// The zones there are.
 pub(crate) fn zones(current: &OsStr) -> Vec<CompletionCandidate> {
     starting(current, listed("Zone"))

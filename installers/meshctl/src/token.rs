@@ -46,6 +46,7 @@ Examples:
   meshctl token create node-join > node.token";
 const API_EXAMPLES: &str = "\
 Examples:
+  meshctl token create api --user ana
   meshctl token create api --role viewer --description dashboards
   meshctl token create api --role mesh-admin --for-mesh payments --description 'CI of payments'";
 const LIST_EXAMPLES: &str = "\
@@ -124,9 +125,12 @@ enum Usage {
     /// For people and automation, at the API.
     #[command(after_help = API_EXAMPLES)]
     Api {
-        /// What its holder may do.
-        #[arg(long, value_enum, default_value = "viewer")]
-        role: RoleWord,
+        /// The user it belongs to: it may what the user's RoleBindings say at the moment it is used.
+        #[arg(long, value_name = "USER", conflicts_with_all = ["role", "meshes"], add = ArgValueCompleter::new(completion::users))]
+        user: Option<String>,
+        /// What its holder may do [default: viewer]
+        #[arg(long, value_enum)]
+        role: Option<RoleWord>,
         /// A mesh the role is bound to; may be given several times. None: all meshes.
         #[arg(
             long = "for-mesh",
@@ -283,12 +287,17 @@ impl Usage {
             Self::ZoneJoin { zone, common } => of_zone(TokenUse::ZoneJoin, zone, common),
             Self::NodeJoin { common } => Ok(empty(TokenUse::NodeJoin, common)),
             Self::Api {
+                user,
                 role,
                 meshes,
                 common,
             } => {
                 let (mut request, format) = empty(TokenUse::Api, common);
-                request.role = Some(role.into());
+                request.role = match user {
+                    Some(_) => None,
+                    None => Some(role.unwrap_or(RoleWord::Viewer).into()),
+                };
+                request.user = user;
                 request.meshes = meshes;
                 Ok((request, format))
             }
@@ -348,6 +357,7 @@ fn scope(token: &TokenInfo) -> String {
     let asked = &token.asked;
     let mut parts = Vec::new();
     parts.extend(asked.role.map(word));
+    parts.extend(asked.user.as_ref().map(|user| format!("user={user}")));
     parts.extend(asked.mesh.as_ref().map(|mesh| format!("mesh={mesh}")));
     parts.extend(asked.zone.as_ref().map(|zone| format!("zone={zone}")));
     parts.extend(asked.name.as_ref().map(|name| format!("name={name}")));
@@ -418,5 +428,14 @@ mod tests {
         let made =
             request("token create api --role mesh-admin --for-mesh pay --for-mesh ana").unwrap();
         assert_eq!(made.meshes, ["pay", "ana"]);
+    }
+
+    #[test]
+    fn a_token_of_a_user_has_no_role_of_its_own() {
+        let made = request("token create api --user ana").unwrap();
+        assert_eq!((made.user.as_deref(), made.role), (Some("ana"), None));
+        assert!(request("token create api --user ana --role viewer").is_err());
+        let made = request("token create api").unwrap();
+        assert_eq!((made.user, made.role), (None, Some(Role::Viewer)));
     }
 }

@@ -231,9 +231,11 @@ pub fn peer_spiffe<T>(request: &tonic::Request<T>) -> Option<SpiffeId> {
 /// The address of the caller of a gRPC method.
 #[must_use]
 pub fn peer_address<T>(request: &tonic::Request<T>) -> Option<std::net::SocketAddr> {
-    request
+    let address = request
         .extensions()
         .get::<TlsConnectInfo<TcpConnectInfo>>()?
         .get_ref()
-        .remote_addr()
+        .remote_addr()?;
+    // Where one socket listens for both families, an IPv4 caller looks like ::ffff:192.0.2.1.
+    Some((address.ip().to_canonical(), address.port()).into())
 }

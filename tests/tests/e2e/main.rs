@@ -14,6 +14,7 @@
 //! | [`cluster`] | several global nodes |
 //! | [`processes`] | what every process does the same way; IPv6 |
 //! | [`api`] | batches, pages, preconditions, watches, problems |
+//! | [`explain`] | what `explain` says is what a connection does |
 //! | [`pages`] | what README and the book tell their readers to type |
 //! | [`watches`] | a watch goes on over restarts and changes of leader |
 //! | [`openapi`] | the API's own description is true: schemathesis |
@@ -24,6 +25,7 @@ mod cluster;
 mod command_line;
 mod demo;
 mod durability;
+mod explain;
 mod identity;
 mod installation;
 mod links;

@@ -113,6 +113,7 @@ fn run(world: &World, steps: &[Step]) -> anyhow::Result<Vec<String>> {
         .arg("--net")
         .arg("--pid")
         .arg("--fork")
+        .arg("--mount-proc")
         .arg("--kill-child")
         .arg("bash")
         .arg(script)

@@ -120,6 +120,50 @@ fn links_in_documents_lead_somewhere() {
 }
 
 #[test]
+fn every_page_of_the_book_is_in_its_summary() {
+    let summary = read("docs/book/SUMMARY.md");
+    for file in files() {
+        let Ok(page) = file.strip_prefix("docs/book") else {
+            continue;
+        };
+        let page = page.to_string_lossy();
+        assert!(
+            page == "SUMMARY.md" || summary.contains(&format!("]({page})")),
+            "docs/book/SUMMARY.md does not list {page}"
+        );
+    }
+}
+
+/// What a page shows as YAML can be applied as it stands.
+#[test]
+fn yaml_in_documents_is_valid() {
+    let mut seen = 0;
+    for file in files()
+        .iter()
+        .filter(|f| f.extension().is_some_and(|e| e == "md"))
+    {
+        let name = file.to_string_lossy();
+        let text = read(&name);
+        let mut lines = text.lines().enumerate();
+        while let Some((number, line)) = lines.next() {
+            if line.trim_end() != "```yaml" {
+                continue;
+            }
+            let block: Vec<_> = lines
+                .by_ref()
+                .map(|(_, line)| line)
+                .take_while(|line| !line.starts_with("```"))
+                .collect();
+            seen += 1;
+            if let Err(error) = mesh_model::parse(&block.join("\n"), "the block") {
+                panic!("{name}:{}: {error}", number + 1);
+            }
+        }
+    }
+    assert!(seen > 5, "only {seen} blocks of YAML were found");
+}
+
+#[test]
 fn nothing_is_left_to_do_in_code() {
     // Written in two parts, so that this file does not find itself.
     let banned = [

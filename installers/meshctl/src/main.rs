@@ -19,6 +19,7 @@
 //! | [`diff`], [`plan`], [`inspect`], [`explain`], [`check`] | commands that say what would be, what is, and why |
 //! | [`token`], [`global`], [`version`], [`zone`] | one command group each |
 //! | [`import`] | Kuma's forms to ours; needs no server |
+//! | `reference` | in tests: the book's page about all of this |
 //! | [`rollout`] | waiting until a revision is in effect |
 //!
 //! Exit codes: 0 done, 1 failed, 2 usage or invalid input, 3 written but refused or not complete in time, 4 done and the
@@ -51,6 +52,8 @@ mod jsonpath;
 mod kinds;
 mod output;
 mod plan;
+#[cfg(test)]
+mod reference;
 mod rollback;
 mod rollout;
 mod sources;

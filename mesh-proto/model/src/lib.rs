@@ -62,7 +62,7 @@ mod word;
 pub use check::Checker;
 pub use difference::{changed_fields, difference};
 pub use duration::Duration;
-pub use kind::{Descriptor, Kind, Scope, Writers, find_kind, is_secret};
+pub use kind::{Descriptor, Kind, NameRule, Scope, Writers, find_kind, is_secret};
 pub use kinds::*;
 pub use parse::{parse, parse_in, parse_value};
 pub use policy::{Policy, PolicyShape};

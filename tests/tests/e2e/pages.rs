@@ -18,3 +18,8 @@ fn the_tour_of_the_readme_goes_as_it_says() {
         )
     });
 }
+
+#[test]
+fn the_tutorial_of_the_book_goes_as_it_says() {
+    scene(|world| walk(world, &top().join("docs/book/tutorial.md"), None));
+}

@@ -9,7 +9,7 @@ use std::{
 };
 
 use mesh_model::{
-    Resource,
+    MeshService, Resource,
     api::{Condition, Key},
     policy::{self, Known},
 };
@@ -39,8 +39,14 @@ pub fn of_mesh(
         .map(Arc::as_ref)
         .collect();
     let dataplanes: Vec<&Resource> = dataplanes.values().map(Arc::as_ref).collect();
+    // Services that can not be called yet exist all the same: that is another thing to say, when they are applied.
+    let others = scope
+        .resources()
+        .filter(|r| r.meta.mesh == view.mesh.as_str() && r.get::<MeshService>().is_none())
+        .filter_map(|r| policy::Service::of(r));
+    let services = policy::Services::new(view.services.targets.iter().cloned().chain(others));
     let known = Known {
-        services: Some(&view.services.targets),
+        services: Some(&services),
         dataplanes: Some(&dataplanes),
     };
     policy::conditions(&policies, known)

@@ -425,6 +425,10 @@ fn a_refusal_is_a_condition_of_what_changed_and_policies_have_theirs() {
     world.put(IMPATIENT);
     world.refuse_all("not today");
     assert!(world.mesh.is_unjudged() && !world.mesh.judge());
+    let outside = "{type: MeshExternalService, mesh: pay, name: bank, spec: {match: {type: HostnameGenerator, port: 443, protocol: tcp}, endpoints: [{address: bank.example, port: 443}]}}
+---
+{type: MeshTimeout, mesh: pay, name: to-bank, spec: {to: [{targetRef: {kind: MeshExternalService, name: bank}, default: {idleTimeout: 1s}}]}}";
+    world.put(outside);
     let nothing = "{type: MeshTimeout, mesh: pay, name: lonely, spec: {targetRef: {kind: Dataplane, labels: {app: none}}, rules: [{default: {idleTimeout: 1s}}]}}";
     world.put(nothing);
     assert!(world.mesh.is_unjudged() && world.mesh.judge() && !world.mesh.is_unjudged());

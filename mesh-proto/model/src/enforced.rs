@@ -27,6 +27,11 @@ const NOT_ENFORCED: &[(&str, &str, &str)] = &[
         MULTI_ZONE,
     ),
     (
+        "MeshTimeout",
+        "spec.rules[].matches",
+        "a rule for certain callers does nothing; rules for everyone count",
+    ),
+    (
         "MeshTCPRoute",
         "spec.to[].targetRef.kind=MeshExternalService",
         OUTSIDE,

@@ -393,6 +393,7 @@ async fn page(
     Ok(Json(List {
         items,
         revision: image.revision(),
+        history_id: image.history_id(),
         next,
     }))
 }

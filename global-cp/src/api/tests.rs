@@ -575,6 +575,18 @@ async fn a_rollback_says_what_it_can_not_do() {
             .problem(status);
         assert!(problem.to_string().contains(words), "{body}: {problem}");
     }
+    // A header can not say of which resource it speaks.
+    for path in ["/v1/rollback", "/v1/rollback/diff"] {
+        let headers = [("if-match", "\"1\"")];
+        let answer = node.send(
+            &node.admin,
+            Method::POST,
+            path,
+            &headers,
+            mesh("pay").to_string(),
+        );
+        answer.await.problem(400);
+    }
     // What today's rules refuse is listed.
     let key = mesh_proto::zone::ResourceKey::global("MeshService", "pay", "old");
     let old =
@@ -972,6 +984,8 @@ async fn a_watch_is_told_that_its_revision_is_gone() {
         node.apply(&permission("pay", name)).await.ok();
     }
     let oldest = node.app.image().oldest_revision();
+    let list = node.get("/v1/meshes").await.ok();
+    assert_eq!(list["historyId"], history);
     let title = gone(format!("?from={begun}")).await;
     assert!(title.contains(&oldest.to_string()), "{title}");
     let title = gone(format!("?from={oldest}&history=another")).await;

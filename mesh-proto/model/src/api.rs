@@ -71,6 +71,9 @@ pub struct List {
     pub items: Vec<Value>,
     /// Revision the page was read at.
     pub revision: u64,
+    /// Which history the revision belongs to: a watch that goes on from it says so.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub history_id: String,
     /// Give it as `continue` to get the next page; absent on the last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next: Option<String>,

@@ -586,7 +586,7 @@ fn entries() -> impl Strategy<Value = Vec<Entry>> {
 /// What must hold after every entry.
 fn check_image(image: &Image) {
     let counters = image.counters();
-    let changes = since(&image, counters.history_floor).unwrap();
+    let changes = since(image, counters.history_floor).unwrap();
     assert_eq!(changes.len() as u64, counters.history_count);
     let newest = changes
         .iter()

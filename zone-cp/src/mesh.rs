@@ -5,10 +5,21 @@
 //! those whom a difference concerns. Work follows the change (invariant 9): an endpoint that comes or goes compiles no
 //! document, and a dataplane that nothing concerns is sent nothing. What concerns several is tried by one of them
 //! first ([`canary`]).
+//!
+//! | module | what it does |
+//! | --- | --- |
+//! | `intake` | takes events in and marks what they touch |
+//! | `recompute` | computes anew what was touched: services, policies, trust, documents |
+//! | `sets` | the same for endpoints, and their differences |
+//! | `settle` | in which order all that happens, and what is sent to whom |
+//! | [`canary`] | who tries new documents first |
+//! | `known` | what can be asked of a mesh |
 
 pub mod canary;
 mod intake;
 mod known;
+mod recompute;
+mod sets;
 mod settle;
 
 use std::{

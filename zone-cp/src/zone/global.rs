@@ -305,19 +305,23 @@ fn question(query: Query) -> Option<Question> {
     })
 }
 
+/// The longest answer. Global takes messages of 16 MiB; a longer one would end the stream, and with it everything else.
+const ANSWER_BYTES_MAX: usize = 12 << 20;
+
 fn to_wire(id: u64, answer: Answer) -> QueryAnswer {
-    match answer {
-        Ok(value) => QueryAnswer {
-            id,
-            json: value.to_string().into_bytes(),
-            error: String::new(),
-        },
-        Err(unknown) => QueryAnswer {
-            id,
-            json: Vec::new(),
-            error: unknown.to_string(),
-        },
-    }
+    let found = answer.map(|value| value.to_string().into_bytes());
+    let (json, error) = match found {
+        Ok(json) if json.len() > ANSWER_BYTES_MAX => {
+            let too_long = format!(
+                "the answer is longer than {} MiB: ask about less, or the zone itself",
+                ANSWER_BYTES_MAX >> 20
+            );
+            (Vec::new(), too_long)
+        }
+        Ok(json) => (json, String::new()),
+        Err(unknown) => (Vec::new(), unknown.to_string()),
+    };
+    QueryAnswer { id, json, error }
 }
 
 fn to_issuer(issuer: &TokenIssuer) -> Issuer {
@@ -332,5 +336,20 @@ fn to_issuer(issuer: &TokenIssuer) -> Issuer {
             .iter()
             .map(|token| token.id.clone())
             .collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_that_global_would_not_take_is_an_error() {
+        let short = to_wire(1, Ok("x".into()));
+        assert_eq!((&*short.json, &*short.error), (&b"\"x\""[..], ""));
+        let long = to_wire(1, Ok("x".repeat(ANSWER_BYTES_MAX).into()));
+        assert!(long.json.is_empty() && long.error.contains("12 MiB"));
+        let unknown = to_wire(1, Err(Unknown("nobody".into())));
+        assert_eq!(unknown.error, "nobody");
     }
 }

@@ -202,6 +202,8 @@ pub trait Policy {
 pub struct ToPart<'a> {
     /// Traffic to what.
     pub target: &'a ToTarget,
+    /// Where its configuration stands in the entry: `default`, or what routes have instead.
+    pub at: &'static str,
     /// Its configuration: an object without null.
     pub default: Value,
 }
@@ -228,6 +230,7 @@ pub fn to_parts<C: Serialize>(to: &[To<C>]) -> Vec<ToPart<'_>> {
     to.iter()
         .map(|entry| ToPart {
             target: &entry.target_ref,
+            at: "default",
             default: value(&entry.default),
         })
         .collect()

@@ -311,6 +311,7 @@ impl Policy for MeshHTTPRoute {
         entries
             .map(|entry| ToPart {
                 target: &entry.target_ref,
+                at: "",
                 default: json!({"rules": policy::value(&entry.rules)}),
             })
             .collect()

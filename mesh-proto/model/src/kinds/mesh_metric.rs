@@ -9,7 +9,7 @@ use crate::{
     duration::Duration,
     kind::{Descriptor, Kind, NameRule, Scope, Writers},
     parts::telemetry::CollectorRef,
-    policy::{self, Policy, PolicyShape},
+    policy::{self, ListMerge, Policy, PolicyShape},
     resource::Meta,
     selection::TargetRef,
 };
@@ -220,7 +220,7 @@ impl Kind for MeshMetric {
         to: &[],
         rules: false,
         proxy: true,
-        lists: &[],
+        lists: &[("sidecar.profiles.appendProfiles", ListMerge::Append)],
     });
 
     fn policy(&self) -> Option<&dyn Policy> {

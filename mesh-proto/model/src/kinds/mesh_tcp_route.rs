@@ -100,6 +100,7 @@ impl Policy for MeshTCPRoute {
         entries
             .map(|entry| ToPart {
                 target: &entry.target_ref,
+                at: "rules[0].default",
                 default: entry.rules.first().map_or_else(
                     || serde_json::Map::new().into(),
                     |rule| policy::value(&rule.default),

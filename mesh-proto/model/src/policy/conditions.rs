@@ -437,7 +437,7 @@ fn all_said<'a>(resource: &'a Resource, shape: &PolicyShape) -> Vec<Said<'a>> {
     };
     let mut all = Vec::new();
     for (index, entry) in policy.to().into_iter().enumerate() {
-        let field = format!("spec.to[{index}].default");
+        let field = join(&format!("spec.to[{index}]"), entry.at);
         all.push(said(
             About::To(by_labels(entry.target)),
             index,

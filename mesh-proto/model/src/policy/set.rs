@@ -15,7 +15,7 @@
 use std::{
     cmp::Reverse,
     collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
 };
 
 use mesh_proto::{proxy::Permissions, zone::ResourceKey};
@@ -71,7 +71,7 @@ struct KindSet {
     /// Indexes of the entries of `to` for every destination.
     to_mesh: Vec<usize>,
     /// By what they name.
-    to_named: BTreeMap<(ToKind, String), Vec<usize>>,
+    to_named: BTreeMap<ToKind, BTreeMap<String, Vec<usize>>>,
     /// All others: by labels without a name.
     to_labelled: Vec<usize>,
     rules: Vec<RuleEntry>,
@@ -244,8 +244,8 @@ impl KindSet {
             match (target.kind, name) {
                 (ToKind::Mesh, _) => set.to_mesh.push(index),
                 (kind, Some(name)) => {
-                    let named = set.to_named.entry((kind, name.clone())).or_default();
-                    named.push(index);
+                    let of_kind = set.to_named.entry(kind).or_default();
+                    of_kind.entry(name.clone()).or_default().push(index);
                 }
                 (_, None) => set.to_labelled.push(index),
             }
@@ -347,6 +347,8 @@ struct Selected<'s> {
     /// By policy: the proxy has what it selects.
     whole: Vec<bool>,
     to_mesh: Vec<usize>,
+    /// What those come to alone, as it is for most destinations.
+    to_all: OnceLock<Arc<Merged>>,
 }
 
 impl<'s> Selected<'s> {
@@ -370,6 +372,7 @@ impl<'s> Selected<'s> {
             to_mesh: to_mesh
                 .filter(|index| whole[set.to[*index].policy])
                 .collect(),
+            to_all: OnceLock::new(),
             set,
             some,
             whole,
@@ -408,16 +411,22 @@ impl Selection<'_> {
             return built_in(kind, Level::To);
         };
         let set = selected.set;
-        let mut entries = selected.to_mesh.clone();
         let named = destination.names().filter_map(|(kind, name)| {
             // Sections and further labels are looked at below.
-            set.to_named.get(&(kind, name.to_owned()))
+            set.to_named.get(&kind)?.get(name)
         });
         let meant = named.flatten().chain(&set.to_labelled).copied();
-        entries.extend(meant.filter(|index| {
-            let entry = &set.to[*index];
-            selected.whole[entry.policy] && destination.is_meant_by(&entry.target)
-        }));
+        let mut entries: Vec<usize> = meant
+            .filter(|index| {
+                let entry = &set.to[*index];
+                selected.whole[entry.policy] && destination.is_meant_by(&entry.target)
+            })
+            .collect();
+        if entries.is_empty() {
+            let all = || set.merged(Level::To, selected.to_mesh.clone());
+            return selected.to_all.get_or_init(all).clone();
+        }
+        entries.extend(&selected.to_mesh);
         entries.sort_unstable();
         set.merged(Level::To, entries)
     }

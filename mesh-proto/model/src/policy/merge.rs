@@ -253,6 +253,8 @@ impl Patch<'_> {
                         }
                         let before = all[index].clone();
                         self.note(&before, &mut item, &place.item(index));
+                        // The item is as much the stronger policy's, which says it again.
+                        self.leaf(&place.item(index).field(key));
                         json_patch::merge(&mut all[index], &item);
                         continue;
                     }
@@ -431,7 +433,7 @@ mod tests {
                 ("rules[0].default.filters[1]", "1"),
                 ("rules[0].default.to", "1"),
                 ("rules[0].default.weight", "0"),
-                ("rules[0].matches", "0"),
+                ("rules[0].matches", "1"),
                 ("rules[1].default.to", "0"),
                 ("rules[1].matches", "0"),
                 ("rules[2].default.to", "1"),

@@ -17,7 +17,7 @@ pub struct RouteRule {
     pub matches: Value,
     /// What happens to them.
     pub default: Value,
-    /// The policy that first wrote the rule.
+    /// The strongest policy that says something of the rule.
     pub origin: Origin,
 }
 

@@ -16,15 +16,9 @@ use std::{
     sync::Arc,
 };
 
-use axum::{
-    Json, Router,
-    extract::State,
-    http::StatusCode,
-    response::{IntoResponse, Response},
-    routing::{get, post, put},
-};
+use http::{Method, StatusCode};
 use mesh_runtime::{
-    admin::{Health, Metrics},
+    admin::{Answer, Asked, Health, Metrics, endpoints, json, nothing_there, serve_with, text},
     logging::LevelHandle,
 };
 use serde_json::Value;
@@ -85,15 +79,27 @@ pub fn listen(path: &Path) -> io::Result<UnixListener> {
 
 /// Serves `listener` until the process ends.
 pub async fn serve(listener: UnixListener, admin: Admin, health: Health, metrics: Metrics) {
-    let router = Router::new()
-        .route("/config", get(config))
-        .route("/certificate", get(certificate))
-        .route("/connections", get(connections))
-        .route("/drain", post(drain))
-        .route("/log-level", put(log_level))
-        .with_state(admin)
-        .merge(mesh_runtime::admin::router(health, metrics));
-    mesh_runtime::admin::serve_router(listener, router, CancellationToken::new()).await;
+    let handle = move |asked: Asked| {
+        let (admin, health, metrics) = (admin.clone(), health.clone(), metrics.clone());
+        async move {
+            match endpoints(&asked, &health, &metrics) {
+                Some(answer) => answer,
+                None => answer(&admin, &asked).await,
+            }
+        }
+    };
+    serve_with(listener, handle, CancellationToken::new()).await;
+}
+
+async fn answer(admin: &Admin, asked: &Asked) -> Answer {
+    match (asked.method(), asked.uri().path()) {
+        (&Method::GET, "/config") => config(admin).await,
+        (&Method::GET, "/certificate") => certificate(admin).await,
+        (&Method::GET, "/connections") => connections(admin).await,
+        (&Method::POST, "/drain") => drain(admin),
+        (&Method::PUT, "/log-level") => log_level(admin, asked.body()),
+        _ => nothing_there(asked),
+    }
 }
 
 async fn describe(admin: &Admin) -> Option<Value> {
@@ -102,21 +108,21 @@ async fn describe(admin: &Admin) -> Option<Value> {
     description.await.ok()
 }
 
-async fn config(State(admin): State<Admin>) -> Response {
-    match describe(&admin).await {
-        Some(description) => Json(description).into_response(),
+async fn config(admin: &Admin) -> Answer {
+    match describe(admin).await {
+        Some(description) => json(&description),
         None => stopping(),
     }
 }
 
-async fn certificate(State(admin): State<Admin>) -> Response {
-    match describe(&admin).await {
-        Some(description) => Json(description["certificate"].clone()).into_response(),
+async fn certificate(admin: &Admin) -> Answer {
+    match describe(admin).await {
+        Some(description) => json(&description["certificate"]),
         None => stopping(),
     }
 }
 
-async fn connections(State(admin): State<Admin>) -> Response {
+async fn connections(admin: &Admin) -> Answer {
     let mut all = Vec::new();
     for worker in admin.workers.iter() {
         let (answer, list) = oneshot::channel();
@@ -126,25 +132,26 @@ async fn connections(State(admin): State<Admin>) -> Response {
             Err(_) => return stopping(),
         }
     }
-    Json(all).into_response()
+    json(&all)
 }
 
-async fn drain(State(admin): State<Admin>) -> Response {
+fn drain(admin: &Admin) -> Answer {
     tracing::info!("asked to drain by the admin socket");
     admin.stop.cancel();
-    (StatusCode::ACCEPTED, "draining\n").into_response()
+    text(StatusCode::ACCEPTED, "draining\n")
 }
 
-async fn log_level(State(admin): State<Admin>, level: String) -> Response {
+fn log_level(admin: &Admin, level: &[u8]) -> Answer {
     let Some(handle) = &admin.level else {
-        return (StatusCode::CONFLICT, "this process does not log\n").into_response();
+        return text(StatusCode::CONFLICT, "this process does not log\n");
     };
+    let level = String::from_utf8_lossy(level);
     match handle.set(level.trim()) {
-        Ok(()) => format!("{}\n", level.trim()).into_response(),
-        Err(error) => (StatusCode::BAD_REQUEST, format!("{error}\n")).into_response(),
+        Ok(()) => text(StatusCode::OK, format!("{}\n", level.trim())),
+        Err(error) => text(StatusCode::BAD_REQUEST, format!("{error}\n")),
     }
 }
 
-fn stopping() -> Response {
-    (StatusCode::SERVICE_UNAVAILABLE, "the proxy is stopping\n").into_response()
+fn stopping() -> Answer {
+    text(StatusCode::SERVICE_UNAVAILABLE, "the proxy is stopping\n")
 }

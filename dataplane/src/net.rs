@@ -1,6 +1,6 @@
 //! Options of sockets.
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{collections::HashSet, io, net::SocketAddr, time::Duration};
 
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpStream};
@@ -27,8 +27,11 @@ fn set_options(socket: SockRef<'_>) -> io::Result<()> {
     socket.set_tcp_user_timeout(Some(USER_TIMEOUT))
 }
 
+/// Repetitions without an answer after which packets count as lost for good.
+const REPEATED: u32 = 3;
+
 /// A user timeout also kills a peer that is alive and keeps its receive window shut because it reads slowly. Where that
-/// may be the case, only keep-alive and the kernel's retransmission limits judge.
+/// may be the case, [`unanswered`] judges instead.
 pub fn be_patient(stream: &TcpStream, patient: bool) {
     let timeout = if patient {
         Duration::ZERO
@@ -46,6 +49,46 @@ pub async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
     let stream = TcpStream::connect(address).await?;
     set_options(SockRef::from(&stream))?;
     Ok(stream)
+}
+
+/// The number by which the kernel's table of connections knows it.
+#[must_use]
+pub fn inode(stream: &TcpStream) -> u64 {
+    rustix::fs::fstat(stream).map_or(0, |stat| stat.st_ino)
+}
+
+/// The connections whose peer answers nothing: what was sent is being repeated, or the question whether its window is
+/// open again. A peer that keeps its window shut and says so is none of them.
+///
+/// # Errors
+/// Where the kernel's table can not be read.
+pub fn unanswered() -> io::Result<HashSet<u64>> {
+    let mut inodes = HashSet::new();
+    for table in ["/proc/self/net/tcp", "/proc/self/net/tcp6"] {
+        match std::fs::read_to_string(table) {
+            Ok(text) => inodes.extend(text.lines().filter_map(unanswered_in)),
+            // A kernel without IPv6.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(inodes)
+}
+
+/// The inode in a line of `/proc/net/tcp` (proc_pid_net(5)), where its peer does not answer.
+fn unanswered_in(line: &str) -> Option<u64> {
+    let mut fields = line.split_ascii_whitespace().skip(5);
+    let timer = fields.next()?.split(':').next()?;
+    let retransmissions = u32::from_str_radix(fields.next()?, 16).ok()?;
+    let mut fields = fields.skip(1);
+    let probes: u32 = fields.next()?.parse().ok()?;
+    let inode = fields.next()?.parse().ok()?;
+    let lost = match timer {
+        "01" => retransmissions >= REPEATED,
+        "04" => probes >= REPEATED,
+        _ => false,
+    };
+    lost.then_some(inode)
 }
 
 /// Binds `count` listeners that share `address` (SO_REUSEPORT), so that each worker has its own. Accepted connections
@@ -138,6 +181,41 @@ mod tests {
             be_patient(&stream, true);
             assert_eq!(SockRef::from(&stream).tcp_user_timeout().unwrap(), None);
         }
+    }
+
+    #[test]
+    fn who_does_not_answer_is_seen_in_the_kernels_table() {
+        let line = |timer, retransmissions, probes| {
+            format!(
+                "  12: 0100007F:1F90 0200007F:A3C4 01 00012400:00000000 {timer}:00000123 {retransmissions:08X} 1000 {probes} 4711 2 0000000000000000 20 4 30 10 -1"
+            )
+        };
+        assert_eq!(unanswered_in(&line("01", 3, 0)), Some(4711));
+        assert_eq!(unanswered_in(&line("04", 0, 12)), Some(4711));
+        // Just sent; a window that is shut, and answers; nothing under way.
+        for alive in [
+            line("01", 1, 0),
+            line("04", 0, 1),
+            line("00", 0, 0),
+            line("02", 9, 9),
+        ] {
+            assert_eq!(unanswered_in(&alive), None, "{alive}");
+        }
+        let header = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode";
+        assert_eq!(unanswered_in(header), None);
+    }
+
+    #[tokio::test]
+    async fn the_kernels_table_has_our_connections() {
+        let (bound, mut listeners) = listen("127.0.0.1:0".parse().unwrap(), 1, true).unwrap();
+        let listener = TcpListener::from_std(listeners.pop().unwrap()).unwrap();
+        let (called, _accepted) = tokio::join!(connect(bound), listener.accept());
+        let called = called.unwrap();
+        let inode = inode(&called);
+        let table = std::fs::read_to_string("/proc/self/net/tcp").unwrap();
+        let known = |line: &str| line.split_ascii_whitespace().nth(9) == Some(&inode.to_string());
+        assert!(table.lines().any(known), "{inode}: {table}");
+        assert!(!unanswered().unwrap().contains(&inode));
     }
 
     #[tokio::test]

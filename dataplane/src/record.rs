@@ -79,6 +79,7 @@ pub enum Reason {
     // Closed.
     IdleTimeout,
     HalfCloseTimeout,
+    PeerVanished,
     PermissionWithdrawn,
     TrustWithdrawn,
     Drained,
@@ -148,6 +149,7 @@ label!(Reason {
     Truncated = "truncated",
     IdleTimeout = "idle_timeout",
     HalfCloseTimeout = "half_close_timeout",
+    PeerVanished = "peer_vanished",
     PermissionWithdrawn = "permission_withdrawn",
     TrustWithdrawn = "trust_withdrawn",
     Drained = "drained",
@@ -232,6 +234,17 @@ impl fmt::Display for Limit<'_> {
     }
 }
 
+/// A peer that has been sent so much, without an answer, that it may be reading slowly, or be gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Waiting {
+    /// The worker's clock (milliseconds) when it last took something.
+    pub since_ms: u64,
+    /// The socket.
+    pub inode: u64,
+    /// It takes no more.
+    pub full: bool,
+}
+
 /// An open connection, in its worker's table. All of it is the worker thread's own.
 #[derive(Debug)]
 pub struct Connection {
@@ -269,6 +282,8 @@ pub struct Connection {
     pub idle_origin: RefCell<Arc<str>>,
     /// One side has ended what it sends.
     pub half_closed: Cell<bool>,
+    /// A peer that has been sent much and has answered nothing since.
+    pub waiting: Cell<Option<Waiting>>,
     /// Asked to end.
     pub close: Cell<Option<Reason>>,
     /// The task that relays it.
@@ -298,6 +313,7 @@ impl Connection {
             idle: Cell::default(),
             idle_origin: unknown(),
             half_closed: Cell::default(),
+            waiting: Cell::default(),
             close: Cell::default(),
             waker: RefCell::default(),
         }

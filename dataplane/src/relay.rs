@@ -29,7 +29,7 @@ use tokio::{
 
 use crate::{
     net,
-    record::{ClosedBy, Connection, End, Limit, Outcome, Reason},
+    record::{ClosedBy, Connection, End, Limit, Outcome, Reason, Waiting},
     tls::{
         handshake::Established,
         session::{RECORD_BYTES_MAX, Session, SessionError, Standing},
@@ -46,7 +46,7 @@ const ROUNDS: usize = 8;
 /// How long a side that still sends to one that has gone is read and thrown away.
 const LINGER: Duration = Duration::from_secs(5);
 /// A peer that was sent more than this and has not answered may have filled its receive window and be reading slowly:
-/// it is no longer judged by how long it takes to acknowledge.
+/// it is no longer judged by how long it takes to acknowledge, but by the worker, which looks whether it does at all.
 const IMPATIENT_BYTES_MAX: usize = 48 * 1024;
 
 /// Buffers of one worker, used within one poll and never across polls.
@@ -87,10 +87,13 @@ pub struct Socket {
     written: usize,
     /// The peer has said that it sends no more.
     ended: bool,
-    /// Writing to the peer has failed, so the end of what it sends is no clean one.
+    /// The peer has reset the connection, which a write has found out, so the end of what it sends is no clean one.
     broken: bool,
     /// What has been written since the peer was last heard.
     unanswered: usize,
+    /// Something has been written since [`Socket::waiting`] was last asked.
+    progressed: bool,
+    waiting: Option<Waiting>,
 }
 
 impl Socket {
@@ -107,6 +110,8 @@ impl Socket {
             ended: false,
             broken: false,
             unanswered: 0,
+            progressed: false,
+            waiting: None,
         }
     }
 
@@ -181,6 +186,7 @@ impl Socket {
     fn wrote(&mut self, count: usize) {
         let before = self.unanswered;
         self.unanswered = before.saturating_add(count);
+        self.progressed |= count > 0;
         if before <= IMPATIENT_BYTES_MAX && self.unanswered > IMPATIENT_BYTES_MAX {
             net::be_patient(&self.stream, true);
         }
@@ -196,6 +202,25 @@ impl Socket {
         self.unanswered = 0;
     }
 
+    /// What the worker has to watch, now that no time-out of the kernel's judges the peer.
+    fn waiting(&mut self, now_ms: u64) -> Option<Waiting> {
+        if self.unanswered <= IMPATIENT_BYTES_MAX {
+            self.waiting = None;
+            return None;
+        }
+        let stream = &self.stream;
+        let waiting = self.waiting.get_or_insert_with(|| Waiting {
+            since_ms: now_ms,
+            inode: net::inode(stream),
+            full: false,
+        });
+        if std::mem::take(&mut self.progressed) {
+            waiting.since_ms = now_ms;
+        }
+        waiting.full = !self.outgoing.is_empty();
+        Some(*waiting)
+    }
+
     /// Closing resets the connection.
     fn reset_on_close(&self) {
         let _ = SockRef::from(&self.stream).set_linger(Some(Duration::ZERO));
@@ -207,6 +232,8 @@ struct Broken {
     at: At,
     reason: Reason,
     detail: String,
+    /// The peer had ended what it sends before it reset the connection: what it has sent is whole.
+    after_its_end: bool,
 }
 
 /// Which end of a direction broke.
@@ -222,12 +249,15 @@ impl Broken {
             at: At::From,
             reason: Reason::Reset,
             detail: error.to_string(),
+            after_its_end: false,
         }
     }
 
-    fn to(error: &dyn std::fmt::Display) -> Self {
+    fn to(error: &io::Error) -> Self {
         Self {
             at: At::To,
+            // Linux says so: a reset is ECONNRESET, but EPIPE where the peer's FIN had come before.
+            after_its_end: error.kind() == io::ErrorKind::BrokenPipe,
             ..Self::from(error)
         }
     }
@@ -242,6 +272,7 @@ fn broken_session(error: SessionError) -> Broken {
             reason: Reason::RefusedByPeer,
             detail: "the permissions at the destination do not let this caller in; its proxy's record names the policy"
                 .to_owned(),
+            after_its_end: false,
         },
         error => Broken::from(&error),
     }
@@ -386,6 +417,7 @@ impl Flow {
                 at: At::From,
                 reason: Reason::Truncated,
                 detail: "the peer ended the connection without saying so in TLS".to_owned(),
+                after_its_end: true,
             }));
         }
         self.saw(count);
@@ -523,6 +555,12 @@ impl Relay<'_> {
                 let _ = self.destination.poll_flush(cx);
             }
             if !again {
+                let now_ms = self.worker.now_ms();
+                let waiting = [&mut self.source, &mut self.destination]
+                    .into_iter()
+                    .filter_map(|socket| socket.waiting(now_ms));
+                let longest = waiting.min_by_key(|waiting| waiting.since_ms);
+                self.connection.waiting.set(longest);
                 return Poll::Pending;
             }
         }
@@ -541,7 +579,7 @@ impl Relay<'_> {
                     Some(End::failed(broken.reason, ClosedBy::Source, broken.detail))
                 }
                 At::To => {
-                    self.destination.broken = !self.down.done();
+                    self.destination.broken = !self.down.done() && !broken.after_its_end;
                     self.up.state = FlowState::Discarding { until_ms };
                     None
                 }
@@ -567,7 +605,7 @@ impl Relay<'_> {
                     Some(end)
                 }
                 At::To => {
-                    self.source.broken = !self.up.done();
+                    self.source.broken = !self.up.done() && !broken.after_its_end;
                     self.down.state = FlowState::Discarding { until_ms };
                     None
                 }
@@ -610,6 +648,9 @@ impl Relay<'_> {
                     "silent after the {first} had ended, for {}",
                     Limit(limit, "")
                 )
+            }
+            Reason::PeerVanished => {
+                "what was sent has not been acknowledged, however often it was repeated".to_owned()
             }
             _ => String::new(),
         }

@@ -27,14 +27,18 @@ use crate::{
     config::Host,
     inbound, listener,
     metrics::{Counters, Labels, WorkerSeries},
+    net,
     permission::Decision,
-    record::{Connection, End, Outcome, Reason},
+    record::{Connection, End, Outcome, Reason, Waiting},
     relay::Scratch,
     snapshot::Snapshot,
 };
 
 /// Between two looks at a worker's open connections (idle time-outs; time stamps are as coarse).
 const SWEEP: Duration = Duration::from_millis(500);
+/// How long ago a peer that may be reading slowly took the last bytes, when it is looked at whether it is there at all:
+/// about as late as the kernel gives up others, and long enough for several repetitions.
+const WATCHED_SECONDS: std::ops::Range<u64> = 7..14;
 /// How long a half-closed connection may be silent.
 pub const HALF_CLOSE_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -344,6 +348,34 @@ impl Worker {
             if limit.is_some_and(|limit| silent >= limit) {
                 connection.close(reason);
             }
+        }
+        self.give_up_the_vanished(now);
+    }
+
+    /// Ends connections to peers that have gone without a word while much was being sent to them.
+    fn give_up_the_vanished(&self, now: u64) {
+        let table = self.table.borrow();
+        let due = |waiting: Waiting| {
+            let seconds = now.saturating_sub(waiting.since_ms) / 1000;
+            // A peer may go while its window is shut, too, but reading the kernel's table is not for nothing.
+            WATCHED_SECONDS.contains(&seconds) || waiting.full && seconds % 32 == 0 && seconds > 0
+        };
+        let watched = || {
+            let connections = table.iter().map(|(_, connection)| connection);
+            connections.filter_map(|c| c.waiting.get().filter(|w| due(*w)).map(|w| (c, w.inode)))
+        };
+        if watched().next().is_none() {
+            return;
+        }
+        match net::unanswered() {
+            Ok(unanswered) => {
+                for (connection, inode) in watched() {
+                    if unanswered.contains(&inode) {
+                        connection.close(Reason::PeerVanished);
+                    }
+                }
+            }
+            Err(error) => tracing::debug!(%error, "the kernel's connections can not be seen"),
         }
     }
 

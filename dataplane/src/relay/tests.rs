@@ -217,6 +217,21 @@ fn a_client_that_still_sends_gets_the_whole_answer_of_a_server_that_has_closed()
 }
 
 #[test]
+fn an_answer_is_whole_even_if_its_server_has_closed_before_the_proxy_looks() {
+    run(async {
+        for mut path in [Path::plain().await, Path::mesh().await] {
+            let expected = noise(30_000);
+            let mut server = path.server;
+            server.write_all(&expected).await.unwrap();
+            drop(server);
+            // Several writes to a server that has gone, the first of which it resets, before its end is read.
+            path.client.try_write(&noise(200_000)).unwrap();
+            assert!(read_all(&mut path.client).await == expected);
+        }
+    });
+}
+
+#[test]
 fn a_reset_is_passed_on_as_a_reset() {
     run(async {
         for mut path in [Path::plain().await, Path::mesh().await] {

@@ -220,6 +220,20 @@ async fn given_up(open: Vec<TcpStream>) {
     }
 }
 
+/// Sends without end, and takes what comes back, until the connection ends.
+async fn send_for_ever(stream: TcpStream) {
+    let (mut read, mut write) = stream.into_split();
+    let sending = async {
+        let chunk = [7; 64 * 1024];
+        while write.write_all(&chunk).await.is_ok() {}
+    };
+    let taking = async {
+        let mut room = [0; 64 * 1024];
+        while matches!(read.read(&mut room).await, Ok(1..)) {}
+    };
+    tokio::select! { () = sending => {}, () = taking => {} }
+}
+
 /// Further connections go to who is still there.
 async fn all_go_near(outbound: u16) {
     for _ in 0..8 {
@@ -240,8 +254,14 @@ async fn connections_to_a_host_that_vanishes_are_given_up_and_further_ones_go_el
     };
     let scene = scene(&host, inbound_away, &host.within()).await;
     let open = scene.open(4).await;
+    let mut busy = scene.open(1).await;
+    let mut busy = tokio::spawn(send_for_ever(busy.remove(0)));
     host.vanish();
-    tokio::join!(given_up(open), all_go_near(scene.outbound));
+    let bulk = async {
+        let ended = timeout(GIVEN_UP, &mut busy).await;
+        assert!(ended.is_ok(), "after {GIVEN_UP:?}, in the middle of bulk");
+    };
+    tokio::join!(given_up(open), bulk, all_go_near(scene.outbound));
     let reasons: Vec<_> = scene.processes[0].records();
     let reset = reasons.iter().filter(|record| record["reason"] == "reset");
     assert_eq!(reset.count(), 4, "{reasons:#?}");

@@ -19,6 +19,7 @@
 //! | [`audit`] | who did what, and who was refused what |
 //! | [`check`] | what deserves attention |
 //! | [`nodes`] | removing a node |
+//! | [`conditions`] | what this node itself has to say about the resources of a mesh |
 //! | [`observed`] | what is observed of a resource beside what is stored: conditions, age |
 //! | [`zones`] | asking zones what only they know |
 //! | [`dataplanes`] | dataplanes, asked of their zones |
@@ -39,7 +40,7 @@ use aide::{
 use axum::{
     Json, Router,
     extract::{MatchedPath, Request, State},
-    http::{HeaderValue, StatusCode, header},
+    http::{HeaderValue, StatusCode, Uri, header},
     middleware::{self, Next},
     response::{IntoResponse, Response},
 };
@@ -51,6 +52,7 @@ pub mod audit;
 pub mod batch;
 pub mod caller;
 pub mod check;
+pub mod conditions;
 pub mod dataplanes;
 pub mod diff;
 pub mod explain;
@@ -368,14 +370,29 @@ async fn around(State(app): State<App>, request: Request, next: Next) -> Respons
 }
 
 async fn no_such_path() -> Problem {
-    Problem::not_found("there is nothing at this path")
-        .detail("resources are at /v1/meshes/<mesh>/<type>/<name> and /v1/<type>/<name>")
+    Problem::not_found("there is nothing at this path").detail(
+        "resources are at /v1/meshes/<mesh>/<type>/<name> and /v1/<type>/<name>; /v1/openapi.json says what else \
+         there is",
+    )
 }
 
-async fn no_such_method() -> Problem {
-    Problem::new(
+async fn no_such_method(uri: Uri) -> Problem {
+    let problem = Problem::new(
         StatusCode::METHOD_NOT_ALLOWED,
         "method-not-allowed",
         "this path does not take this method",
-    )
+    );
+    // Whoever is at the wrong place is told the right one.
+    let segments: Vec<&str> = uri.path().split('/').skip(1).collect();
+    problem.detail(match segments.as_slice() {
+        ["v1", "meshes", _, "dataplanes", ..] => {
+            "dataplanes live in their zones and register there: start or stop `dataplane run` on its machine"
+        }
+        ["v1", "meshes", _, "services", ..] => {
+            "services are written at /v1/meshes/<mesh>/meshservices/<name>"
+        }
+        ["v1", "tokens", ..] => "POST /v1/tokens makes one, DELETE /v1/tokens/<id> revokes it",
+        ["v1", "zones", _, "status"] => "zones are written at /v1/zones/<name>",
+        _ => "/v1/openapi.json says what each path takes",
+    })
 }

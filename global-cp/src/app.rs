@@ -6,7 +6,7 @@ use mesh_proto::zone::ResourceKey;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    api::{limits::Limits, observed::Lookout},
+    api::{conditions::Conditions, limits::Limits, observed::Lookout},
     audit::{Attempt, AttemptLog},
     authorize::{Action, Actor, Denied, authorize},
     clock,
@@ -33,6 +33,8 @@ pub struct Shared {
     pub streams: Streams,
     /// What all zones said last.
     pub lookout: Lookout,
+    /// What is to be said about the resources of each mesh.
+    pub conditions: Conditions,
     /// Counters.
     pub metrics: Metrics,
     /// How much is done at once.

@@ -53,6 +53,7 @@ impl Foretold {
             dry_run: true,
             results: self.results,
             warnings: self.warnings,
+            conditions: Vec::new(),
         }
     }
 }

@@ -132,6 +132,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         attempts,
         streams,
         lookout: api::observed::Lookout::default(),
+        conditions: api::conditions::Conditions::default(),
         limits: api::limits::Limits::new(config.bounds, metrics.clone()),
         metrics,
         advertise_host: config.advertise_host.clone(),

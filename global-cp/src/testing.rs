@@ -133,6 +133,7 @@ impl TestNode {
             attempts,
             streams,
             lookout: api::observed::Lookout::default(),
+            conditions: api::conditions::Conditions::default(),
             limits: api::limits::Limits::new(config.bounds, metrics.clone()),
             metrics,
             advertise_host: "localhost".into(),

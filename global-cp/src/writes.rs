@@ -229,6 +229,7 @@ fn written(keys: &[ResourceKey], result: &EntryResult, warnings: Vec<String>) ->
         dry_run: false,
         results: results(keys, result),
         warnings,
+        conditions: Vec::new(),
     }
 }
 

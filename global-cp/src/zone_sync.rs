@@ -5,11 +5,9 @@
 //! | [`scope`] | what a zone is told, and in which pieces (pure) |
 //! | [`report`] | what of a zone's report is taken over (pure) |
 //! | [`rollout`] | how far a revision has come, and in which state a zone is (pure) |
-//! | [`refusals`] | which changes dataplanes refuse (pure) |
 //! | [`streams`] | the streams that end at this node |
 //! | [`service`] | one stream's life, and the renewal of certificates |
 
-pub mod refusals;
 pub mod report;
 pub mod rollout;
 pub mod scope;

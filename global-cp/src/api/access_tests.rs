@@ -445,6 +445,17 @@ async fn a_refusal_about_another_mesh_does_not_tell_whether_it_is_there() {
                 json!({"use": "api", "role": "viewer", "meshes": [mesh]}).to_string(),
             ),
         ];
+        let of_mesh = json!({"to": 1, "mesh": mesh}).to_string();
+        let key = json!({"type": "MeshTrafficPermission", "mesh": mesh, "name": name});
+        let of_one = json!({"to": 1, "keys": [key]}).to_string();
+        for path in [
+            "/v1/rollback",
+            "/v1/rollback?dry_run=true",
+            "/v1/rollback/diff",
+        ] {
+            all.push((Method::POST, path.into(), of_mesh.clone()));
+            all.push((Method::POST, path.into(), of_one.clone()));
+        }
         for path in [
             "/v1/batch",
             "/v1/batch?dry_run=true",

@@ -5,16 +5,18 @@ use std::collections::BTreeSet;
 use axum::{Json, extract::State, http::HeaderMap};
 use mesh_model::{
     Resource, Violation,
-    api::{Batch, Precondition, Written},
+    api::{Batch, Condition, Precondition, Written},
     find_kind,
 };
 use mesh_proto::zone::ResourceKey;
+use schemars::JsonSchema;
+use serde::Deserialize;
 
 use super::{
     caller::{Body, Caller, Params},
+    observed::Observed,
     problem::Problem,
     query,
-    resources::DryRun,
 };
 use crate::{
     access,
@@ -27,11 +29,23 @@ use crate::{
 /// Bytes of a body above which it is read beside the threads that serve everybody.
 const BIG_BYTES: usize = 64 << 10;
 
+/// Parameters of a batch.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct BatchQuery {
+    /// Only say what would happen.
+    #[serde(default)]
+    dry_run: bool,
+    /// Say too what is to be said about what was written, as far as it is known at once.
+    #[serde(default)]
+    conditions: bool,
+}
+
 /// `POST /v1/batch`: `application/json` is a [`Batch`], anything else YAML documents to put.
 pub async fn batch(
     State(app): State<App>,
     caller: Caller,
-    Params(params): Params<DryRun>,
+    Params(params): Params<BatchQuery>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Written>, Problem> {
@@ -45,7 +59,27 @@ pub async fn batch(
         request_id: query::request_id(&headers)?,
         summary: words,
     };
-    Ok(Json(writes::write(&app, &caller.actor, request).await?))
+    let mut written = writes::write(&app, &caller.actor, request).await?;
+    if params.conditions && !written.dry_run {
+        written.conditions = conditions_of(&app, &written).await;
+    }
+    Ok(Json(written))
+}
+
+/// Conditions in one answer.
+const CONDITIONS_MAX: usize = 1000;
+
+/// What is to be said about what was written.
+async fn conditions_of(app: &App, written: &Written) -> Vec<Condition> {
+    let image = app.image();
+    let mut observed = Observed::now(app, &image).await;
+    let mut found = Vec::new();
+    for result in &written.results {
+        let conditions = observed.conditions_of(&result.key.clone().into()).await;
+        let room = CONDITIONS_MAX.saturating_sub(found.len());
+        found.extend(conditions.into_iter().take(room));
+    }
+    found
 }
 
 /// What the body asks for: `application/json` is a [`Batch`], anything else YAML documents to put.

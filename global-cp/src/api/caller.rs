@@ -7,7 +7,10 @@ use axum::{
     http::{HeaderMap, StatusCode, header, request::Parts},
 };
 use mesh_model::{Resource, Token, api::TokenUse};
-use mesh_proto::{token::ApiToken, zone::ResourceKey};
+use mesh_proto::{
+    token::{ApiToken, USE_DATAPLANE, USE_INGRESS, USE_NODE_JOIN, USE_ZONE_JOIN},
+    zone::ResourceKey,
+};
 use serde::de::DeserializeOwned;
 
 use super::{limits::ActorPermit, problem::Problem, query};
@@ -105,14 +108,19 @@ fn bearer(headers: &HeaderMap) -> Result<ApiToken, Problem> {
             Problem::unauthorized("the Authorization header holds no bearer token").detail(how)
         })?;
     ApiToken::parse(text).ok_or_else(|| {
-        let what = match tokens::unverified_claims(text) {
-            Some(claims) => format!(
-                "this is a token for {}, not for the API",
-                shortened(&claims.usage)
-            ),
-            None => "this is not an API token".to_owned(),
+        let Some(claims) = tokens::unverified_claims(text) else {
+            return Problem::unauthorized("this is not an API token")
+                .detail("API tokens begin with `isthmus.`");
         };
-        Problem::unauthorized(what).detail("API tokens begin with `isthmus.`")
+        let usage = shortened(&claims.usage);
+        let belongs = match usage.as_str() {
+            USE_DATAPLANE | USE_INGRESS => "it is for `dataplane run`, which shows it to its zone",
+            USE_ZONE_JOIN => "it is for `meshctl zone join`, on the zone's machine",
+            USE_NODE_JOIN => "it is for `global-cp run --join`, on the new node's machine",
+            _ => "API tokens begin with `isthmus.`",
+        };
+        Problem::unauthorized(format!("this is a token for {usage}, not for the API"))
+            .detail(belongs)
     })
 }
 

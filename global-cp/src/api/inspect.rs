@@ -44,10 +44,10 @@ pub async fn policy(
     let answers = zones::ask::<ZonePolicy>(&app, &zones, &what).await;
     let mut observed = Observed::now(&app, &image).await;
     let mut resource = resources::view(&stored);
-    observed.add_status(&mut resource, &stored);
+    observed.add_status(&mut resource, &stored).await;
     Ok(Json(PolicyInspection {
         resource,
-        conditions: observed.conditions_of(&stored),
+        conditions: observed.conditions_of(&key).await,
         unanswered: answers.silent(),
         zones: answers
             .answered

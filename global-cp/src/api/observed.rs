@@ -5,7 +5,7 @@
 //! may be a moment old, [`FRESH`] at most where every node answers.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -18,7 +18,10 @@ use mesh_proto::{
 use serde_json::{Value, json};
 use tokio::sync::Mutex;
 
-use super::status::known_zones;
+use super::{
+    conditions::{Conditions, OfMesh},
+    status::known_zones,
+};
 use crate::{
     app::App,
     clock,
@@ -32,8 +35,6 @@ pub const FRESH: Duration = Duration::from_millis(200);
 const PATIENCE: Duration = Duration::from_millis(500);
 /// Conditions shown of one resource.
 const CONDITIONS_MAX: usize = 100;
-/// Dataplanes named in a condition.
-const NAMED_MAX: usize = 3;
 
 /// Reason of the condition of a policy that selects no dataplane.
 pub(super) const SELECTS_NOTHING: &str = "SelectsNothing";
@@ -64,6 +65,8 @@ impl Lookout {
 
 /// What is observed at one moment.
 pub struct Observed {
+    image: Arc<Image>,
+    own: Conditions,
     connected: Connected,
     zones: Vec<KnownZone>,
     newest: u64,
@@ -74,8 +77,10 @@ pub struct Observed {
 
 impl Observed {
     /// What is observed now, of what `image` holds.
-    pub async fn now(app: &App, image: &Image) -> Self {
+    pub async fn now(app: &App, image: &Arc<Image>) -> Self {
         Self {
+            image: image.clone(),
+            own: app.conditions.clone(),
             connected: app.lookout.look(app).await,
             zones: known_zones(image),
             newest: image.revision(),
@@ -85,9 +90,9 @@ impl Observed {
     }
 
     /// Puts the status into the view of a resource, where there is something to say.
-    pub fn add_status(&mut self, view: &mut Value, stored: &Stored) {
+    pub async fn add_status(&mut self, view: &mut Value, stored: &Stored) {
         let mut status = serde_json::Map::new();
-        let conditions = self.conditions_of(stored);
+        let conditions = self.conditions_of(&stored.key).await;
         if !conditions.is_empty() {
             status.insert("conditions".to_owned(), json!(conditions));
         }
@@ -99,24 +104,20 @@ impl Observed {
         }
     }
 
-    /// What is to be said about a resource, by the zones and from what they report.
-    pub fn conditions_of(&mut self, stored: &Stored) -> Vec<Condition> {
-        let mesh = stored.key.mesh.clone();
+    /// What is to be said about a resource, here and by the zones.
+    pub async fn conditions_of(&mut self, key: &ResourceKey) -> Vec<Condition> {
+        let mesh = key.mesh.clone();
         if !self.conditions.contains_key(&mesh) {
-            let said = self.said_of(&mesh);
+            let own = if mesh.is_empty() {
+                Arc::default()
+            } else {
+                self.own.of_mesh(&self.image, &mesh).await
+            };
+            let said = self.said_of(&mesh, &own);
             self.conditions.insert(mesh.clone(), said);
         }
-        let key = Key::from(stored.key.clone());
-        let conditions = self.conditions[&mesh]
-            .get(&key)
-            .cloned()
-            .unwrap_or_default();
-        let mut conditions = selects_nothing_anywhere(conditions, self.speakers(&mesh).count());
-        conditions.extend(self.refused_by_dataplanes(stored));
-        conditions.sort();
-        conditions.dedup();
-        conditions.truncate(CONDITIONS_MAX);
-        conditions
+        let found = self.conditions[&mesh].get(&Key::from(key.clone()));
+        found.cloned().unwrap_or_default()
     }
 
     /// How old what a zone says of its own is, and whether the zone still says so.
@@ -153,8 +154,9 @@ impl Observed {
             })
     }
 
-    /// What zones say about resources of `mesh`. About another one, none is believed.
-    fn said_of(&self, mesh: &str) -> HashMap<Key, Vec<Condition>> {
+    /// What is said about resources of `mesh`, by this node's `own` judgement and by zones. About another mesh, none is
+    /// believed.
+    fn said_of(&self, mesh: &str, own: &OfMesh) -> HashMap<Key, Vec<Condition>> {
         let mut said: HashMap<Key, Vec<Condition>> = HashMap::new();
         for (stream, status) in self.speakers(mesh) {
             let reported = status.iter().flat_map(|status| &status.conditions);
@@ -167,60 +169,20 @@ impl Observed {
             for condition in reported.chain(refused) {
                 if condition.key.mesh == mesh {
                     let of_one = said.entry(condition.key.clone()).or_default();
-                    if of_one.len() < CONDITIONS_MAX {
-                        of_one.push(condition);
-                    }
+                    of_one.push(condition);
                 }
             }
         }
-        said
-    }
-
-    /// Says of a resource that it was among those that changed just before dataplanes began to refuse.
-    fn refused_by_dataplanes(&self, stored: &Stored) -> Vec<Condition> {
-        let key = &stored.key;
-        if key.mesh.is_empty() || !key.zone.is_empty() || mesh_model::is_secret(&key.kind) {
-            return Vec::new();
+        for (key, own) in own {
+            let of_one = said.entry(key.clone()).or_default();
+            of_one.extend(own.iter().cloned());
         }
-        let suspected = |stream: &ConnectedZone| {
-            stream.refused_changes.iter().any(|range| {
-                range.mesh == key.mesh
-                    && (range.after + 1..=range.upto).contains(&stored.modified_revision)
-            })
-        };
-        self.speakers(&key.mesh)
-            .filter(|(stream, _)| suspected(stream))
-            .filter_map(|(stream, status)| {
-                let refused = &status?.refused;
-                let first = refused.first()?;
-                let mut names: Vec<&str> = refused
-                    .iter()
-                    .map(|refusal| refusal.dataplane.as_str())
-                    .collect();
-                names.dedup();
-                let more = names.len().saturating_sub(NAMED_MAX);
-                names.truncate(NAMED_MAX);
-                let more = if more > 0 {
-                    format!(" and {more} more")
-                } else {
-                    String::new()
-                };
-                Some(Condition {
-                    key: key.clone().into(),
-                    kind: "Accepted".to_owned(),
-                    status: false,
-                    reason: "RefusedByDataplane".to_owned(),
-                    message: format!(
-                        "{}{more} refused what was made of it and what changed with it ({}): {}",
-                        names.join(", "),
-                        first.document,
-                        first.reason
-                    ),
-                    field: String::new(),
-                    zone: stream.zone.clone(),
-                })
-            })
-            .collect()
+        let zones = self.speakers(mesh).count();
+        for conditions in said.values_mut() {
+            *conditions = joined(std::mem::take(conditions), zones);
+        }
+        said.retain(|_, conditions| !conditions.is_empty());
+        said
     }
 }
 
@@ -235,6 +197,33 @@ fn selects_nothing_anywhere(conditions: Vec<Condition>, zones: usize) -> Vec<Con
         condition.zone.clear();
         conditions.push(condition);
     }
+    conditions
+}
+
+/// Joins what `zones` zones and this node say about one resource. What this node says is not repeated for each zone that
+/// says it too.
+fn joined(said: Vec<Condition>, zones: usize) -> Vec<Condition> {
+    let mut conditions = selects_nothing_anywhere(said, zones);
+    conditions.sort();
+    conditions.dedup();
+    let said_here = |condition: &Condition| {
+        let Condition {
+            kind,
+            status,
+            reason,
+            field,
+            ..
+        } = condition;
+        (kind.clone(), *status, reason.clone(), field.clone())
+    };
+    let own: BTreeSet<_> = conditions
+        .iter()
+        .filter(|condition| condition.zone.is_empty())
+        .map(said_here)
+        .collect();
+    conditions
+        .retain(|condition| condition.zone.is_empty() || !own.contains(&said_here(condition)));
+    conditions.truncate(CONDITIONS_MAX);
     conditions
 }
 

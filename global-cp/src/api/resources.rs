@@ -1,5 +1,7 @@
 //! Getting, listing, putting and deleting one resource, and its history.
 
+use std::sync::Arc;
+
 use axum::{
     Json,
     extract::State,
@@ -183,7 +185,8 @@ async fn get(
     let mut resource = view(&stored);
     Observed::now(app, &image)
         .await
-        .add_status(&mut resource, &stored);
+        .add_status(&mut resource, &stored)
+        .await;
     if is_secret {
         let value = open_secret(app, &stored)?;
         if let Value::Object(fields) = &mut resource {
@@ -216,6 +219,12 @@ fn missing(image: &Image, key: &ResourceKey) -> Problem {
     let mesh = ResourceKey::global("Mesh", "", &key.mesh);
     if !key.mesh.is_empty() && image.get(&mesh).is_none() {
         return Problem::not_found(format!("there is no mesh {:?}", key.mesh));
+    }
+    if key.kind == "Dataplane" {
+        return Problem::not_found("dataplanes are kept by their zones, not here").detail(format!(
+            "ask for /v1/meshes/{}/dataplanes/{}, which asks the zones",
+            key.mesh, key.name
+        ));
     }
     let problem = Problem::not_found(format!("there is no {key}"));
     let zones: Vec<String> = image
@@ -345,7 +354,7 @@ pub async fn list_meshes(
 
 async fn page(
     app: &App,
-    image: &Image,
+    image: &Arc<Image>,
     caller: &Caller,
     (kind, mesh): (&'static Descriptor, Option<&str>),
     params: &ListQuery,
@@ -373,7 +382,7 @@ async fn page(
                 .is_none_or(|zone| stored.key.zone == *zone);
             if zone_fits && sees(&caller.actor, &stored.key) && selected(&stored, &selector) {
                 let mut item = view(&stored);
-                observed.add_status(&mut item, &stored);
+                observed.add_status(&mut item, &stored).await;
                 items.push(item);
             }
             if items.len() == limit {

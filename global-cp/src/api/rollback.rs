@@ -60,6 +60,7 @@ pub async fn rollback(
                 dry_run: params.dry_run,
                 results: Vec::new(),
                 warnings: Vec::new(),
+                conditions: Vec::new(),
             }));
         }
         let request = writes::Request {

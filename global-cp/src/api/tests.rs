@@ -704,6 +704,86 @@ async fn what_only_zones_and_control_planes_write_is_refused_in_words() {
 }
 
 #[tokio::test]
+async fn whoever_is_at_the_wrong_place_is_told_the_right_one() {
+    let node = node().await;
+    let (dataplane, _) = node.token(json!({"use": "dataplane", "mesh": "pay"})).await;
+    let (zone, _) = node
+        .token(json!({"use": "zone-join", "zone": "east"}))
+        .await;
+    let (another, _) = node.token(json!({"use": "node-join"})).await;
+    let admin = &node.admin;
+    for (token, method, path, words) in [
+        (
+            admin,
+            Method::PUT,
+            "/v1/meshes/pay/dataplanes/d",
+            "`dataplane run`",
+        ),
+        (
+            admin,
+            Method::DELETE,
+            "/v1/meshes/pay/dataplanes/d",
+            "`dataplane run`",
+        ),
+        (
+            admin,
+            Method::GET,
+            "/v1/dataplanes",
+            "/v1/meshes/<mesh>/dataplanes",
+        ),
+        (
+            admin,
+            Method::GET,
+            "/v1/meshes/pay/dataplanes/d/history",
+            "/v1/meshes/pay/dataplanes/d",
+        ),
+        (
+            admin,
+            Method::PUT,
+            "/v1/meshes/pay/services/web",
+            "/v1/meshes/<mesh>/meshservices",
+        ),
+        (
+            admin,
+            Method::GET,
+            "/v1/meshes/pay/zones/east",
+            "/v1/zones/east",
+        ),
+        (
+            admin,
+            Method::GET,
+            "/v1/meshservices/web",
+            "/v1/meshes/<mesh>/meshservices/web",
+        ),
+        (admin, Method::GET, "/v1/tokens/abc", "/v1/tokens/<id>"),
+        (
+            admin,
+            Method::PUT,
+            "/v1/zones/east/status",
+            "/v1/zones/<name>",
+        ),
+        (admin, Method::GET, "/meshes/pay", "/v1/meshes/<mesh>"),
+        (&dataplane, Method::GET, "/v1/meshes", "`dataplane run`"),
+        (&zone, Method::GET, "/v1/meshes", "`meshctl zone join`"),
+        (
+            &another,
+            Method::GET,
+            "/v1/meshes",
+            "`global-cp run --join`",
+        ),
+    ] {
+        let answer = node.send(token, method, path, &[], "").await;
+        assert!(answer.status.is_client_error(), "{path}: {}", answer.text);
+        let detail = answer.json()["detail"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned();
+        assert!(detail.contains(words), "{path}: {}", answer.text);
+        assert!(!detail.contains('\n'), "one line: {detail}");
+    }
+}
+
+#[tokio::test]
 async fn bad_requests_of_every_sort_are_problems_and_change_nothing() {
     let node = node().await;
     let before = node.revision();

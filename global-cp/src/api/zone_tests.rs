@@ -249,7 +249,7 @@ fn condition(key: ResourceKey) -> Condition {
 #[tokio::test]
 async fn conditions_that_zones_report_are_shown_and_come_back_unchanged() {
     let node = node().await;
-    node.apply("type: MeshTrafficPermission\nmesh: ana\nname: other\nspec: {rules: []}\n")
+    node.apply("type: MeshTrafficPermission\nmesh: ana\nname: other\nspec: {rules: [{default: {allow: [{spiffeID: {type: Prefix, value: 'spiffe://'}}]}}]}\n")
         .await
         .ok();
     let east = node.play_zone("east", |question| Ok(east(&question))).await;
@@ -288,53 +288,63 @@ async fn conditions_that_zones_report_are_shown_and_come_back_unchanged() {
 }
 
 #[tokio::test]
-async fn what_dataplanes_refuse_is_shown_on_the_policy_that_changed_and_on_no_other() {
+async fn a_policy_selects_nothing_only_where_every_zone_says_so() {
     let node = node().await;
     let east = node.play_zone("east", |question| Ok(east(&question))).await;
-    let say = |refused: &[&str]| {
-        east.status(ZoneStatus {
+    let west = node.play_zone("west", west).await;
+    let say = |stream: &crate::zone_sync::streams::Stream, conditions| {
+        stream.status(ZoneStatus {
             revision: node.revision(),
             meshes: vec![MeshStatus {
                 mesh: "pay".into(),
-                revision: node.revision(),
-                dataplanes: 2,
-                pending_count: u32::from(!refused.is_empty()),
-                refused_count: u32::try_from(refused.len()).unwrap(),
-                refused: refused
-                    .iter()
-                    .map(|reason| DataplaneRefusal {
-                        dataplane: "web-1".into(),
-                        document: "proxy".into(),
-                        reason: (*reason).into(),
-                    })
-                    .collect(),
+                conditions,
                 ..MeshStatus::default()
             }],
             refused: vec![],
         });
     };
-    say(&[]);
-    let bad = "type: MeshTrafficPermission\nmesh: pay\nname: bad\nspec: {rules: []}\n";
-    node.apply(bad).await.ok();
-    say(&["unknown feature"]);
-    let path = "/v1/meshes/pay/meshtrafficpermissions/bad";
-    let read = status_of(&node, path, |status| !status.is_null()).await;
-    let shown = &read["status"]["conditions"][0];
+    let path = "/v1/meshes/pay/meshtrafficpermissions/web-to-store";
+    say(&east, vec![condition(key("pay", "web-to-store"))]);
+    say(&west, vec![condition(key("pay", "web-to-store"))]);
+    status_of(&node, path, |status| !status.is_null()).await;
+    say(&west, vec![]);
+    status_of(&node, path, Value::is_null).await;
+}
+
+#[tokio::test]
+async fn what_can_be_said_here_is_said_where_it_is_read_and_where_it_is_written() {
+    let node = node().await;
+    let policy = "type: MeshTimeout\nmesh: pay\nname: slow\nspec: {to: [{targetRef: {kind: MeshService, name: nowhere}, default: {idleTimeout: 9s}}]}\n";
+    let headers = [("content-type", "application/yaml")];
+    let post = axum::http::Method::POST;
+    let written = node
+        .send(
+            &node.admin,
+            post,
+            "/v1/batch?conditions=true",
+            &headers,
+            policy,
+        )
+        .await
+        .ok();
+    let said = &written["conditions"][0];
     assert_eq!(
-        (&shown["type"], &shown["status"]),
-        (&json!("Accepted"), &json!(false))
+        (&said["type"], &said["reason"]),
+        (&json!("ResolvedRefs"), &json!("NoSuchService")),
+        "{written}"
     );
-    assert_eq!(shown["reason"], "RefusedByDataplane");
-    let message = shown["message"].as_str().unwrap();
-    assert!(
-        message.contains("web-1") && message.contains("unknown feature"),
-        "{message}"
-    );
-    let innocent = "/v1/meshes/pay/meshtrafficpermissions/web-to-store";
-    assert!(node.get(innocent).await.ok()["status"].is_null());
-    // Mended, it is well again.
-    node.apply(&bad.replace("[]", "[{default: {}}]")).await.ok();
-    say(&[]);
+    assert_eq!(said["field"], "spec.to[0].targetRef");
+    let path = "/v1/meshes/pay/meshtimeouts/slow";
+    let read = status_of(&node, path, |status| !status.is_null()).await;
+    assert_eq!(read["status"]["conditions"][0], *said);
+    let list = node.get("/v1/meshes/pay/meshtimeouts").await.ok();
+    assert_eq!(list["items"][0]["status"], read["status"]);
+    let inspected = node.get(&format!("{path}/inspect")).await.ok();
+    assert_eq!(inspected["conditions"][0], *said);
+    // Once there is what it refers to, nothing is to be said.
+    node.apply("type: MeshService\nmesh: pay\nname: nowhere\nspec: {ports: [{port: 80}]}\n")
+        .await
+        .ok();
     status_of(&node, path, Value::is_null).await;
 }
 

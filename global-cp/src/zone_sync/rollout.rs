@@ -5,6 +5,8 @@ use std::collections::BTreeSet;
 use mesh_model::api::{Refused, Rollout, ZoneConnection, ZoneRollout};
 use mesh_proto::raft::ConnectedZone;
 
+use crate::authorize::mesh_of;
+
 /// Silence after which a zone is shown as stale.
 pub const STALE_AFTER_MS: u64 = 30_000;
 
@@ -153,11 +155,7 @@ fn zone_rollout(
         .iter()
         .filter_map(|refusal| {
             let key = refusal.key.as_ref()?;
-            let mesh = if key.kind == "Mesh" {
-                &key.name
-            } else {
-                &key.mesh
-            };
+            let mesh = mesh_of(key);
             (mesh.is_empty() || concerned(mesh)).then(|| format!("{key}: {}", refusal.reason))
         })
         .collect();
@@ -191,7 +189,6 @@ mod tests {
             }),
             silent_ms,
             acknowledged_revision: acknowledged,
-            refused_changes: vec![],
             certificate_not_after: 0,
         }
     }

@@ -23,7 +23,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
-use super::{refusals::Refusals, report::Position};
+use super::report::Position;
 use crate::cluster::{ZoneStreams, zone_patience};
 
 /// Questions under way on one stream. More are refused.
@@ -66,7 +66,6 @@ struct Heard {
     at: Instant,
     status: Option<ZoneStatus>,
     acknowledged: u64,
-    refusals: Refusals,
 }
 
 /// Ends a stream and remembers why.
@@ -111,7 +110,6 @@ impl Stream {
                 at: Instant::now(),
                 status: None,
                 acknowledged: 0,
-                refusals: Refusals::default(),
             }),
             questions: Mutex::default(),
             next_question: AtomicU64::new(1),
@@ -139,7 +137,6 @@ impl Stream {
     pub fn status(&self, status: ZoneStatus) {
         let mut heard = lock(&self.heard);
         heard.acknowledged = heard.acknowledged.max(status.revision);
-        heard.refusals.follow(&status);
         heard.status = Some(status);
     }
 
@@ -160,7 +157,6 @@ impl Stream {
             status: heard.status.clone(),
             silent_ms: u64::try_from(heard.at.elapsed().as_millis()).unwrap_or(u64::MAX),
             acknowledged_revision: heard.acknowledged,
-            refused_changes: heard.refusals.changes(),
             certificate_not_after: 0,
         }
     }

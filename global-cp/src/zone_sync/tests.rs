@@ -584,6 +584,124 @@ async fn the_others_hear_of_a_zones_services_and_of_its_end() {
     }
 }
 
+fn service_of(mesh: &str, zone: &str, name: &str) -> ResourceRecord {
+    let spec = serde_json::from_value::<mesh_model::MeshService>(json!({"ports": [{"port": 80}]}));
+    record(&Resource::new(
+        Meta::new(mesh, name).in_zone(zone),
+        spec.unwrap(),
+    ))
+}
+
+/// FIELD a7: what is called the same in several zones and meshes is several things, everywhere, and each goes with its
+/// own zone or mesh only (a5, a6, g3).
+#[tokio::test]
+async fn the_same_name_in_three_zones_and_two_meshes_is_six_things() {
+    let zones = ["east", "north", "west"];
+    let meshes = ["ana", "pay"];
+    let node = TestNode::start().await;
+    node.apply("type: Mesh\nname: pay\n---\ntype: Mesh\nname: ana\n")
+        .await
+        .ok();
+    let address = node.serve_zones().await;
+    let mut ends = Vec::new();
+    for zone in zones {
+        let identity = joined(&node, &address, zone).await;
+        let mut end = ZoneEnd::connect(&node, &address, &identity, hello("s"))
+            .await
+            .unwrap();
+        end.hello().await;
+        let report = ZoneReport {
+            epoch: 1,
+            sequence: 1,
+            full: true,
+            put: meshes.map(|mesh| service_of(mesh, zone, "web")).into(),
+            delete: vec![],
+        };
+        assert!(end.report(report).await.refused.is_empty());
+        ends.push(end);
+    }
+    let all = |image: &crate::state::image::Image| {
+        let found = image.list("MeshService", None, None, 100).into_iter();
+        found
+            .map(|stored| {
+                format!(
+                    "{} {} {}",
+                    stored.key.mesh, stored.key.zone, stored.key.name
+                )
+            })
+            .collect::<Vec<_>>()
+    };
+    let expected: Vec<String> = meshes
+        .iter()
+        .flat_map(|mesh| zones.map(|zone| format!("{mesh} {zone} web")))
+        .collect();
+    assert_eq!(all(&node.app.image()), expected);
+    for (mesh, zone) in meshes
+        .iter()
+        .flat_map(|mesh| zones.map(|zone| (mesh, zone)))
+    {
+        let read = node
+            .get(&format!("/v1/meshes/{mesh}/meshservices/web?zone={zone}"))
+            .await
+            .ok();
+        assert_eq!(
+            (&read["mesh"], &read["labels"]["isthmus.io/origin"]),
+            (&json!(mesh), &json!(zone))
+        );
+    }
+    // A zone that comes anew hears of the four of the others, and only of them.
+    let identity = joined(&node, &address, "north").await;
+    let mut again = ZoneEnd::connect(&node, &address, &identity, hello("s2"))
+        .await
+        .unwrap();
+    again.hello().await;
+    let mut heard = Vec::new();
+    for _ in 0..3 {
+        let changes = again.changes().await;
+        assert!(changes.snapshot && changes.last);
+        heard.extend(changes.put.into_iter().filter_map(|record| record.key));
+    }
+    heard.retain(|key| key.kind == "MeshService");
+    let mut heard: Vec<String> = heard
+        .iter()
+        .map(|key| format!("{} {}", key.mesh, key.zone))
+        .collect();
+    heard.sort();
+    assert_eq!(heard, ["ana east", "ana west", "pay east", "pay west"]);
+    // With a zone go its own, here and in the others; what is called the same stays.
+    node.delete("/v1/zones/west").await.ok();
+    let left: Vec<String> = expected
+        .iter()
+        .filter(|name| !name.contains("west"))
+        .cloned()
+        .collect();
+    assert_eq!(all(&node.app.image()), left);
+    let gone = again.change_in("pay").await;
+    assert_eq!(
+        gone.delete,
+        [ResourceKey::in_zone("MeshService", "pay", "west", "web")]
+    );
+    // With a mesh all in it, in every zone; of the other mesh nobody hears anything.
+    let (token, _) = node.token(json!({"use": "dataplane", "mesh": "pay"})).await;
+    let issuer = node.get("/v1/tokenissuers/pay").await.ok();
+    node.delete("/v1/meshes/ana").await.ok();
+    assert_eq!(all(&node.app.image()), ["pay east web", "pay north web"]);
+    assert_eq!(node.get("/v1/tokenissuers/pay").await.ok(), issuer);
+    let claims = tokens::unverified_claims(&token).unwrap();
+    assert!(node.get("/v1/tokens").await.text.contains(&claims.jti));
+    loop {
+        let changes = again.changes().await;
+        assert!(
+            changes.mesh != "pay" || changes.delete.is_empty(),
+            "{changes:?}"
+        );
+        if changes.mesh_gone {
+            assert_eq!(changes.mesh, "ana");
+            break;
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_disabled_zone_is_cut_off_and_stays_out() {
     let (node, address) = two_zones().await;

@@ -161,6 +161,9 @@ pub struct Written {
     /// What is accepted but will not do what its author may expect, in words.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
+    /// What is to be said about what was written, where `conditions=true` was asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<Condition>,
 }
 
 /// What became of one change.

@@ -270,6 +270,15 @@ mod tests {
 
     use super::*;
 
+    /// What the case is, where calls go, who is met there, and what must come of it: verdict and reason.
+    type Case = (
+        &'static str,
+        Vec<ExplainedBackend>,
+        Vec<ExplainedInbound>,
+        &'static str,
+        &'static str,
+    );
+
     fn backend(service: &str, zones: &[&str]) -> ExplainedBackend {
         ExplainedBackend {
             service: service.into(),
@@ -336,13 +345,7 @@ mod tests {
     #[test]
     fn the_verdict_follows_from_every_inbound_that_can_be_met() {
         let west = || vec![backend("store", &["west"])];
-        let table: [(
-            &str,
-            Vec<ExplainedBackend>,
-            Vec<ExplainedInbound>,
-            &str,
-            &str,
-        ); 6] = [
+        let table: [Case; 6] = [
             (
                 "all let it in",
                 west(),

@@ -420,7 +420,7 @@ async fn a_check_finds_what_ends_soon_who_is_away_and_what_is_refused() {
             reason: "too new".into(),
         }],
     });
-    node.app.streams.certificate("west", now + 24 * 3600);
+    node.app.streams.certificate("west", now + 24 * 3600 + 1800);
     node.app
         .streams
         .remove(&node.play_zone("east", |_| Ok(Value::Null)).await);

@@ -7,6 +7,7 @@ use std::{
     ops::Bound,
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
+    sync::{PoisonError, RwLock, RwLockReadGuard},
 };
 
 use redb::{
@@ -20,13 +21,15 @@ const RECORDS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("records
 const PIECE: usize = 16 << 10;
 /// Bytes of pages kept in memory.
 const CACHE: usize = 16 << 20;
-/// A file that is so many times bigger than what is in it, and bigger than [`WORTH_IT`], is compacted when it is opened.
+/// A file that is so many times bigger than what is in it, and bigger than [`WORTH_IT`], is compacted: when it is opened,
+/// and when a range was removed from it.
 const TOO_BIG: u64 = 4;
 const WORTH_IT: u64 = 16 << 20;
 
 /// One redb file.
 pub(super) struct Redb {
-    database: Database,
+    /// Locked for writing only while it is compacted, which redb lets nobody else read meanwhile.
+    database: RwLock<Database>,
     path: PathBuf,
 }
 
@@ -68,25 +71,25 @@ impl Redb {
                 .map_err(engine)?;
             let transaction = database.begin_write().map_err(engine)?;
             transaction.open_table(RECORDS).map_err(engine)?;
-            let used = transaction.stats().map_err(engine)?.stored_bytes();
             transaction.commit().map_err(engine)?;
-            let size = fs::metadata(path)?.len();
-            if size > WORTH_IT && size > used.saturating_mul(TOO_BIG) {
-                database.compact().map_err(engine)?;
-            }
+            give_back(&mut database, path).map_err(engine)?;
             Ok(database)
         })?;
         if new && let Some(parent) = path.parent() {
             sync_directory(parent).map_err(io_error)?;
         }
         Ok(Self {
-            database,
+            database: RwLock::new(database),
             path: path.to_owned(),
         })
     }
 
+    fn database(&self) -> RwLockReadGuard<'_, Database> {
+        self.database.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn begin(&self, durable: bool) -> io::Result<WriteTransaction> {
-        let mut transaction = self.database.begin_write().map_err(failed)?;
+        let mut transaction = self.database().begin_write().map_err(failed)?;
         if !durable {
             transaction
                 .set_durability(Durability::None)
@@ -94,6 +97,21 @@ impl Redb {
         }
         Ok(transaction)
     }
+}
+
+/// Makes the file smaller, where most of it is room that nothing is in.
+fn give_back(database: &mut Database, path: &Path) -> Result<(), redb::Error> {
+    let size = fs::metadata(path)?.len();
+    if size <= WORTH_IT {
+        return Ok(());
+    }
+    let transaction = database.begin_write()?;
+    let used = transaction.stats()?.stored_bytes();
+    transaction.abort()?;
+    if size > used.saturating_mul(TOO_BIG) {
+        database.compact()?;
+    }
+    Ok(())
 }
 
 impl Engine for Redb {
@@ -121,11 +139,23 @@ impl Engine for Redb {
                 }
             }
         }
-        transaction.commit().map_err(failed)
+        transaction.commit().map_err(failed)?;
+        let removed = batches
+            .iter()
+            .flatten()
+            .any(|change| matches!(change, Raw::RemoveRange(..)));
+        if removed && self.size_on_disk() > WORTH_IT {
+            let mut database = self
+                .database
+                .write()
+                .unwrap_or_else(PoisonError::into_inner);
+            give_back(&mut database, &self.path).map_err(failed)?;
+        }
+        Ok(())
     }
 
     fn scan(&self, from: &[u8], to: Option<&[u8]>, each: &mut Each<'_>) -> Result<(), ReadError> {
-        let transaction = self.database.begin_read().map_err(engine)?;
+        let transaction = self.database().begin_read().map_err(engine)?;
         let table = transaction.open_table(RECORDS).map_err(engine)?;
         let end = to.map_or(Bound::Unbounded, Bound::Excluded);
         for piece in table

@@ -5,6 +5,7 @@
 //! | [`process`] | the life of the process, top to bottom |
 //! | [`settings`] | what may be configured |
 //! | [`start`] | who the node is; its first start |
+//! | [`recover`] | a node whose data is damaged or gone |
 //! | [`cluster`] | the replicated log: write an entry, read the state, know the members |
 //! | [`state`] | the state machine, and how it is read |
 //! | [`store`] | the log and the state on disk |
@@ -45,6 +46,7 @@ pub mod issue;
 pub mod join;
 pub mod metrics;
 pub mod process;
+pub mod recover;
 pub mod sealing;
 pub mod settings;
 pub mod start;

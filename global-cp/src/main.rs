@@ -3,7 +3,7 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
-use global_cp::{control, process, settings::Settings};
+use global_cp::{control, process, recover, settings::Settings};
 
 /// The global control plane of Isthmus: what administrators want, kept by one, three or five nodes.
 #[derive(Parser)]
@@ -14,7 +14,7 @@ struct Arguments {
 }
 
 #[derive(Subcommand)]
-#[allow(clippy::large_enum_variant)] // there is one
+#[allow(clippy::large_enum_variant)] // there is one value
 enum Command {
     /// Run a node. The first one founds the installation and prints its admin token once; the others join it.
     Run {
@@ -23,6 +23,23 @@ enum Command {
         config: Option<PathBuf>,
         #[command(flatten)]
         settings: Settings,
+    },
+    /// Bring back a node whose data is damaged or gone, while it does not run.
+    ///
+    /// Where there are other nodes it joins them as a new one, at the next start: `meshctl global recover` on the same
+    /// machine does that, and removes the old one. Give it the same settings as `run`, with --join and --token.
+    Recover {
+        /// TOML file with any of the settings below; flags and environment win over it.
+        #[arg(long, env = "ISTHMUS_CONFIG", value_name = "FILE")]
+        config: Option<PathBuf>,
+        #[command(flatten)]
+        settings: Settings,
+        /// For the only node of an installation: go back to what can still be read of its store. Says what may be lost
+        #[arg(long)]
+        from_snapshot: bool,
+        /// With --from-snapshot: there were other nodes, and none of them will ever run again
+        #[arg(long, requires = "from_snapshot")]
+        alone: bool,
     },
     /// Make a new admin token in place of the first one, at the node that runs on this data directory.
     ResetAdminToken {
@@ -60,6 +77,31 @@ fn start(command: Command) -> anyhow::Result<()> {
                 .build()?
                 .block_on(process::run(config))
         }
+        Command::Recover {
+            config,
+            settings,
+            from_snapshot,
+            alone,
+        } => {
+            let config = settings.resolve(config.as_deref())?;
+            mesh_runtime::logging::init(&config.log_level)?;
+            mesh_runtime::init();
+            if from_snapshot {
+                let rescued = recover::from_snapshot(&config, alone)?;
+                println!("{}", told(&rescued));
+                return Ok(());
+            }
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
+            let rejoined = runtime.block_on(recover::rejoin(&config))?;
+            println!(
+                "joined as node {}; the next start finishes it. What was there is in {}",
+                rejoined.now,
+                rejoined.aside.display()
+            );
+            Ok(())
+        }
         Command::ResetAdminToken { data_dir } => {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
@@ -69,4 +111,25 @@ fn start(command: Command) -> anyhow::Result<()> {
             Ok(())
         }
     }
+}
+
+/// What is there again, and what may be lost.
+fn told(rescued: &global_cp::store::rescue::Rescued) -> String {
+    let lost = match rescued.acknowledged {
+        Some(acknowledged) if acknowledged > rescued.last => format!(
+            "log entries {} to {} had been acknowledged and are LOST",
+            rescued.last.index + 1,
+            acknowledged.index
+        ),
+        Some(_) => "nothing that is known to have been acknowledged is lost".to_owned(),
+        None => {
+            "what was acknowledged after it is not known, and lost if there was anything".to_owned()
+        }
+    };
+    format!(
+        "back at revision {} (log entry {}), as a new history: {lost}. What was there is in {}",
+        rescued.revision,
+        rescued.last.index,
+        rescued.aside.display()
+    )
 }

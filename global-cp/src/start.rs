@@ -7,6 +7,8 @@
 //! | `sealing.key` | the key that seals secrets; on every node, never in the log |
 //! | `identity/` | this node's key and certificate, and the CAs it trusts |
 //! | `first-start` | only during a first start: what it has decided so far, so that a crash at any point is survived |
+//! | `recovering` | only while `global-cp recover` is at work |
+//! | `damaged-…/` | what was there before a recovery |
 //! | `audit.log` | refused attempts and reads of secrets |
 //! | `control.sock` | for `global-cp reset-admin-token` |
 //! | `addresses.json` | where the process really listens |
@@ -111,6 +113,10 @@ pub enum PrepareError {
         "{0} is missing, although this node has run before: put it back from a backup. {remedy}", remedy = crate::store::REMEDY
     )]
     NoIdentity(PathBuf),
+    #[error(
+        "{0} says that a recovery of this node was interrupted: run `meshctl global recover` (or `global-cp recover`) again"
+    )]
+    Recovering(PathBuf),
     #[error("{0} is of another version of this program: finish the first start with that one")]
     FirstStartFormat(PathBuf),
 }
@@ -120,6 +126,10 @@ pub enum PrepareError {
 /// # Errors
 /// Where what is on the disk does not fit together, or the installation to join refuses.
 pub async fn prepare(config: &Config, addresses: &NodeAddresses) -> Result<Prepared, PrepareError> {
+    let interrupted = crate::recover::marker(&config.data_dir);
+    if interrupted.exists() {
+        return Err(PrepareError::Recovering(interrupted));
+    }
     let known = directory::load(&config.data_dir)?;
     let first = load_first_start(&config.data_dir)?;
     let (node, start, first) = match (known, first) {
@@ -204,24 +214,59 @@ async fn join_cluster(
     target: &crate::settings::Join,
     addresses: &NodeAddresses,
 ) -> Result<FirstStart, PrepareError> {
-    let key = pki::new_key()?;
-    let node_uuid = uuid::Uuid::new_v4().to_string();
-    let joined = join::join(target, &key, &node_uuid, addresses.clone()).await?;
-    joined.sealing.save(&sealing_file(&config.data_dir))?;
-    StoredIdentity {
-        key,
-        chain: pki::certificates_from_pem(&joined.response.certificate)?,
-        anchors: pki::certificates_from_pem(&joined.response.anchors)?,
+    let newcomer = Newcomer::ask(target, addresses).await?;
+    newcomer.keep(&config.data_dir)
+}
+
+/// A node that a cluster has taken, before anything of it is on the disk.
+pub struct Newcomer {
+    /// Who it is.
+    pub node: Node,
+    sealing: SealingKey,
+    identity: StoredIdentity,
+    raft_addresses: Vec<String>,
+}
+
+impl Newcomer {
+    /// Uses up the token at `target`.
+    ///
+    /// # Errors
+    /// Where the installation refuses.
+    pub async fn ask(
+        target: &crate::settings::Join,
+        addresses: &NodeAddresses,
+    ) -> Result<Self, PrepareError> {
+        let key = pki::new_key()?;
+        let node_uuid = uuid::Uuid::new_v4().to_string();
+        let joined = join::join(target, &key, &node_uuid, addresses.clone()).await?;
+        Ok(Self {
+            node: Node {
+                node_uuid,
+                node_id: joined.response.node_id,
+                cluster_id: joined.response.cluster_id,
+            },
+            sealing: joined.sealing,
+            identity: StoredIdentity {
+                key,
+                chain: pki::certificates_from_pem(&joined.response.certificate)?,
+                anchors: pki::certificates_from_pem(&joined.response.anchors)?,
+            },
+            raft_addresses: joined.response.raft_addresses,
+        })
     }
-    .save(&identity_dir(&config.data_dir))?;
-    Ok(FirstStart::Join {
-        node: Node {
-            node_uuid,
-            node_id: joined.response.node_id,
-            cluster_id: joined.response.cluster_id,
-        },
-        raft_addresses: joined.response.raft_addresses,
-    })
+
+    /// Writes its key and certificate into a data directory. It counts from when the answer is saved as `first-start`.
+    ///
+    /// # Errors
+    /// Where the system refuses.
+    pub fn keep(self, data_dir: &Path) -> Result<FirstStart, PrepareError> {
+        self.sealing.save(&sealing_file(data_dir))?;
+        self.identity.save(&identity_dir(data_dir))?;
+        Ok(FirstStart::Join {
+            node: self.node,
+            raft_addresses: self.raft_addresses,
+        })
+    }
 }
 
 /// What a founding node prints, once.
@@ -310,7 +355,7 @@ fn load_first_start(data_dir: &Path) -> Result<Option<FirstStart>, PrepareError>
     }
 }
 
-fn save_first_start(data_dir: &Path, first: &FirstStart) -> Result<(), PrepareError> {
+pub(crate) fn save_first_start(data_dir: &Path, first: &FirstStart) -> Result<(), PrepareError> {
     let path = first_start_file(data_dir);
     files::write_checksummed(&path, &facts::encode(first))
         .map_err(|source| PrepareError::Io { path, source })

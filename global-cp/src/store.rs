@@ -13,6 +13,7 @@
 //! | [`snapshot`] | snapshots as checksummed files beside the database |
 //! | [`watermark`] | how far this node has ever acknowledged, kept outside the database to notice a loss |
 //! | [`directory`] | whose data directory it is |
+//! | [`rescue`] | a store made anew from what a damaged one still gives |
 //!
 //! Files below the data directory:
 //!
@@ -28,6 +29,7 @@ pub mod database;
 pub mod directory;
 pub mod log;
 pub mod machine;
+pub mod rescue;
 pub mod snapshot;
 pub mod types;
 pub mod watermark;
@@ -144,10 +146,7 @@ pub fn open_with(
 ) -> Result<Store, OpenError> {
     let path = data_dir.join("store");
     let mark_path = data_dir.join("acknowledged");
-    let log_path = path.join(match engines.log {
-        Kind::Redb => "log.redb",
-        Kind::Sled => "log",
-    });
+    let log_path = log_path(&path, engines.log);
     let state_path = path.join("state");
     if !log_path.exists() && !create {
         return Err(OpenError::LostWrites {
@@ -180,6 +179,13 @@ pub fn open_with(
         state,
         snapshots,
         closed: hold.closed(),
+    })
+}
+
+fn log_path(store: &Path, kind: Kind) -> PathBuf {
+    store.join(match kind {
+        Kind::Redb => "log.redb",
+        Kind::Sled => "log",
     })
 }
 

@@ -1,9 +1,8 @@
 //! What is acknowledged is on the disk, not only in the page cache: shown by the system calls, since killing a process
 //! can not show it.
 //!
-//! sled ends its `flush` in `sync_file_range`, which flushes neither the disk's cache nor the file's size. So between
-//! the write of an entry and its acknowledgement there must be an `fdatasync` of sled's file that began after the write
-//! and ended before the acknowledgement.
+//! Between the write of an entry and its acknowledgement there must be an `fdatasync` of the log's file that began after
+//! the write and ended before the acknowledgement. `tests/torture/` goes further: it takes the power away.
 
 use std::{collections::HashMap, path::Path, process::Command};
 
@@ -108,7 +107,7 @@ fn read(trace: &Path) -> Vec<Event> {
         };
         let thread: u32 = thread.parse().unwrap();
         let call = call.trim_start();
-        let of_store = call.contains("/store/db>");
+        let of_store = call.contains("/store/log.redb>");
         if call.starts_with("fdatasync(") && of_store {
             events.push(Event::SyncBegun(thread));
             if call.contains("<unfinished") {

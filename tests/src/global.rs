@@ -197,9 +197,17 @@ impl Global {
         let running: Vec<_> = (0..self.nodes.len())
             .filter(|at| self.nodes[*at].process.is_running())
             .collect();
+        self.leader_among(&running)
+    }
+
+    /// The place in [`Self::nodes`] of the node that leads, as those at `running` see it.
+    ///
+    /// # Errors
+    /// Where nobody leads soon.
+    pub fn leader_among(&self, running: &[usize]) -> anyhow::Result<usize> {
         eventually(SOON, "the nodes agree on a leader that runs", || {
             let mut leaders = Vec::new();
-            for at in &running {
+            for at in running {
                 let status = self.api_of(*at)?.status()?;
                 let leader = status.leader.context("no leader is known")?;
                 let node = status.nodes.iter().find(|node| node.id == leader);

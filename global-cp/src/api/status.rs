@@ -64,6 +64,7 @@ pub async fn status(State(app): State<App>, caller: Caller) -> Result<Json<Globa
         .to_owned(),
         id: member.id,
         api_address: member.addresses.api,
+        zone_address: member.addresses.zone,
         raft_address: member.addresses.raft,
         matched: member.matched,
         reachable: member.reachable,

@@ -22,7 +22,7 @@ use tokio::sync::oneshot;
 
 use super::{
     OpenError,
-    database::{Batch, Database, ReadError},
+    database::{Batch, Database, Hold, Kind as DatabaseKind, ReadError},
     directory::Node,
     types::{Bundle, LogEntry, LogId, Peer, StoreError, TypeConfig, Vote},
     watermark::{Mark, Watermark},
@@ -256,6 +256,38 @@ fn bounds(range: &impl RangeBounds<u64>) -> (u64, u64) {
 
 fn shown(id: Option<LogId>) -> String {
     id.map_or_else(|| "nothing".to_owned(), |id| format!("entry {id}"))
+}
+
+/// What a log holds that nobody uses.
+pub(super) struct Salvaged {
+    /// The newest vote.
+    pub vote: Option<Vote>,
+    /// The newest entry that was purged.
+    pub purged: Option<LogId>,
+    /// All that are left.
+    pub entries: Vec<LogEntry>,
+}
+
+/// Reads the whole log of `owner` at `path`, without comparing it with what was acknowledged.
+///
+/// # Errors
+/// Where it is somebody else's, or not whole.
+pub(super) fn salvage(
+    kind: DatabaseKind,
+    path: &Path,
+    hold: &Hold,
+    owner: &Node,
+) -> Result<Salvaged, OpenError> {
+    let database = Database::open(kind, path, hold)?;
+    check_owner(&database, owner, false)?;
+    database.guarded(|| {
+        let memory = read_memory(&database)?;
+        Ok(Salvaged {
+            vote: memory.vote,
+            purged: memory.purged,
+            entries: read_entries(&database, 0, u64::MAX, usize::MAX)?,
+        })
+    })
 }
 
 /// A log without a name is new, or what is left of a start that was interrupted.

@@ -199,7 +199,7 @@ impl Sum {
 }
 
 /// What the database at `path` holds, where it is whole.
-fn read(kind: Kind, path: &Path, hold: &Hold) -> Result<(Database, Image), OpenError> {
+pub(super) fn read(kind: Kind, path: &Path, hold: &Hold) -> Result<(Database, Image), OpenError> {
     let database = Database::open(kind, path, hold)?;
     let mut records = database.guarded(|| database.read_all())?;
     let sum = records.remove(SUM);
@@ -213,6 +213,23 @@ fn read(kind: Kind, path: &Path, hold: &Hold) -> Result<(Database, Image), OpenE
         return Err(database.damaged("its records do not match their sum".to_owned()));
     }
     Ok((database, image))
+}
+
+/// What `image` becomes by these entries.
+pub(super) fn applied(
+    image: Image,
+    entries: Vec<LogEntry>,
+    limits: &Limits,
+) -> Result<Image, Failure> {
+    let meta = meta_of(&image);
+    let group = Group {
+        image,
+        writes: Vec::new(),
+        answers: Vec::new(),
+        applied: meta.last_log_id,
+        membership: meta.last_membership,
+    };
+    group.work_out(entries, limits).map(|group| group.image)
 }
 
 /// Replaces what the database holds by `image`.
@@ -230,7 +247,7 @@ struct Group {
 }
 
 /// Boxed, since it is big and rare.
-type Failure = Box<StoreError>;
+pub(super) type Failure = Box<StoreError>;
 
 fn failure(id: LogId, error: &(impl std::error::Error + 'static)) -> Failure {
     Box::new(StorageIOError::apply(id, AnyError::new(error)).into())

@@ -11,11 +11,16 @@ use crate::{
     zone,
 };
 
+mod recover;
+
+use recover::Recover;
+
 const EXAMPLES: &str = "\
 Examples:
   meshctl global status
   meshctl global status --server https://cp2.example.com:5682   as that node sees it
-  meshctl global remove-node 3                                  for good, where its disk or machine is lost";
+  meshctl global remove-node 3                                  for good, where its disk or machine is lost
+  meshctl global recover --server https://cp2.example.com:5682  on the machine of a node whose data is damaged";
 
 /// The global control plane.
 #[derive(Debug, Args)]
@@ -29,6 +34,7 @@ pub(crate) struct Global {
 enum Command {
     Status(Status),
     RemoveNode(RemoveNode),
+    Recover(Recover),
 }
 
 /// Show the nodes, who leads, the newest revision, and the zones.
@@ -51,14 +57,16 @@ struct RemoveNode {
 impl Global {
     /// Asks and shows.
     pub(crate) async fn run(self, connection: &Connection) -> Result<(), Failure> {
-        let client = Client::new(connection)?;
         let command = match self.command {
             Command::Status(command) => command,
+            Command::Recover(command) => return command.run(connection).await,
             Command::RemoveNode(RemoveNode { id }) => {
+                let client = Client::new(connection)?;
                 let _: serde_json::Value = client.delete(&["nodes", &id.to_string()]).await?;
                 return output::print(&format!("node/{id} removed"));
             }
         };
+        let client = Client::new(connection)?;
         let status: GlobalStatus = client.get(&["status"], &[]).await?;
         let name = |status: &serde_json::Value| {
             let nodes = status["nodes"].as_array().into_iter().flatten();
@@ -70,11 +78,21 @@ impl Global {
     }
 }
 
+/// Whether enough nodes answer to accept a write. A leader that has lost them does not know at once.
+fn has_majority(status: &GlobalStatus) -> bool {
+    let voters = status.nodes.iter().filter(|node| node.role != "learner");
+    let (all, up) = voters.fold((0, 0), |(all, up), node| {
+        (all + 1, up + usize::from(node.reachable))
+    });
+    status.leader.is_some() && up * 2 > all
+}
+
 fn text(status: &GlobalStatus) -> String {
-    let leader = status.leader.map_or_else(
-        || "none: writes wait until most nodes are up".to_owned(),
-        |id| format!("node {id}"),
-    );
+    let leader = match status.leader {
+        Some(id) if has_majority(status) => format!("node {id}"),
+        Some(id) => format!("node {id}, without a majority: writes wait until most nodes are up"),
+        None => "none: writes wait until most nodes are up".to_owned(),
+    };
     let rows = status.nodes.iter().map(|node| {
         vec![
             node.id.to_string(),
@@ -127,6 +145,7 @@ mod tests {
                 id: 2,
                 role: "voter".to_owned(),
                 api_address: "cp2:5682".to_owned(),
+                zone_address: "cp2:5685".to_owned(),
                 raft_address: "cp2:5686".to_owned(),
                 matched: None,
                 reachable: false,

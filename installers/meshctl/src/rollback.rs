@@ -71,7 +71,13 @@ impl Rollback {
         };
         let whole = keys.is_empty();
         if whole && !self.yes && !self.dry_run {
-            confirm(&mesh, self.to)?;
+            confirm(
+                &format!(
+                    "this undoes everything that administrators wrote in mesh {mesh} since revision {}",
+                    self.to
+                ),
+                "look at what it would undo with --dry-run, and say --yes where that is meant",
+            )?;
         }
         let client = Client::new(connection)?;
         let request = Request {
@@ -125,25 +131,20 @@ fn keys(what: &[String], mesh: &str) -> Result<Vec<Key>, Failure> {
     Ok(names.iter().map(key).collect())
 }
 
-/// A whole mesh is not brought back by mistake.
-fn confirm(mesh: &str, to: u64) -> Result<(), Failure> {
-    let refused = |why: &str| {
-        Failure::invalid(format!(
-            "{why}; look at what it would undo with --dry-run, and say --yes where that is meant"
-        ))
-    };
+/// Asks whether what can not easily be undone is meant.
+pub(crate) fn confirm(what: &str, otherwise: &str) -> Result<(), Failure> {
     if !std::io::stdin().is_terminal() {
-        return Err(refused(&format!(
-            "this undoes everything in mesh {mesh} since revision {to}"
-        )));
+        return Err(Failure::invalid(format!("{what}: {otherwise}")));
     }
-    eprint!("Undo everything that administrators wrote in mesh {mesh} since revision {to}? [y/N] ");
+    eprint!("{what}. Go on? [y/N] ");
     let mut answer = String::new();
     let read = std::io::stderr()
         .flush()
         .and_then(|()| std::io::stdin().read_line(&mut answer));
     match (read, answer.trim().to_lowercase().as_str()) {
         (Ok(_), "y" | "yes") => Ok(()),
-        _ => Err(refused("nothing was changed")),
+        _ => Err(Failure::invalid(format!(
+            "nothing was changed: {otherwise}"
+        ))),
     }
 }

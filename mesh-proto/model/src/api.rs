@@ -377,6 +377,9 @@ pub struct NodeStatus {
     pub role: String,
     /// Address of its API.
     pub api_address: String,
+    /// Where zones and further nodes join it.
+    #[serde(default)]
+    pub zone_address: String,
     /// Address of its Raft port.
     pub raft_address: String,
     /// Last log index it has, as far as the leader knows (only the leader does).

@@ -149,6 +149,92 @@ fn a_wiped_node_is_refused_and_a_new_one_takes_its_place() {
     });
 }
 
+/// Its log is damaged: it says so and does not start, and one command brings it back as a new node. That command does
+/// nothing while the others are too few to go on without what may be lost.
+#[test]
+fn a_node_with_a_damaged_log_is_brought_back_by_one_command() {
+    scene(|world| {
+        let mut global = Global::start_cluster(world, 3)?;
+        let api = global.api()?;
+        api.apply(&resources::mesh("kept"))?;
+        let (damaged, other) = (2, 1);
+        global.nodes[damaged].process.kill();
+        let log = global.nodes[damaged].data.join("store/log.redb");
+        let length = fs::metadata(&log)?.len();
+        fs::File::options()
+            .write(true)
+            .open(&log)?
+            .set_len(length / 2)?;
+        global.nodes[damaged].process.launch()?;
+        let status = global.nodes[damaged].process.wait_for_end(SOON)?;
+        anyhow::ensure!(!status.success(), "it started with half a log");
+        let words = global.nodes[damaged].process.last_words();
+        for word in ["log.redb", "meshctl global recover"] {
+            anyhow::ensure!(words.contains(word), "{word} is not in: {words}");
+        }
+
+        let node = &global.nodes[damaged];
+        let data = node.data.to_string_lossy().into_owned();
+        let program = world.binary("global-cp").to_string_lossy().into_owned();
+        let mut arguments: Vec<std::ffi::OsString> = [
+            "global",
+            "recover",
+            "--yes",
+            "--data-dir",
+            &data,
+            "--program",
+            &program,
+            "--",
+        ]
+        .map(Into::into)
+        .into();
+        // Its own settings, without `run` and the data directory.
+        arguments.extend(node.process.recipe.arguments.iter().skip(3).cloned());
+
+        // With a second node away the cluster can not spare what this one may have acknowledged.
+        global.nodes[other].process.kill();
+        eventually(SOON, "two are seen to be away", || {
+            let nodes = global.api_of(0)?.status()?.nodes;
+            let away = nodes.iter().filter(|node| !node.reachable).count();
+            anyhow::ensure!(away == 2, "{nodes:?}");
+            Ok(())
+        })?;
+        let refused = global.try_meshctl(&arguments, "")?;
+        let words = String::from_utf8_lossy(&refused.stderr).into_owned();
+        anyhow::ensure!(
+            !refused.status.success() && words.contains("no majority"),
+            "{words}"
+        );
+        anyhow::ensure!(log.exists(), "something was moved all the same");
+
+        global.nodes[other].process.launch()?;
+        global.nodes[other].wait_ready()?;
+        global.leader_among(&[0, other])?;
+        let done = global.try_meshctl(&arguments, "")?;
+        let words = String::from_utf8_lossy(&done.stderr).into_owned();
+        anyhow::ensure!(done.status.success(), "{words}");
+        global.nodes[damaged].process.launch()?;
+        global.nodes[damaged].wait_ready()?;
+        let api = global.api_of(damaged)?;
+        eventually(SOON, "three nodes vote, none of them the old one", || {
+            let nodes = api.status()?.nodes;
+            let ids: Vec<_> = nodes
+                .iter()
+                .filter(|node| node.role != "learner" && node.reachable)
+                .map(|node| node.id)
+                .collect();
+            anyhow::ensure!(ids == [1, 2, 4] && nodes.len() == 3, "{nodes:?}");
+            Ok(())
+        })?;
+        // Nothing is lost, and it counts as any other.
+        api.get::<serde_json::Value>("/v1/meshes/kept")?;
+        global.nodes[other].process.kill();
+        eventually(SOON, "a write is accepted by the other two", || {
+            api.apply(&resources::mesh("after")).map(|_| ())
+        })
+    });
+}
+
 #[test]
 fn a_node_of_another_installation_is_not_let_in() {
     scene(|world| {

@@ -358,7 +358,8 @@ impl Worker {
         let due = |waiting: Waiting| {
             let seconds = now.saturating_sub(waiting.since_ms) / 1000;
             // A peer may go while its window is shut, too, but reading the kernel's table is not for nothing.
-            WATCHED_SECONDS.contains(&seconds) || waiting.full && seconds % 32 == 0 && seconds > 0
+            WATCHED_SECONDS.contains(&seconds)
+                || waiting.full && seconds.is_multiple_of(32) && seconds > 0
         };
         let watched = || {
             let connections = table.iter().map(|(_, connection)| connection);

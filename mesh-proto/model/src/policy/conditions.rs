@@ -78,7 +78,7 @@ impl OfResource<'_> {
                         route.kind().name == ToKind::MeshHttpRoute.name()
                             && means_route(target, &route.meta)
                     };
-                    if !resources.iter().any(|route| is_meant(route)) {
+                    if !resources.iter().any(is_meant) {
                         let message =
                             format!("there is no {}: this entry has no effect", shown(target));
                         self.add("ResolvedRefs", "NoSuchRoute", &field, message);

@@ -79,8 +79,11 @@ struct KindSet {
     /// By policy, where this kind is `MeshTrafficPermission`.
     permissions: Vec<Permissions>,
     built_in: BuiltIn,
-    merged: Mutex<BTreeMap<(Level, Vec<usize>), Arc<Merged>>>,
+    merged: Mutex<MergedLists>,
 }
+
+/// What lists of entries, by their indexes, come to.
+type MergedLists = BTreeMap<(Level, Vec<usize>), Arc<Merged>>;
 
 /// Which of the three a list of entries is of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -398,7 +398,7 @@ proptest! {
             for policy in &mut without {
                 if policy.meta.name == condition.key.name {
                     let mut json: Value = serde_json::from_slice(&policy.to_json()).unwrap();
-                    let pointer = format!("/{}", condition.field.replace('.', "/").replace('[', "/").replace(']', ""));
+                    let pointer = format!("/{}", condition.field.replace(['.', '['], "/").replace(']', ""));
                     let (parent, field) = pointer.rsplit_once('/').unwrap();
                     json.pointer_mut(parent).unwrap().as_object_mut().unwrap().remove(field).unwrap();
                     *policy = Resource::from_json(json.to_string().as_bytes()).unwrap();

@@ -62,7 +62,7 @@ fn life(directory: &Path, seed: u64, kills: u64) -> anyhow::Result<u64> {
             .check(&told)
             .with_context(|| format!("after kill {kill}"))?;
         model.go_on(&told);
-        let mut session = Session::new(driver, model, &told, Random::new(random.next()));
+        let mut session = Session::new(driver, model, &told, Random::new(random.draw()));
         session.run(random.below(120))?;
         // In the middle of whatever is under way.
         thread::sleep(Duration::from_micros(random.below(6_000)));

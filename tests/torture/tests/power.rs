@@ -48,7 +48,7 @@ fn run(seed: u64, cuts: u64) -> anyhow::Result<Vec<String>> {
     let opened = driver.opened()?;
     ensure!(opened.is_ok(), "{opened:?}");
     let told = Told::default();
-    let mut session = Session::new(driver, Model::default(), &told, Random::new(random.next()));
+    let mut session = Session::new(driver, Model::default(), &told, Random::new(random.draw()));
     session.run(ORDERS)?;
     let (_, sent) = session.close()?;
     let text = std::fs::read(&file)?;
@@ -111,7 +111,7 @@ fn look(
     // Once in a while, life goes on.
     if random.once_in(4) {
         model.go_on(&told);
-        let mut session = Session::new(driver, model, &told, Random::new(random.next()));
+        let mut session = Session::new(driver, model, &told, Random::new(random.draw()));
         session.run(30).context("going on")?;
         let model = session.kill()?;
         let mut driver = Driver::start(directory, Open::Again)?;

@@ -13,6 +13,7 @@
 //! | [`durability`] | what was answered is on disk |
 //! | [`cluster`] | several global nodes |
 //! | [`processes`] | what every process does the same way; IPv6 |
+//! | [`kinds`] | every kind is written, listed and taken by its zone |
 //! | [`api`] | batches, pages, preconditions, watches, problems |
 //! | [`explain`] | what `explain` says is what a connection does |
 //! | [`pages`] | what README and the book tell their readers to type |
@@ -28,6 +29,7 @@ mod durability;
 mod explain;
 mod identity;
 mod installation;
+mod kinds;
 mod links;
 mod openapi;
 mod pages;

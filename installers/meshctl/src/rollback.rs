@@ -73,7 +73,7 @@ impl Rollback {
         if whole && !self.yes && !self.dry_run {
             confirm(
                 &format!(
-                    "this undoes everything that administrators wrote in mesh {mesh} since revision {}",
+                    "this undoes everything in mesh {mesh} since revision {}",
                     self.to
                 ),
                 "look at what it would undo with --dry-run, and say --yes where that is meant",

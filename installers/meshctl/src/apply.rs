@@ -53,11 +53,24 @@ impl Apply {
     pub(crate) async fn run(self, connection: &Connection) -> Result<(), Failure> {
         let resources = sources::read(&self.files, &connection.mesh()?)?;
         let client = Client::new(connection)?;
-        let written = write(&client, &batch(&resources)?, self.dry_run)
+        let asked = match (self.dry_run, self.wait) {
+            (true, _) => Asked::DryRun,
+            (false, true) => Asked::Write,
+            (false, false) => Asked::WriteAndConditions,
+        };
+        let written = send(&client, &batch(&resources)?, asked)
             .await
             .map_err(|error| at_sources(error, &resources))?;
         output::print(&show(&written, &self.output)?)?;
         warn(&written.warnings);
+        let bad = written
+            .conditions
+            .iter()
+            .filter(|one| conditions::is_bad(one));
+        for condition in bad {
+            let resource = kinds::display(&condition.key);
+            eprintln!("warning: {resource}: {}", conditions::line(condition));
+        }
         if self.wait {
             let keys: Vec<_> = written.results.iter().map(|result| &result.key).collect();
             let meshes = meshes(&keys);
@@ -105,10 +118,27 @@ pub(crate) async fn write(
     batch: &Batch,
     dry_run: bool,
 ) -> Result<Written, ClientError> {
-    let mut query = Vec::new();
-    if dry_run {
-        query.push(("dry_run", "true".to_owned()));
-    }
+    let asked = if dry_run { Asked::DryRun } else { Asked::Write };
+    send(client, batch, asked).await
+}
+
+/// What is asked of the server.
+#[derive(Clone, Copy)]
+enum Asked {
+    /// What would happen.
+    DryRun,
+    /// That it happens.
+    Write,
+    /// That it happens, and what can be said about it at once. After a wait more is known.
+    WriteAndConditions,
+}
+
+async fn send(client: &Client, batch: &Batch, asked: Asked) -> Result<Written, ClientError> {
+    let query = match asked {
+        Asked::DryRun => vec![("dry_run", "true".to_owned())],
+        Asked::Write => Vec::new(),
+        Asked::WriteAndConditions => vec![("conditions", "true".to_owned())],
+    };
     client.post(&["batch"], &query, batch).await
 }
 

@@ -1,6 +1,6 @@
 //! `meshctl delete`: deletes resources, as one change.
 
-use std::path::PathBuf;
+use std::{collections::BTreeSet, path::PathBuf};
 
 use clap::Args;
 use clap_complete::ArgValueCompleter;
@@ -39,7 +39,7 @@ pub(crate) struct Delete {
         add = ArgValueCompleter::new(completion::kind_and_names)
     )]
     what: Vec<String>,
-    /// Delete what these files, folders or - (standard input) name.
+    /// Delete what these files, folders or - (standard input) name. A mesh takes along what is in it.
     #[arg(short, long = "filename", value_name = "PATH", num_args = 1..)]
     files: Vec<PathBuf>,
     /// A resource that does not exist is no failure.
@@ -60,7 +60,7 @@ impl Delete {
             keys(&self.what, &connection.mesh()?)?
         } else {
             let resources = sources::read(&self.files, &connection.mesh()?)?;
-            resources.iter().map(sources::Sourced::key).collect()
+            without_what_goes_along(resources.iter().map(sources::Sourced::key).collect())
         };
         let client = Client::new(connection)?;
         let batch = Batch {
@@ -84,6 +84,18 @@ impl Delete {
             missing.join("; ")
         )))
     }
+}
+
+/// A mesh takes along what is in it, which then needs no deletion of its own.
+fn without_what_goes_along(keys: Vec<Key>) -> Vec<Key> {
+    let meshes: BTreeSet<String> = keys
+        .iter()
+        .filter(|key| key.kind == "Mesh")
+        .map(|key| key.name.clone())
+        .collect();
+    keys.into_iter()
+        .filter(|key| !meshes.contains(&key.mesh))
+        .collect()
 }
 
 fn keys(what: &[String], mesh: &str) -> Result<Vec<Key>, Failure> {
@@ -121,6 +133,19 @@ mod tests {
         let of = |line| keys(&words(line), "pay").unwrap()[0].mesh.clone();
         assert_eq!(of("meshtrafficpermission web"), "pay");
         assert_eq!(of("zone east"), "");
+    }
+
+    #[test]
+    fn what_is_in_a_mesh_that_goes_is_not_deleted_by_itself() {
+        let key =
+            |kind: &str, mesh: &str, name: &str| Key::from(ResourceKey::global(kind, mesh, name));
+        let all = vec![
+            key("Mesh", "", "pay"),
+            key("Secret", "pay", "a"),
+            key("Secret", "ana", "a"),
+        ];
+        let left = without_what_goes_along(all);
+        assert_eq!(left, [key("Mesh", "", "pay"), key("Secret", "ana", "a")]);
     }
 
     #[test]

@@ -102,7 +102,10 @@ pub(crate) fn text(answer: &Answer, colours: bool) -> String {
 }
 
 fn of_item(item: &DiffItem, colours: bool) -> String {
-    let yaml = |value: &Option<Value>| value.as_ref().map_or_else(String::new, mesh_model::to_yaml);
+    let yaml = |value: &Option<Value>| {
+        let text = |value: &Value| mesh_model::to_yaml(&as_written(value));
+        value.as_ref().map_or_else(String::new, text)
+    };
     let heading = format!(
         "{} {}",
         kinds::display(&item.key),
@@ -118,6 +121,20 @@ fn of_item(item: &DiffItem, colours: bool) -> String {
         return format!("{heading}\n  {} (not shown)\n", item.fields.join(", "));
     }
     format!("{heading}\n{}", lines(&before, &after, colours))
+}
+
+/// Without what the server adds when it shows a resource.
+fn as_written(resource: &Value) -> Value {
+    let mut resource = resource.clone();
+    if let Some(object) = resource.as_object_mut()
+        && let Some(labels) = object.get_mut("labels").and_then(Value::as_object_mut)
+    {
+        labels.remove("isthmus.io/origin");
+        if labels.is_empty() {
+            object.remove("labels");
+        }
+    }
+    resource
 }
 
 /// The lines that differ, with some around them.
@@ -160,6 +177,19 @@ mod tests {
         );
         assert!(lines(before, after, true).contains("\u{1b}[31m- e\u{1b}[0m\n"));
         assert_eq!(lines(before, before, false), "");
+    }
+
+    #[test]
+    fn what_the_server_adds_is_no_difference() {
+        let item: DiffItem = serde_json::from_value(serde_json::json!({
+            "key": {"type": "Mesh", "name": "pay"}, "outcome": "created",
+            "after": {"type": "Mesh", "name": "pay", "labels": {"isthmus.io/origin": "global"}},
+        }))
+        .unwrap();
+        assert_eq!(
+            of_item(&item, false),
+            "mesh/pay would be created\n+ type: Mesh\n+ name: pay\n"
+        );
     }
 
     #[test]

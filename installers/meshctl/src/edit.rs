@@ -132,14 +132,20 @@ struct Session {
 
 impl Session {
     /// Everything that can be known without the server.
+    ///
+    /// What is wrong is said with the lines at which it stands when the editor opens again, below the notes.
     fn check(&self, text: &str) -> Result<Resource, String> {
         let mesh = match self.key.mesh.as_str() {
             "" => "default",
             mesh => mesh,
         };
         let read = mesh_model::parse_in(text, "", mesh).map_err(|violations| {
-            let lines: Vec<_> = violations.0.iter().map(ToString::to_string).collect();
-            lines.join("\n")
+            let shift = u32::try_from(violations.0.len() + 1).unwrap_or(u32::MAX);
+            let lines = violations.0.into_iter().map(|mut violation| {
+                violation.line = violation.line.saturating_add(shift);
+                violation.to_string()
+            });
+            lines.collect::<Vec<_>>().join("\n")
         })?;
         let [resource] = <[Resource; 1]>::try_from(read)
             .map_err(|read| format!("one resource is needed, there are {}", read.len()))?;

@@ -142,6 +142,9 @@ fn of_call(call: &ExplainedCall, wide: bool) -> String {
     }
     for inbound in &call.inbounds {
         lines.push(of_inbound(inbound));
+        if inbound.reason != call.reason {
+            lines.push(format!("    {}", inbound.reason));
+        }
         if wide {
             lines.extend(
                 inbound
@@ -202,8 +205,8 @@ fn of_inbound(inbound: &ExplainedInbound) -> String {
     };
     let ready = if inbound.ready { "" } else { "; not ready" };
     format!(
-        "  meets      {} (zone {}), inbound {}: {verdict}{by}{ready}\n    {}",
-        inbound.dataplane, inbound.zone, inbound.inbound, inbound.reason
+        "  meets      {} (zone {}), inbound {}: {verdict}{by}{ready}",
+        inbound.dataplane, inbound.zone, inbound.inbound
     )
 }
 

@@ -81,17 +81,19 @@ impl Watch {
             query.push(("mesh", connection.mesh()?));
         }
         let client = Client::new(connection)?;
-        let from = match self.from {
-            Some(from) => from,
+        let mut told = match self.from {
+            Some(from) => Told::after(from),
             // A known place to begin at, so that nothing is lost where the first connection ends at once.
             None => {
                 let page: List = client
                     .get(&["meshes"], &[("limit", "1".to_owned())])
                     .await?;
-                page.revision
+                Told {
+                    history: Some(page.history_id).filter(|id| !id.is_empty()),
+                    ..Told::after(page.revision)
+                }
             }
         };
-        let mut told = Told::after(from);
         let mut shown = 0;
         let mut failures = 0;
         loop {
@@ -188,6 +190,7 @@ async fn open(
 ) -> Result<EventStream, ClientError> {
     let mut query = query.to_vec();
     query.push(("from", told.revision.to_string()));
+    query.extend(told.history.clone().map(|id| ("history", id)));
     client.stream(&["watch"], &query, None, SILENCE_MAX).await
 }
 
@@ -222,6 +225,8 @@ impl From<Failure> for Ended {
 /// How far the changes have been told: everything up to a revision, and some of the next one.
 struct Told {
     revision: u64,
+    /// Which history the revision belongs to: after a backup was restored, it means something else.
+    history: Option<String>,
     next: u64,
     some: BTreeSet<Key>,
 }
@@ -230,6 +235,7 @@ impl Told {
     fn after(revision: u64) -> Self {
         Self {
             revision,
+            history: None,
             next: 0,
             some: BTreeSet::new(),
         }
@@ -240,6 +246,9 @@ impl Told {
         match event.name.as_str() {
             "" | "message" => {}
             "bookmark" => {
+                let data: Value = serde_json::from_str(&event.data).unwrap_or_default();
+                let history = data["historyId"].as_str().map(str::to_owned);
+                self.history = self.history.take().or(history);
                 self.passed(event);
                 return Ok(None);
             }

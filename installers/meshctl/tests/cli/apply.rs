@@ -64,6 +64,26 @@ fn a_folder_is_one_batch() {
 }
 
 #[test]
+fn what_is_known_at_once_about_what_was_written_is_told() {
+    let policy = json!({"type": "MeshTrafficPermission", "mesh": "pay", "name": "p"});
+    let written = json!({"revision": 17, "results": [{"key": policy, "outcome": "created"}], "conditions": [
+        {"key": policy, "type": "ResolvedRefs", "status": false, "reason": "NoSuchService", "message": "there is no api"},
+        {"key": policy, "type": "Effective", "status": true, "reason": "Effective", "message": "all is well"},
+    ]});
+    let server =
+        Server::start(Router::new().route("/v1/batch", post(move || async move { Json(written) })));
+    let mut command = server.meshctl("apply -f -");
+    command.write_stdin("type: MeshTrafficPermission\nmesh: pay\nname: p\nspec: {rules: []}\n");
+    let (code, _, err) = run(command);
+    assert_eq!(code, 0, "{err}");
+    assert_eq!(server.seen()[0].uri, "/v1/batch?conditions=true");
+    assert_eq!(
+        err,
+        "warning: meshtrafficpermission/p in mesh pay: NoSuchService: there is no api\n"
+    );
+}
+
+#[test]
 fn standard_input_is_taken_and_a_dry_run_says_that_it_was_one() {
     let server = server();
     let mut command = server.meshctl("apply --dry-run -f -");

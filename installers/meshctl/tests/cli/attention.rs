@@ -1,6 +1,8 @@
 //! What deserves attention, and who did what: check and audit.
 
-use axum::{Json, Router, http::StatusCode, routing::get};
+use std::collections::HashMap;
+
+use axum::{Json, Router, extract::Query, http::StatusCode, routing::get};
 use serde_json::{Value, json};
 
 use crate::server::{Server, run};
@@ -85,9 +87,78 @@ fn the_audit_says_who_did_what_and_who_was_refused() {
     let (_, out, _) = run(server.meshctl("audit -o json"));
     let json: Value = serde_json::from_str(&out).unwrap();
     assert_eq!(json["items"][1]["revision"], 7);
-    for line in ["audit --limit 0", "audit --limit many"] {
-        assert_eq!(run(server.meshctl(line)).0, 2, "{line}");
+    for (line, words) in [
+        ("audit --limit 0", "--limit"),
+        ("audit --limit many", "--limit"),
+        ("audit --since yesterday", "--since \"yesterday\""),
+        (
+            "audit --resource meshtrafficpermision/x",
+            "Did you mean meshtrafficpermission?",
+        ),
+    ] {
+        let (code, _, err) = run(server.meshctl(line));
+        assert_eq!(code, 2, "{line}: {err}");
+        assert!(err.contains(words), "{line}: {err}");
     }
+}
+
+#[test]
+fn the_audit_says_what_a_change_changed_where_more_is_asked_for() {
+    let change = json!({"key": {"type": "Mesh", "name": "pay"}, "outcome": "updated", "moreFields": 2, "fields": [
+        {"field": "zones", "before": ["west"], "after": ["east"]}, {"field": "data"},
+    ]});
+    let answer = json!({"items": [{"time": "t", "actor": "token/a", "address": "", "summary": "put Mesh pay",
+                                   "outcome": "done", "changes": [change]}]});
+    let api = Router::new().route("/v1/audit", get(move || async move { Json(answer) }));
+    let (code, out, err) = run(Server::start(api).meshctl("audit -o wide"));
+    assert_eq!(code, 0, "{err}");
+    for words in [
+        "mesh/pay updated",
+        "zones: [\"west\"] -> [\"east\"]",
+        "data (not shown)",
+        "and 2 fields more",
+    ] {
+        assert!(out.contains(words), "{words} in\n{out}");
+    }
+}
+
+/// As many records as are asked for, for ever; node 3 is away.
+async fn endless_audit(Query(query): Query<HashMap<String, String>>) -> Json<Value> {
+    let from: u64 = query.get("continue").map_or(0, |at| at.parse().unwrap());
+    let to = from + query["limit"].parse::<u64>().unwrap();
+    let items: Vec<_> = (from..to)
+        .map(|n| json!({"time": "t", "actor": "token/a", "address": "", "summary": format!("s{n}"), "outcome": "done"}))
+        .collect();
+    Json(json!({"items": items, "next": to.to_string(), "unanswered": [3]}))
+}
+
+#[test]
+fn what_narrows_the_audit_is_asked_of_the_server_and_pages_are_followed() {
+    let server = Server::start(Router::new().route("/v1/audit", get(endless_audit)));
+    let line = "audit -m pay --limit 1500 --actor user/alice --resource mtp/x --since 2026-01-01T00:00:00Z -o name";
+    let (code, out, err) = run(server.meshctl(line));
+    assert_eq!(code, 1);
+    assert!(err.contains("did not answer: 3"), "{err}");
+    assert_eq!(out.lines().count(), 1_500);
+    assert_eq!(out.lines().last(), Some("s1499"));
+    let seen = server.seen();
+    assert_eq!(seen.len(), 2);
+    for part in [
+        "mesh=pay",
+        "actor=user%2Falice",
+        "resource=MeshTrafficPermission%2Fx",
+        "since=2026-01-01T00%3A00%3A00Z",
+        "limit=1000",
+    ] {
+        assert!(seen[0].uri.contains(part), "{part} in {}", seen[0].uri);
+    }
+    assert!(
+        seen[1].uri.contains("limit=500&continue=1000"),
+        "{}",
+        seen[1].uri
+    );
+    run(server.meshctl("audit -A -m pay --limit 1"));
+    assert_eq!(server.seen()[2].uri, "/v1/audit?limit=1");
 }
 
 #[test]

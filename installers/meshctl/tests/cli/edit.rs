@@ -132,6 +132,13 @@ fn what_is_wrong_stands_in_the_editor_that_opens_again() {
     let text = shown(dir.path(), 2);
     assert!(text.contains("#: ") && text.contains("zoness"), "{text}");
     assert!(text.contains("did you mean"), "{text}");
+    // The line it names is the line it stands at.
+    let at = text
+        .lines()
+        .position(|line| line.starts_with("zoness"))
+        .unwrap()
+        + 1;
+    assert!(text.contains(&format!("{at}:1: zoness")), "{text}");
     assert_eq!(server.seen()[1].body["zones"], json!(["east"]));
 }
 

@@ -49,7 +49,7 @@ fn a_connection_that_ends_is_gone_on_with_where_it_ended() {
     let server = server(vec![
         event(5, "a", false),
         format!(
-            "{}{}event: bookmark\nid: 6\ndata: {{\"revision\": 6}}\n\n",
+            "{}{}event: bookmark\nid: 6\ndata: {{\"revision\": 6, \"historyId\": \"h\"}}\n\n",
             event(5, "a", false),
             event(5, "b", true)
         ),
@@ -68,7 +68,7 @@ fn a_connection_that_ends_is_gone_on_with_where_it_ended() {
             "/v1/meshes?limit=1",
             "/v1/watch?from=4",
             "/v1/watch?from=4",
-            "/v1/watch?from=6"
+            "/v1/watch?from=6&history=h"
         ]
     );
 }

@@ -150,8 +150,13 @@ fn the_ca_of_a_stolen_zone_makes_nobody_of_another_zone() {
         let pair = Pair::start(&one)?;
         let east = Zone::start(world, &one.global, "east")?;
         let file = east.data.join("ca/payments/authorities");
-        let stolen: serde_json::Value = eventually(SOON, "east has its CA", || {
-            Ok(serde_json::from_slice(&files::read_checksummed(&file)?)?)
+        let stolen = eventually(SOON, "east has its CA", || {
+            let kept: serde_json::Value = serde_json::from_slice(&files::read_checksummed(&file)?)?;
+            anyhow::ensure!(
+                kept["authorities"][0]["key"].is_string(),
+                "no authority yet"
+            );
+            Ok(kept)
         })?;
         let text = |field: &str| stolen["authorities"][0][field].as_str().unwrap_or_default();
         let ca = Ca::from_pem(text("certificate"), text("key"))?;

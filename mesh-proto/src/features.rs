@@ -13,6 +13,14 @@ pub const PROBE_TCP: &str = "probe.tcp";
 pub const SERVICE_TCP: &str = "service.tcp";
 /// Connections split over backends by weight.
 pub const ROUTE_TCP: &str = "route.tcp";
+/// Inbounds that take plaintext and an application's own TLS beside mesh TLS.
+pub const INBOUND_PERMISSIVE: &str = "inbound.permissive";
+/// Requests of HTTP: permissions for each, time-outs, limits.
+pub const HTTP: &str = "http";
+/// Requests routed by path, method, headers and query, with filters and weighted backends.
+pub const ROUTE_HTTP: &str = "route.http";
+/// How requests are spread over endpoints is said by a policy.
+pub const LOAD_BALANCING: &str = "load_balancing";
 /// Forwarding by server name.
 pub const INGRESS_SNI: &str = "ingress.sni";
 /// Trust anchors of several trust domains.

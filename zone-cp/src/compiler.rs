@@ -256,6 +256,7 @@ fn inbound(
         permissions: Some(policies.permissions(spec)),
         timeouts: Some(timeouts::incoming(policies, spec)),
         probe: spec.service_probe.as_ref().map(probe),
+        caller_timeouts: Vec::new(),
         name,
     }
 }

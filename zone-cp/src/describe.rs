@@ -366,7 +366,7 @@ mod tests {
                     connect_ms,
                     idle_ms: 0,
                     connect_origin: origin.into(),
-                    idle_origin: String::new(),
+                    ..Timeouts::default()
                 }),
                 ..Service::default()
             })

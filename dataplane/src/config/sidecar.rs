@@ -219,7 +219,9 @@ impl TryFrom<&wire::Inbound> for Inbound {
     fn try_from(wire: &wire::Inbound) -> Result<Self, InvalidInbound> {
         let tls = match wire::TlsMode::try_from(wire.tls) {
             Ok(wire::TlsMode::Strict) => TlsMode::Strict,
-            Ok(wire::TlsMode::Unspecified) | Err(_) => return Err(InvalidInbound::Tls(wire.tls)),
+            Ok(wire::TlsMode::Unspecified | wire::TlsMode::Permissive) | Err(_) => {
+                return Err(InvalidInbound::Tls(wire.tls));
+            }
         };
         let server_names = wire
             .server_names

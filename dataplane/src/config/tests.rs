@@ -29,7 +29,7 @@ fn inbound() -> wire::Inbound {
         service: "web".into(),
         permissions: Some(wire::Permissions::default()),
         timeouts: None,
-        probe: None,
+        ..wire::Inbound::default()
     }
 }
 
@@ -64,7 +64,7 @@ fn service() -> wire::Service {
             identities: vec!["spiffe://pay.east.mesh.local/workload/store".into()],
         }],
         timeouts: None,
-        tcp_route: None,
+        ..wire::Service::default()
     }
 }
 

@@ -876,8 +876,7 @@ async fn silent_connections_end_within_their_time() {
         body.timeouts = Some(wire::Timeouts {
             connect_ms: 1000,
             idle_ms: 300,
-            connect_origin: String::new(),
-            idle_origin: String::new(),
+            ..wire::Timeouts::default()
         });
         let document = seal("service/store:80".into(), vec![], Body::Service(body));
         world.documents.get_mut("web-1").unwrap()[1] = document;

@@ -358,8 +358,7 @@ pub fn timeouts() -> wire::Timeouts {
     wire::Timeouts {
         connect_ms: 2000,
         idle_ms: 300_000,
-        connect_origin: String::new(),
-        idle_origin: String::new(),
+        ..wire::Timeouts::default()
     }
 }
 
@@ -393,7 +392,7 @@ pub fn inbound(
         service: service.into(),
         permissions: Some(permissions),
         timeouts: Some(timeouts()),
-        probe: None,
+        ..wire::Inbound::default()
     }
 }
 
@@ -469,7 +468,7 @@ pub fn service_body(name: &str) -> wire::Service {
             identities: vec![identity(name)],
         }],
         timeouts: Some(timeouts()),
-        tcp_route: None,
+        ..wire::Service::default()
     }
 }
 

@@ -20,8 +20,7 @@ pub(super) fn built_in() -> Timeouts {
     Timeouts {
         connect_ms: CONNECT_MS,
         idle_ms: IDLE_MS,
-        connect_origin: String::new(),
-        idle_origin: String::new(),
+        ..Timeouts::default()
     }
 }
 

@@ -11,8 +11,9 @@ use crate::{
     net,
     permission::Decision,
     record::{ClosedBy, Connection, End, Limit, Reason},
-    relay::{Socket, relay},
+    relay::relay,
     snapshot::{InboundRoute, Snapshot, Target},
+    socket::Socket,
     tls::{
         handshake::{self, Established, HandshakeError},
         verify::{Refusal, VerifiedPeer, denied},

@@ -7,8 +7,9 @@ use tokio::{io::AsyncReadExt as _, net::TcpStream, time::timeout};
 
 use crate::{
     record::{ClosedBy, Connection, End, Reason},
-    relay::{Socket, relay},
+    relay::relay,
     snapshot::IngressTable,
+    socket::Socket,
     tls::server_name,
     upstream,
     workers::Worker,

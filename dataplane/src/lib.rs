@@ -13,6 +13,7 @@
 //! | [`upstream`] | one endpoint after another until one answers |
 //! | [`tls`] | mesh TLS: who is at the other end |
 //! | [`relay`] | bytes, both ways, until both sides have ended |
+//! | [`socket`] | one end of a connection, with or without TLS |
 //!
 //! Interception (original destinations) is another way for [`listener`] to find a target; nothing after it knows how the
 //! connection came.
@@ -57,6 +58,7 @@ pub mod relay;
 pub mod route;
 pub mod settings;
 pub mod snapshot;
+pub mod socket;
 pub mod state;
 pub mod tls;
 pub mod upstream;

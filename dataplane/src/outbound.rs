@@ -10,8 +10,9 @@ use tokio::net::TcpStream;
 
 use crate::{
     record::{Connection, End},
-    relay::{Socket, relay},
+    relay::relay,
     route::Destination,
+    socket::Socket,
     upstream,
     workers::Worker,
 };

@@ -14,218 +14,21 @@ use std::{
     cell::Cell,
     future::poll_fn,
     io,
-    pin::Pin,
     rc::Rc,
     task::{Context, Poll, ready},
     time::Duration,
 };
 
-use rustls::AlertDescription;
-use socket2::SockRef;
-use tokio::{
-    io::{AsyncRead as _, AsyncWrite as _, ReadBuf},
-    net::TcpStream,
-};
-
 use crate::{
-    net,
-    record::{ClosedBy, Connection, End, Limit, Outcome, Reason, Waiting},
-    tls::{
-        handshake::Established,
-        session::{RECORD_BYTES_MAX, Session, SessionError, Standing},
-    },
+    record::{ClosedBy, Connection, End, Limit, Outcome, Reason},
+    socket::{ReadError, Scratch, Socket},
     workers::Worker,
 };
 
-/// One read at first.
-const READ_BYTES: usize = 16 * 1024;
-/// One read once bulk is seen.
-const READ_BYTES_BULK: usize = 64 * 1024;
 /// Rounds of reading and writing before other connections get their turn.
 const ROUNDS: usize = 8;
 /// How long a side that still sends to one that has gone is read and thrown away.
 const LINGER: Duration = Duration::from_secs(5);
-/// A peer that was sent more than this and has not answered may have filled its receive window and be reading slowly:
-/// it is no longer judged by how long it takes to acknowledge, but by the worker, which looks whether it does at all.
-const IMPATIENT_BYTES_MAX: usize = 48 * 1024;
-
-/// Buffers of one worker, used within one poll and never across polls.
-pub struct Scratch {
-    input: Vec<u8>,
-    plain: Vec<u8>,
-    cipher: Vec<u8>,
-}
-
-impl Scratch {
-    /// Allocates lazily: pages count only once they are touched.
-    #[must_use]
-    pub fn new() -> Self {
-        Self {
-            input: vec![0; READ_BYTES_BULK + RECORD_BYTES_MAX],
-            plain: Vec::new(),
-            cipher: Vec::new(),
-        }
-    }
-}
-
-impl Default for Scratch {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-/// One end of a relayed connection.
-pub struct Socket {
-    stream: TcpStream,
-    tls: Option<Session>,
-    /// Part of a TLS record, or (without TLS) nothing.
-    incoming: Vec<u8>,
-    /// Payload that has arrived before the relay began.
-    early: Vec<u8>,
-    /// What the kernel would not take yet, from `written` on.
-    outgoing: Vec<u8>,
-    written: usize,
-    /// The peer has said that it sends no more.
-    ended: bool,
-    /// The peer has reset the connection, which a write has found out, so the end of what it sends is no clean one.
-    broken: bool,
-    /// What has been written since the peer was last heard.
-    unanswered: usize,
-    /// Something has been written since [`Socket::waiting`] was last asked.
-    progressed: bool,
-    waiting: Option<Waiting>,
-}
-
-impl Socket {
-    /// Without TLS. `early` is what has been read from it already.
-    #[must_use]
-    pub fn plain(stream: TcpStream, early: Vec<u8>) -> Self {
-        Self {
-            stream,
-            tls: None,
-            incoming: Vec::new(),
-            early,
-            outgoing: Vec::new(),
-            written: 0,
-            ended: false,
-            broken: false,
-            unanswered: 0,
-            progressed: false,
-            waiting: None,
-        }
-    }
-
-    /// With TLS, after the handshake.
-    #[must_use]
-    pub fn tls(stream: TcpStream, established: Established) -> Self {
-        let mut socket = Self::plain(stream, established.plain);
-        socket.tls = Some(established.session);
-        socket.incoming = established.incoming;
-        socket.incoming.shrink_to_fit();
-        socket.ended = established.peer_closed;
-        socket
-    }
-
-    /// Writes what is waiting.
-    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while self.written < self.outgoing.len() {
-            let bytes = &self.outgoing[self.written..];
-            let count = ready!(Pin::new(&mut self.stream).poll_write(cx, bytes))?;
-            self.written += count;
-            self.wrote(count);
-        }
-        if self.written > 0 {
-            self.outgoing = Vec::new();
-            self.written = 0;
-        }
-        Poll::Ready(Ok(()))
-    }
-
-    /// Sends payload; what the kernel does not take waits in `outgoing`.
-    fn send(
-        &mut self,
-        cx: &mut Context<'_>,
-        payload: &[u8],
-        cipher: &mut Vec<u8>,
-    ) -> io::Result<()> {
-        let bytes = match &mut self.tls {
-            None => payload,
-            Some(session) => {
-                let count = session
-                    .send(payload, &mut self.incoming, cipher)
-                    .map_err(io::Error::other)?;
-                &cipher[..count]
-            }
-        };
-        let mut taken = 0;
-        if self.outgoing.is_empty() {
-            match Pin::new(&mut self.stream).poll_write(cx, bytes) {
-                Poll::Ready(count) => taken = count?,
-                Poll::Pending => {}
-            }
-        }
-        self.outgoing.extend_from_slice(&bytes[taken..]);
-        self.wrote(taken);
-        Ok(())
-    }
-
-    /// Tells the peer that nothing more comes, once everything before is written.
-    fn poll_finish(&mut self, cx: &mut Context<'_>, notified: &mut bool) -> Poll<io::Result<()>> {
-        if !*notified {
-            *notified = true;
-            if let Some(session) = &mut self.tls {
-                session
-                    .finish(&mut self.incoming, &mut self.outgoing)
-                    .map_err(io::Error::other)?;
-            }
-        }
-        ready!(self.poll_flush(cx))?;
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-
-    fn wrote(&mut self, count: usize) {
-        let before = self.unanswered;
-        self.unanswered = before.saturating_add(count);
-        self.progressed |= count > 0;
-        if before <= IMPATIENT_BYTES_MAX && self.unanswered > IMPATIENT_BYTES_MAX {
-            net::be_patient(&self.stream, true);
-        }
-    }
-
-    fn heard(&mut self) {
-        if self.unanswered > IMPATIENT_BYTES_MAX {
-            if !self.outgoing.is_empty() {
-                return;
-            }
-            net::be_patient(&self.stream, false);
-        }
-        self.unanswered = 0;
-    }
-
-    /// What the worker has to watch, now that no time-out of the kernel's judges the peer.
-    fn waiting(&mut self, now_ms: u64) -> Option<Waiting> {
-        if self.unanswered <= IMPATIENT_BYTES_MAX {
-            self.waiting = None;
-            return None;
-        }
-        let stream = &self.stream;
-        let waiting = self.waiting.get_or_insert_with(|| Waiting {
-            since_ms: now_ms,
-            inode: net::inode(stream),
-            full: false,
-        });
-        if std::mem::take(&mut self.progressed) {
-            waiting.since_ms = now_ms;
-        }
-        waiting.full = !self.outgoing.is_empty();
-        Some(*waiting)
-    }
-
-    /// Closing resets the connection.
-    fn reset_on_close(&self) {
-        let _ = SockRef::from(&self.stream).set_linger(Some(Duration::ZERO));
-    }
-}
 
 /// Why a direction breaks.
 struct Broken {
@@ -244,53 +47,36 @@ enum At {
 }
 
 impl Broken {
-    fn from(error: &dyn std::fmt::Display) -> Self {
+    fn from(error: ReadError) -> Self {
         Self {
             at: At::From,
-            reason: Reason::Reset,
-            detail: error.to_string(),
-            after_its_end: false,
+            reason: error.reason,
+            detail: error.detail,
+            after_its_end: error.after_its_end,
         }
     }
 
     fn to(error: &io::Error) -> Self {
         Self {
             at: At::To,
+            reason: Reason::Reset,
+            detail: error.to_string(),
             // Linux says so: a reset is ECONNRESET, but EPIPE where the peer's FIN had come before.
             after_its_end: error.kind() == io::ErrorKind::BrokenPipe,
-            ..Self::from(error)
         }
-    }
-}
-
-/// What it means that the peer's TLS is over. The alert access_denied after a handshake that this side took for done is
-/// how the peer's permissions answer.
-fn broken_session(error: SessionError) -> Broken {
-    match error {
-        SessionError::Tls(rustls::Error::AlertReceived(AlertDescription::AccessDenied)) => Broken {
-            at: At::From,
-            reason: Reason::RefusedByPeer,
-            detail: "the permissions at the destination do not let this caller in; its proxy's record names the policy"
-                .to_owned(),
-            after_its_end: false,
-        },
-        error => Broken::from(&error),
     }
 }
 
 /// One direction.
 struct Flow {
     state: FlowState,
-    read_bytes: usize,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum FlowState {
     Copying,
     /// All is read; it is being delivered, then the end is passed on.
-    Finishing {
-        notified: bool,
-    },
+    Finishing,
     /// The other end has gone: read and throw away until this time (the worker's clock).
     Discarding {
         until_ms: u64,
@@ -309,7 +95,6 @@ impl Flow {
     fn new() -> Self {
         Self {
             state: FlowState::Copying,
-            read_bytes: READ_BYTES,
         }
     }
 
@@ -329,8 +114,8 @@ impl Flow {
         for _ in 0..ROUNDS {
             match &mut self.state {
                 FlowState::Done => return Poll::Ready(Ok(())),
-                FlowState::Finishing { notified } => {
-                    let finished = ready!(to.poll_finish(cx, notified));
+                FlowState::Finishing => {
+                    let finished = ready!(to.poll_finish(cx, &mut scratch.cipher));
                     self.state = FlowState::Done;
                     match finished {
                         // The peer has closed both ways already.
@@ -340,30 +125,22 @@ impl Flow {
                 }
                 FlowState::Discarding { until_ms } => {
                     let over = meter.now_ms >= *until_ms;
-                    if over || ready!(poll_discard(cx, from, scratch)) {
+                    if over || ready!(from.poll_discard(cx, &mut scratch.read)) {
                         self.state = FlowState::Done;
                     }
                 }
                 FlowState::Copying => {
                     ready!(to.poll_flush(cx)).map_err(|error| Broken::to(&error))?;
-                    let early = std::mem::take(&mut from.early);
-                    let payload = if !early.is_empty() || from.ended {
-                        &early[..]
-                    } else if from.tls.is_some() {
-                        ready!(self.poll_read_tls(cx, from, scratch))?;
-                        &scratch.plain
-                    } else {
-                        let count = ready!(self.poll_read_plain(cx, from, scratch))?;
-                        &scratch.input[..count]
-                    };
+                    let payload =
+                        ready!(from.poll_receive(cx, &mut scratch.read)).map_err(Broken::from)?;
                     if !payload.is_empty() {
                         meter.bytes.set(meter.bytes.get() + payload.len() as u64);
                         meter.connection.active_at.set(meter.now_ms);
                         to.send(cx, payload, &mut scratch.cipher)
                             .map_err(|error| Broken::to(&error))?;
                     }
-                    if from.ended {
-                        self.state = FlowState::Finishing { notified: false };
+                    if from.ended() {
+                        self.state = FlowState::Finishing;
                     }
                 }
             }
@@ -371,101 +148,6 @@ impl Flow {
         // Others get their turn; this direction goes on at once after them.
         cx.waker().wake_by_ref();
         Poll::Pending
-    }
-
-    fn poll_read_plain(
-        &mut self,
-        cx: &mut Context<'_>,
-        from: &mut Socket,
-        scratch: &mut Scratch,
-    ) -> Poll<Result<usize, Broken>> {
-        let room = &mut scratch.input[..self.read_bytes];
-        let count =
-            ready!(poll_read(cx, &mut from.stream, room)).map_err(|error| Broken::from(&error))?;
-        if count == 0 {
-            if from.broken {
-                return Poll::Ready(Err(Broken::from(&"the peer has gone")));
-            }
-            from.ended = true;
-        }
-        self.saw(count);
-        from.heard();
-        Poll::Ready(Ok(count))
-    }
-
-    /// Reads once and decrypts what is whole into `scratch.plain`, which may stay empty.
-    fn poll_read_tls(
-        &mut self,
-        cx: &mut Context<'_>,
-        from: &mut Socket,
-        scratch: &mut Scratch,
-    ) -> Poll<Result<(), Broken>> {
-        let kept = from.incoming.len();
-        let end = (kept + self.read_bytes).min(scratch.input.len());
-        if kept >= end {
-            return Poll::Ready(Err(Broken::from(&"a TLS record of impossible length")));
-        }
-        let count = ready!(poll_read(
-            cx,
-            &mut from.stream,
-            &mut scratch.input[kept..end]
-        ))
-        .map_err(|error| Broken::from(&error))?;
-        if count == 0 {
-            // FIN without close_notify: nobody can tell whether this was all.
-            return Poll::Ready(Err(Broken {
-                at: At::From,
-                reason: Reason::Truncated,
-                detail: "the peer ended the connection without saying so in TLS".to_owned(),
-                after_its_end: true,
-            }));
-        }
-        self.saw(count);
-        from.heard();
-        scratch.input[..kept].copy_from_slice(&from.incoming);
-        scratch.plain.clear();
-        let input = &mut scratch.input[..kept + count];
-        let session = from.tls.as_mut().expect("asked only of TLS");
-        let received = session
-            .receive(input, &mut scratch.plain, &mut from.outgoing)
-            .map_err(broken_session)?;
-        let rest = &input[received.consumed..];
-        if rest.is_empty() {
-            if kept > 0 {
-                from.incoming = Vec::new();
-            }
-        } else {
-            from.incoming.clear();
-            from.incoming.extend_from_slice(rest);
-        }
-        from.ended = received.standing == Standing::PeerClosed;
-        Poll::Ready(Ok(()))
-    }
-
-    fn saw(&mut self, count: usize) {
-        if count >= self.read_bytes {
-            self.read_bytes = READ_BYTES_BULK;
-        } else if count < READ_BYTES / 4 {
-            self.read_bytes = READ_BYTES;
-        }
-    }
-}
-
-fn poll_read(
-    cx: &mut Context<'_>,
-    stream: &mut TcpStream,
-    room: &mut [u8],
-) -> Poll<io::Result<usize>> {
-    let mut room = ReadBuf::new(room);
-    ready!(Pin::new(stream).poll_read(cx, &mut room))?;
-    Poll::Ready(Ok(room.filled().len()))
-}
-
-/// Ready with true at the end of what `from` sends.
-fn poll_discard(cx: &mut Context<'_>, from: &mut Socket, scratch: &mut Scratch) -> Poll<bool> {
-    match ready!(poll_read(cx, &mut from.stream, &mut scratch.input)) {
-        Ok(0) | Err(_) => Poll::Ready(true),
-        Ok(_) => Poll::Ready(false),
     }
 }
 
@@ -579,7 +261,9 @@ impl Relay<'_> {
                     Some(End::failed(broken.reason, ClosedBy::Source, broken.detail))
                 }
                 At::To => {
-                    self.destination.broken = !self.down.done() && !broken.after_its_end;
+                    if !self.down.done() && !broken.after_its_end {
+                        self.destination.mark_broken();
+                    }
                     self.up.state = FlowState::Discarding { until_ms };
                     None
                 }
@@ -605,7 +289,9 @@ impl Relay<'_> {
                     Some(end)
                 }
                 At::To => {
-                    self.source.broken = !self.up.done() && !broken.after_its_end;
+                    if !self.up.done() && !broken.after_its_end {
+                        self.source.mark_broken();
+                    }
                     self.down.state = FlowState::Discarding { until_ms };
                     None
                 }

@@ -30,8 +30,8 @@ use crate::{
     net,
     permission::Decision,
     record::{Connection, End, Outcome, Reason, Waiting},
-    relay::Scratch,
     snapshot::Snapshot,
+    socket::Scratch,
 };
 
 /// Between two looks at a worker's open connections (idle time-outs; time stamps are as coarse).

@@ -5,6 +5,7 @@ use socket2::SockRef;
 use time::Duration as TimeDuration;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
     sync::mpsc,
     task::LocalSet,
     time::timeout,

@@ -1,0 +1,454 @@
+//! One end of a connection: a TCP socket that may carry TLS, without a buffer while it is idle.
+//!
+//! Bytes are read into, decrypted into and encrypted into the worker's scratch buffers, and written from there. A socket owns
+//! memory only for what the kernel would not take, for payload that is to be sent together with more, and for a TLS record
+//! that has arrived in part.
+
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use rustls::AlertDescription;
+use socket2::SockRef;
+use tokio::{
+    io::{AsyncRead as _, AsyncWrite as _, ReadBuf},
+    net::TcpStream,
+};
+
+use crate::{
+    net,
+    record::{Reason, Waiting},
+    tls::{
+        handshake::Established,
+        session::{RECORD_BYTES_MAX, Session, SessionError, Standing},
+    },
+};
+
+/// One read at first.
+const READ_BYTES: usize = 16 * 1024;
+/// One read once bulk is seen.
+const READ_BYTES_BULK: usize = 64 * 1024;
+/// A peer that was sent more than this and has not answered may have filled its receive window and be reading slowly:
+/// it is no longer judged by how long it takes to acknowledge, but by the worker, which looks whether it does at all.
+const IMPATIENT_BYTES_MAX: usize = 48 * 1024;
+
+/// Buffers of one worker, used within one poll and never across polls.
+#[derive(Default)]
+pub struct Scratch {
+    /// What is read.
+    pub read: ReadScratch,
+    /// What is encrypted.
+    pub cipher: Vec<u8>,
+}
+
+/// What one read brings.
+pub struct ReadScratch {
+    input: Vec<u8>,
+    plain: Vec<u8>,
+}
+
+impl Default for ReadScratch {
+    /// Allocates lazily: pages count only once they are touched.
+    fn default() -> Self {
+        Self {
+            input: vec![0; READ_BYTES_BULK + RECORD_BYTES_MAX],
+            plain: Vec::new(),
+        }
+    }
+}
+
+/// One end of a connection.
+pub struct Socket {
+    stream: TcpStream,
+    tls: Option<Session>,
+    /// Part of a TLS record, or (without TLS) nothing.
+    incoming: Vec<u8>,
+    /// Payload that has arrived before anybody asked for it.
+    early: Vec<u8>,
+    /// Payload that waits to be sent together with more.
+    corked: Vec<u8>,
+    /// What the kernel would not take yet, from `written` on.
+    outgoing: Vec<u8>,
+    written: usize,
+    /// The next read takes at most so much.
+    read_bytes: usize,
+    /// The peer has said that it sends no more.
+    ended: bool,
+    /// The peer has reset the connection, which a write has found out, so the end of what it sends is no clean one.
+    broken: bool,
+    /// What has been written since the peer was last heard.
+    unanswered: usize,
+    /// Something has been written since [`Socket::waiting`] was last asked.
+    progressed: bool,
+    waiting: Option<Waiting>,
+    finished: bool,
+}
+
+/// Why no more can be read from a peer.
+#[derive(Debug)]
+pub struct ReadError {
+    /// For metrics.
+    pub reason: Reason,
+    /// For the person on call.
+    pub detail: String,
+    /// The peer had ended what it sends before: what it has sent is whole.
+    pub after_its_end: bool,
+}
+
+impl ReadError {
+    fn reset(error: &dyn std::fmt::Display) -> Self {
+        Self {
+            reason: Reason::Reset,
+            detail: error.to_string(),
+            after_its_end: false,
+        }
+    }
+}
+
+impl std::fmt::Display for ReadError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.detail)
+    }
+}
+
+/// What it means that the peer's TLS is over. The alert access_denied after a handshake that this side took for done is
+/// how the peer's permissions answer.
+fn broken_session(error: SessionError) -> ReadError {
+    match error {
+        SessionError::Tls(rustls::Error::AlertReceived(AlertDescription::AccessDenied)) => ReadError {
+            reason: Reason::RefusedByPeer,
+            detail: "the permissions at the destination do not let this caller in; its proxy's record names the policy"
+                .to_owned(),
+            after_its_end: false,
+        },
+        error => ReadError::reset(&error),
+    }
+}
+
+impl Socket {
+    /// Without TLS. `early` is what has been read from it already.
+    #[must_use]
+    pub fn plain(stream: TcpStream, early: Vec<u8>) -> Self {
+        Self {
+            stream,
+            tls: None,
+            incoming: Vec::new(),
+            early,
+            corked: Vec::new(),
+            outgoing: Vec::new(),
+            written: 0,
+            read_bytes: READ_BYTES,
+            ended: false,
+            broken: false,
+            unanswered: 0,
+            progressed: false,
+            waiting: None,
+            finished: false,
+        }
+    }
+
+    /// With TLS, after the handshake.
+    #[must_use]
+    pub fn tls(stream: TcpStream, established: Established) -> Self {
+        let mut socket = Self::plain(stream, established.plain);
+        socket.tls = Some(established.session);
+        socket.incoming = established.incoming;
+        socket.incoming.shrink_to_fit();
+        socket.ended = established.peer_closed;
+        socket
+    }
+
+    /// The peer has said that it sends no more.
+    #[must_use]
+    pub fn ended(&self) -> bool {
+        self.ended
+    }
+
+    /// The end of what the peer sends is not clean any more.
+    pub fn mark_broken(&mut self) {
+        self.broken = true;
+    }
+
+    /// Bytes that wait for the kernel.
+    #[must_use]
+    pub fn unsent(&self) -> usize {
+        self.corked.len() + self.outgoing.len() - self.written
+    }
+
+    /// Takes what has arrived, with one read. Empty and [`Socket::ended`]: the peer has ended cleanly. Empty otherwise: ask
+    /// again, a TLS record has come in part.
+    ///
+    /// # Errors
+    /// Where the connection broke, or ended uncleanly.
+    pub fn poll_receive<'s>(
+        &mut self,
+        cx: &mut Context<'_>,
+        scratch: &'s mut ReadScratch,
+    ) -> Poll<Result<&'s [u8], ReadError>> {
+        if !self.early.is_empty() {
+            scratch.plain.clear();
+            scratch.plain.append(&mut self.early);
+            self.early = Vec::new();
+            return Poll::Ready(Ok(&scratch.plain));
+        }
+        if self.ended {
+            return Poll::Ready(Ok(&[]));
+        }
+        if self.tls.is_some() {
+            ready!(self.poll_read_tls(cx, scratch))?;
+            return Poll::Ready(Ok(&scratch.plain));
+        }
+        let count = ready!(self.poll_read_plain(cx, scratch))?;
+        Poll::Ready(Ok(&scratch.input[..count]))
+    }
+
+    fn poll_read_plain(
+        &mut self,
+        cx: &mut Context<'_>,
+        scratch: &mut ReadScratch,
+    ) -> Poll<Result<usize, ReadError>> {
+        let room = &mut scratch.input[..self.read_bytes];
+        let count = ready!(poll_read(cx, &mut self.stream, room))
+            .map_err(|error| ReadError::reset(&error))?;
+        if count == 0 {
+            if self.broken {
+                return Poll::Ready(Err(ReadError::reset(&"the peer has gone")));
+            }
+            self.ended = true;
+        }
+        self.saw(count);
+        self.heard();
+        Poll::Ready(Ok(count))
+    }
+
+    /// Reads once and decrypts what is whole into `scratch.plain`, which may stay empty.
+    fn poll_read_tls(
+        &mut self,
+        cx: &mut Context<'_>,
+        scratch: &mut ReadScratch,
+    ) -> Poll<Result<(), ReadError>> {
+        let kept = self.incoming.len();
+        let end = (kept + self.read_bytes).min(scratch.input.len());
+        if kept >= end {
+            return Poll::Ready(Err(ReadError::reset(&"a TLS record of impossible length")));
+        }
+        let count = ready!(poll_read(
+            cx,
+            &mut self.stream,
+            &mut scratch.input[kept..end]
+        ))
+        .map_err(|error| ReadError::reset(&error))?;
+        if count == 0 {
+            // FIN without close_notify: nobody can tell whether this was all.
+            return Poll::Ready(Err(ReadError {
+                reason: Reason::Truncated,
+                detail: "the peer ended the connection without saying so in TLS".to_owned(),
+                after_its_end: true,
+            }));
+        }
+        self.saw(count);
+        self.heard();
+        scratch.input[..kept].copy_from_slice(&self.incoming);
+        scratch.plain.clear();
+        let input = &mut scratch.input[..kept + count];
+        let session = self.tls.as_mut().expect("asked only of TLS");
+        let received = session
+            .receive(input, &mut scratch.plain, &mut self.outgoing)
+            .map_err(broken_session)?;
+        let rest = &input[received.consumed..];
+        if rest.is_empty() {
+            if kept > 0 {
+                self.incoming = Vec::new();
+            }
+        } else {
+            self.incoming.clear();
+            self.incoming.extend_from_slice(rest);
+        }
+        self.ended = received.standing == Standing::PeerClosed;
+        Poll::Ready(Ok(()))
+    }
+
+    fn saw(&mut self, count: usize) {
+        if count >= self.read_bytes {
+            self.read_bytes = READ_BYTES_BULK;
+        } else if count < READ_BYTES / 4 {
+            self.read_bytes = READ_BYTES;
+        }
+    }
+
+    /// Reads and throws away. Ready with true at the end of what the peer sends.
+    pub fn poll_discard(&mut self, cx: &mut Context<'_>, scratch: &mut ReadScratch) -> Poll<bool> {
+        match ready!(poll_read(cx, &mut self.stream, &mut scratch.input)) {
+            Ok(0) | Err(_) => Poll::Ready(true),
+            Ok(_) => Poll::Ready(false),
+        }
+    }
+
+    /// Payload to be sent at the next [`Socket::poll_flush`], in one write with what comes before and after it.
+    pub fn cork(&mut self, payload: &[u8]) {
+        self.corked.extend_from_slice(payload);
+    }
+
+    /// The same, for who writes into the buffer himself.
+    pub fn corked(&mut self) -> &mut Vec<u8> {
+        &mut self.corked
+    }
+
+    /// Sends what is corked, and what the kernel would not take before. Ready once it has taken all.
+    ///
+    /// # Errors
+    /// Where the connection broke.
+    pub fn poll_uncork(
+        &mut self,
+        cx: &mut Context<'_>,
+        cipher: &mut Vec<u8>,
+    ) -> Poll<io::Result<()>> {
+        if !self.corked.is_empty() {
+            let mut payload = std::mem::take(&mut self.corked);
+            self.send(cx, &payload, cipher)?;
+            // A small buffer is worth keeping while requests come one after the other; the owner frees it when idle.
+            if payload.capacity() <= READ_BYTES {
+                payload.clear();
+                self.corked = payload;
+            }
+        }
+        self.poll_flush(cx)
+    }
+
+    /// Frees buffers that are worth keeping only while there is something to do.
+    pub fn rest(&mut self) {
+        if self.corked.is_empty() {
+            self.corked = Vec::new();
+        }
+    }
+
+    /// Writes what is waiting.
+    ///
+    /// # Errors
+    /// Where the connection broke.
+    pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.written < self.outgoing.len() {
+            let bytes = &self.outgoing[self.written..];
+            let count = ready!(Pin::new(&mut self.stream).poll_write(cx, bytes))?;
+            self.written += count;
+            self.wrote(count);
+        }
+        if self.written > 0 {
+            self.outgoing = Vec::new();
+            self.written = 0;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Sends payload; what the kernel does not take waits.
+    ///
+    /// # Errors
+    /// Where the connection broke.
+    pub fn send(
+        &mut self,
+        cx: &mut Context<'_>,
+        payload: &[u8],
+        cipher: &mut Vec<u8>,
+    ) -> io::Result<()> {
+        let bytes = match &mut self.tls {
+            None => payload,
+            Some(session) => {
+                let count = session
+                    .send(payload, &mut self.incoming, cipher)
+                    .map_err(io::Error::other)?;
+                &cipher[..count]
+            }
+        };
+        let mut taken = 0;
+        if self.outgoing.is_empty() {
+            match Pin::new(&mut self.stream).poll_write(cx, bytes) {
+                Poll::Ready(count) => taken = count?,
+                Poll::Pending => {}
+            }
+        }
+        self.outgoing.extend_from_slice(&bytes[taken..]);
+        self.wrote(taken);
+        Ok(())
+    }
+
+    /// Tells the peer that nothing more comes, once everything before is written.
+    ///
+    /// # Errors
+    /// Where the connection broke.
+    pub fn poll_finish(
+        &mut self,
+        cx: &mut Context<'_>,
+        cipher: &mut Vec<u8>,
+    ) -> Poll<io::Result<()>> {
+        if !self.finished {
+            self.finished = true;
+            if !self.corked.is_empty() {
+                let payload = std::mem::take(&mut self.corked);
+                self.send(cx, &payload, cipher)?;
+            }
+            if let Some(session) = &mut self.tls {
+                session
+                    .finish(&mut self.incoming, &mut self.outgoing)
+                    .map_err(io::Error::other)?;
+            }
+        }
+        ready!(self.poll_flush(cx))?;
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn wrote(&mut self, count: usize) {
+        let before = self.unanswered;
+        self.unanswered = before.saturating_add(count);
+        self.progressed |= count > 0;
+        if before <= IMPATIENT_BYTES_MAX && self.unanswered > IMPATIENT_BYTES_MAX {
+            net::be_patient(&self.stream, true);
+        }
+    }
+
+    fn heard(&mut self) {
+        if self.unanswered > IMPATIENT_BYTES_MAX {
+            if !self.outgoing.is_empty() {
+                return;
+            }
+            net::be_patient(&self.stream, false);
+        }
+        self.unanswered = 0;
+    }
+
+    /// What the worker has to watch, now that no time-out of the kernel's judges the peer.
+    pub fn waiting(&mut self, now_ms: u64) -> Option<Waiting> {
+        if self.unanswered <= IMPATIENT_BYTES_MAX {
+            self.waiting = None;
+            return None;
+        }
+        let stream = &self.stream;
+        let waiting = self.waiting.get_or_insert_with(|| Waiting {
+            since_ms: now_ms,
+            inode: net::inode(stream),
+            full: false,
+        });
+        if std::mem::take(&mut self.progressed) {
+            waiting.since_ms = now_ms;
+        }
+        waiting.full = !self.outgoing.is_empty();
+        Some(*waiting)
+    }
+
+    /// Closing resets the connection.
+    pub fn reset_on_close(&self) {
+        let _ = SockRef::from(&self.stream).set_linger(Some(Duration::ZERO));
+    }
+}
+
+fn poll_read(
+    cx: &mut Context<'_>,
+    stream: &mut TcpStream,
+    room: &mut [u8],
+) -> Poll<io::Result<usize>> {
+    let mut room = ReadBuf::new(room);
+    ready!(Pin::new(stream).poll_read(cx, &mut room))?;
+    Poll::Ready(Ok(room.filled().len()))
+}

@@ -10,6 +10,7 @@
 //! | [`raft`] | generated: calls between global nodes, and the entries of the Raft log |
 //! | [`document`] | a document's version, the hash of its content |
 //! | [`features`] | names of what a part may require of another |
+//! | [`http_match`] | which rule of a document's HTTP routes takes a request |
 //! | [`names`] | RFC 1035 labels: meshes, zones, services |
 //! | [`spiffe`] | SPIFFE IDs and trust domains |
 //! | [`sni`] | server names between dataplanes |
@@ -47,6 +48,7 @@ pub use generated::{
 
 pub mod document;
 pub mod features;
+pub mod http_match;
 pub mod names;
 pub mod resource_key;
 pub mod sni;

@@ -3,7 +3,10 @@
 use std::{collections::BTreeMap, fmt::Display, net::IpAddr};
 
 use http::Uri;
-use mesh_proto::names;
+use mesh_proto::{
+    http_match::{self, InvalidMatch},
+    names,
+};
 
 use crate::{
     duration::Duration,
@@ -118,13 +121,9 @@ impl Checker {
         }
     }
 
-    /// `text` must be a regular expression (RE2's syntax).
+    /// `text` must be a regular expression (RE2's syntax) that proxies can use.
     pub fn regex(&mut self, path: impl AsRef<str>, text: &str) {
-        if let Err(error) = regex::Regex::new(text) {
-            // The last line says what is wrong, the others show where.
-            let error = error.to_string();
-            let reason = error.lines().last().unwrap_or_default();
-            let reason = reason.trim().trim_start_matches("error: ");
+        if let Err(InvalidMatch::Regex(reason)) = http_match::whole(text) {
             self.add(path, format!("is not a regular expression: {reason}"));
         }
     }

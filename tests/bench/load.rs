@@ -1,242 +1,235 @@
-//! Requests, bulk, idle connections.
+//! Load from one thread: as much as the other side takes, or at a rate that does not care how the other side fares.
+//!
+//! What is said on a connection is [`talk`]'s. Every exchange is timed, so percentiles are of all of them. At a rate, the time
+//! of an exchange begins when it was due and not when it could be sent: a stall is felt by everything that was due
+//! meanwhile ("coordinated omission" does not hide it).
+
+mod talk;
+mod ticker;
 
 use std::{
-    io::{Read as _, Write as _},
-    net::{SocketAddr, TcpStream},
+    collections::VecDeque,
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use anyhow::Context as _;
-use mesh_tests::{
-    client::KeptAlive,
-    global::run_with_input,
-    process::{Process, Recipe},
-    usage,
-    wait::{SOON, eventually},
-    world::World,
-};
+use tokio::{runtime::Runtime, sync::Semaphore, task::JoinSet};
 
-use crate::{chain::Chain, report::Report};
+pub(crate) use self::talk::{GRPC_SERVICE, Talk};
+use self::{talk::Conversation, ticker::Ticker};
 
-/// The application: a page of 1 KiB at `/`, and `/bulk`.
-#[derive(Debug)]
-pub(crate) struct Nginx {
-    _process: Process,
-    pub port: u16,
+/// How long an exchange may take beyond the end of a measurement.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// How many connections, and how many exchanges at once on each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Shape {
+    pub connections: usize,
+    pub streams: usize,
 }
 
-impl Nginx {
-    pub(crate) fn start(world: &World, bulk_mib: u64) -> anyhow::Result<Self> {
-        let port = world.port()?;
-        let root = world.directory().join("www");
-        world.file("www/index.html", &"x".repeat(1024))?;
-        // Sparse: reading it costs no disk.
-        std::fs::File::create(root.join("bulk"))?.set_len(bulk_mib << 20)?;
-        let config = world.file(
-            "nginx.conf",
-            &format!(
-                "daemon off;
-worker_processes 1;
-pid {dir}/nginx.pid;
-error_log {dir}/logs/nginx.log warn;
-user root;
-worker_rlimit_nofile 16384;
-events {{ worker_connections 8192; }}
-http {{
-  access_log off;
-  keepalive_requests 1000000000;
-  keepalive_timeout 600s;
-  sendfile on;
-  tcp_nopush on;
-  client_body_temp_path {dir}/nginx-body;
-  proxy_temp_path {dir}/nginx-proxy;
-  fastcgi_temp_path {dir}/nginx-fastcgi;
-  uwsgi_temp_path {dir}/nginx-uwsgi;
-  scgi_temp_path {dir}/nginx-scgi;
-  server {{ listen 127.0.0.1:{port}; root {root}; }}
-}}
-",
-                dir = world.directory().display(),
-                root = root.display(),
-            ),
-        )?;
-        let recipe = Recipe::new("nginx".as_ref()).flag("-c", config);
-        let mut process = Process::start(world, "nginx", recipe)?;
-        process.wait_ready(|| {
-            KeptAlive::open(SocketAddr::from(([127, 0, 0, 1], port)))?
-                .get("/")
-                .map(|_| ())
+impl Shape {
+    pub(crate) const ONE: Self = Self::of(1);
+
+    /// One exchange at a time on each connection.
+    pub(crate) const fn of(connections: usize) -> Self {
+        Self {
+            connections,
+            streams: 1,
+        }
+    }
+}
+
+/// Open connections on which each kind of exchange has been had once.
+#[derive(Debug)]
+pub(crate) struct Load {
+    runtime: Runtime,
+    conversations: Vec<Conversation>,
+}
+
+/// What a measurement saw.
+#[derive(Debug, Default)]
+pub(crate) struct Outcome {
+    /// From the first exchange to the end of the last.
+    pub time: Duration,
+    /// Of each exchange, sorted.
+    latencies: Vec<Duration>,
+}
+
+impl Outcome {
+    fn new(time: Duration, mut latencies: Vec<Duration>) -> Self {
+        latencies.sort_unstable();
+        Self { time, latencies }
+    }
+
+    /// Exchanges that were had.
+    pub(crate) fn count(&self) -> f64 {
+        self.latencies.len() as f64
+    }
+
+    pub(crate) fn per_second(&self) -> f64 {
+        self.count() / self.time.as_secs_f64()
+    }
+
+    /// The time that no more than `1 - quantile` of all exchanges exceeded.
+    pub(crate) fn quantile_ms(&self, quantile: f64) -> f64 {
+        let last = self.latencies.len().saturating_sub(1);
+        let at = (quantile * self.latencies.len() as f64).ceil() as usize;
+        let latency = self.latencies.get(at.saturating_sub(1).min(last));
+        latency.map_or(f64::NAN, |latency| latency.as_secs_f64() * 1000.0)
+    }
+}
+
+impl Load {
+    /// Connects, and has one exchange on each connection.
+    pub(crate) fn open(talk: Talk, entry: SocketAddr, shape: Shape) -> anyhow::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let conversations = runtime.block_on(async {
+            let mut conversations = Vec::new();
+            for _ in 0..shape.connections {
+                conversations.extend(Conversation::open(talk, entry, shape.streams).await?);
+            }
+            for conversation in &mut conversations {
+                tokio::time::timeout(PATIENCE, conversation.exchange())
+                    .await
+                    .context("no answer")??;
+            }
+            anyhow::Ok(conversations)
         })?;
         Ok(Self {
-            _process: process,
-            port,
+            runtime,
+            conversations,
         })
     }
-}
 
-/// Waits until the chain answers, and lets it do some work.
-pub(crate) fn warm_up(chain: &Chain) -> anyhow::Result<()> {
-    eventually(SOON, &format!("{} answers", chain.name), || {
-        let body = KeptAlive::open(chain.entry)?.get("/")?;
-        anyhow::ensure!(body.len() == 1024, "{} bytes", body.len());
-        Ok(())
-    })?;
-    for _ in 0..20 {
-        KeptAlive::open(chain.entry)?.get("/")?;
+    /// One exchange after the other in each conversation.
+    pub(crate) fn saturate(&mut self, time: Duration) -> anyhow::Result<Outcome> {
+        let conversations = std::mem::take(&mut self.conversations);
+        let (conversations, outcome) = self.runtime.block_on(async {
+            let begun = Instant::now();
+            let mut all = JoinSet::new();
+            for mut conversation in conversations {
+                all.spawn(async move {
+                    let mut latencies = Vec::new();
+                    let mut sent = Instant::now();
+                    loop {
+                        conversation.exchange().await?;
+                        let now = Instant::now();
+                        latencies.push(now - sent);
+                        if now - begun >= time {
+                            return Ok((conversation, latencies));
+                        }
+                        sent = now;
+                    }
+                });
+            }
+            collect(all, begun, time).await
+        })?;
+        self.conversations = conversations;
+        Ok(outcome)
     }
-    Ok(())
-}
 
-/// Memory of a side of the chain, all its processes together.
-pub(crate) fn resident_mib(pids: &[u32]) -> anyhow::Result<f64> {
-    let mut kib = 0;
-    for pid in pids.iter().flat_map(|pid| usage::family(*pid)) {
-        kib += usage::resident_kib(pid)?;
+    /// `rate` exchanges a second, each in a conversation that is free, or as soon as one is.
+    pub(crate) fn at_rate(&mut self, rate: f64, time: Duration) -> anyhow::Result<Outcome> {
+        let conversations = std::mem::take(&mut self.conversations);
+        let (conversations, outcome) = self.runtime.block_on(async {
+            let queue = Arc::new(Queue::new());
+            let mut all = JoinSet::new();
+            for mut conversation in conversations {
+                let queue = queue.clone();
+                all.spawn(async move {
+                    let mut latencies = Vec::new();
+                    while let Some(due) = queue.next().await {
+                        conversation.exchange().await?;
+                        latencies.push(due.elapsed());
+                    }
+                    anyhow::Ok((conversation, latencies))
+                });
+            }
+            let interval = Duration::from_secs_f64(1.0 / rate);
+            let mut ticker = Ticker::every(interval)?;
+            let begun = Instant::now();
+            let mut due = begun;
+            while due < begun + time {
+                ticker.tick().await?;
+                while due <= Instant::now().min(begun + time) {
+                    queue.push(due);
+                    due += interval;
+                }
+            }
+            // What is late by now was never sent; it has waited this long at least.
+            let late = queue.close();
+            let (conversations, outcome) = collect(all, begun, time).await?;
+            let end = Instant::now();
+            let mut latencies = outcome.latencies;
+            latencies.extend(late.into_iter().map(|due| end - due));
+            anyhow::Ok((conversations, Outcome::new(outcome.time, latencies)))
+        })?;
+        self.conversations = conversations;
+        Ok(outcome)
     }
-    Ok(kib as f64 / 1024.0)
 }
 
-fn cpu_of(chain: &Chain) -> anyhow::Result<Duration> {
-    let mut time = Duration::ZERO;
-    for pid in chain.pids().flat_map(usage::family) {
-        time += usage::cpu_time(pid)?;
-    }
-    Ok(time)
-}
-
-/// wrk over kept connections.
-pub(crate) fn requests(
-    chain: &Chain,
-    connections: usize,
+/// Waits for the ends of all conversations.
+async fn collect(
+    mut all: JoinSet<anyhow::Result<(Conversation, Vec<Duration>)>>,
+    begun: Instant,
     time: Duration,
-    report: &mut Report,
-) -> anyhow::Result<()> {
-    let (connections, time, url) = (
-        format!("-c{connections}"),
-        format!("-d{}s", time.as_secs()),
-        format!("http://{}/", chain.entry),
-    );
-    let before = cpu_of(chain)?;
-    let output = run_with_input(
-        &Recipe::new("wrk".as_ref()),
-        &["-t1", &connections, &time, "--latency", &url],
-        "",
-    )?;
-    let cpu = cpu_of(chain)? - before;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let seen = wrk(&text).with_context(|| format!("{}: wrk says:\n{text}", chain.name))?;
-    anyhow::ensure!(
-        !text.contains("Socket errors") && !text.contains("Non-2xx"),
-        "{}:\n{text}",
-        chain.name
-    );
-    report.add(&chain.name, "requests/s", seen.per_second);
-    report.add(
-        &chain.name,
-        "CPU µs a request, both proxies",
-        cpu.as_secs_f64() * 1e6 / seen.requests,
-    );
-    report.add(&chain.name, "p50 ms", seen.p50_ms);
-    report.add(&chain.name, "p99 ms", seen.p99_ms);
-    Ok(())
-}
-
-struct Wrk {
-    requests: f64,
-    per_second: f64,
-    p50_ms: f64,
-    p99_ms: f64,
-}
-
-fn wrk(text: &str) -> Option<Wrk> {
-    let after = |name: &str| {
-        let line = text
-            .lines()
-            .find(|line| line.trim_start().starts_with(name))?;
-        line.trim_start()
-            .strip_prefix(name)?
-            .split_whitespace()
-            .next()
+) -> anyhow::Result<(Vec<Conversation>, Outcome)> {
+    let (mut conversations, mut latencies) = (Vec::new(), Vec::new());
+    let gather = async {
+        while let Some(ended) = all.join_next().await {
+            let (conversation, seen) = ended??;
+            conversations.push(conversation);
+            latencies.extend(seen);
+        }
+        anyhow::Ok(())
     };
-    let requests = text
-        .lines()
-        .find(|line| line.contains(" requests in "))?
-        .split_whitespace()
-        .next()?
-        .parse()
-        .ok()?;
-    Some(Wrk {
-        requests,
-        per_second: after("Requests/sec:")?.parse().ok()?,
-        p50_ms: milliseconds(after("50%")?)?,
-        p99_ms: milliseconds(after("99%")?)?,
-    })
+    tokio::time::timeout(time + PATIENCE, gather)
+        .await
+        .context("an exchange does not end")??;
+    Ok((conversations, Outcome::new(begun.elapsed(), latencies)))
 }
 
-fn milliseconds(text: &str) -> Option<f64> {
-    for (unit, factor) in [("us", 0.001), ("ms", 1.0), ("s", 1000.0)] {
-        if let Some(number) = text.strip_suffix(unit) {
-            return number.parse::<f64>().ok().map(|number| number * factor);
+/// Exchanges that are due. As long as the other side is too slow it grows, by the rate and for the time of one measurement.
+#[derive(Debug)]
+struct Queue {
+    due: Mutex<VecDeque<Instant>>,
+    waiting: Semaphore,
+}
+
+impl Queue {
+    fn new() -> Self {
+        Self {
+            due: Mutex::default(),
+            waiting: Semaphore::new(0),
         }
     }
-    None
-}
 
-/// One connection that carries as much as it can.
-pub(crate) fn bulk(chain: &Chain, mib: u64, report: &mut Report) -> anyhow::Result<()> {
-    let mut stream = TcpStream::connect(chain.entry)?;
-    stream.set_read_timeout(Some(Duration::from_secs(60)))?;
-    let before = cpu_of(chain)?;
-    let begun = Instant::now();
-    stream.write_all(b"GET /bulk HTTP/1.1\r\nHost: bulk\r\nConnection: close\r\n\r\n")?;
-    let (mut buffer, mut bytes) = (vec![0; 256 << 10], 0_u64);
-    loop {
-        match stream.read(&mut buffer)? {
-            0 => break,
-            count => bytes += count as u64,
-        }
+    fn due(&self) -> std::sync::MutexGuard<'_, VecDeque<Instant>> {
+        self.due.lock().unwrap_or_else(PoisonError::into_inner)
     }
-    let time = begun.elapsed();
-    let cpu = cpu_of(chain)? - before;
-    anyhow::ensure!(
-        bytes > mib << 20,
-        "{}: bulk ended after {bytes} bytes",
-        chain.name
-    );
-    let gigabytes = bytes as f64 / 1e9;
-    report.add(&chain.name, "bulk GB/s", gigabytes / time.as_secs_f64());
-    report.add(
-        &chain.name,
-        "CPU s a GB, both proxies",
-        cpu.as_secs_f64() / gigabytes,
-    );
-    Ok(())
-}
 
-/// What each further connection costs once it has nothing to do.
-pub(crate) fn idle(chain: &Chain, connections: usize, report: &mut Report) -> anyhow::Result<()> {
-    let memory = || -> anyhow::Result<f64> {
-        Ok((resident_mib(&chain.client_side)? + resident_mib(&chain.server_side)?) * 1024.0)
-    };
-    let before = memory()?;
-    let mut open = Vec::with_capacity(connections);
-    for _ in 0..connections {
-        let mut connection = KeptAlive::open(chain.entry)?;
-        connection.get("/")?;
-        open.push(connection);
+    fn push(&self, due: Instant) {
+        self.due().push_back(due);
+        self.waiting.add_permits(1);
     }
-    let grown = memory()? - before;
-    // Two proxies carry each.
-    report.add(
-        &chain.name,
-        "KiB an idle connection, each proxy",
-        grown / connections as f64 / 2.0,
-    );
-    // All of them are alive.
-    for connection in &mut open {
-        connection.get("/")?;
+
+    /// Until something is due, or nothing will be any more.
+    async fn next(&self) -> Option<Instant> {
+        self.waiting.acquire().await.ok()?.forget();
+        self.due().pop_front()
     }
-    Ok(())
+
+    /// Nothing is due any more; what is left.
+    fn close(&self) -> VecDeque<Instant> {
+        self.waiting.close();
+        std::mem::take(&mut self.due())
+    }
 }
 
 #[cfg(test)]
@@ -244,10 +237,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn wrk_is_read() {
-        let text = "  Latency Distribution\n     50%    1.50ms\n     75%    2.00ms\n     90%    3.00ms\n     99%  900.00us\n  12345 requests in 5.00s, 15.00MB read\nRequests/sec:   2469.00\nTransfer/sec:      3.00MB\n";
-        let seen = wrk(text).unwrap();
-        assert_eq!((seen.requests, seen.per_second), (12_345.0, 2469.0));
-        assert!((seen.p50_ms - 1.5).abs() < 1e-9 && (seen.p99_ms - 0.9).abs() < 1e-9);
+    fn a_quantile_is_an_exchange_that_was_had() {
+        let all = (1..=1000).rev().map(Duration::from_millis).collect();
+        let outcome = Outcome::new(Duration::from_secs(1), all);
+        assert_eq!(outcome.quantile_ms(0.5), 500.0);
+        assert_eq!(outcome.quantile_ms(0.999), 999.0);
+        assert_eq!(outcome.quantile_ms(1.0), 1000.0);
+        assert_eq!(outcome.per_second(), 1000.0);
     }
 }

@@ -42,7 +42,7 @@ enum Task {
     },
     /// Check format, lints and dependencies; changes nothing
     Lint,
-    /// Measure, beside haproxy and Envoy, on optimised binaries
+    /// Measure on optimised binaries: `dataplane` (beside haproxy, Envoy and nginx), `change`, or both
     Bench {
         /// Passed on to the benchmark
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -62,13 +62,8 @@ fn main() -> anyhow::Result<()> {
         Task::Lint => lint::run(),
         Task::Bench { arguments } => {
             let binaries = cargo::build_binaries(true)?;
-            // Thousands of idle connections need more descriptors than shells allow.
-            let mut bench = std::process::Command::new("prlimit");
-            bench
-                .arg("--nofile=16384")
-                .arg(binaries.join("bench"))
-                .args(arguments);
-            cargo::run(&mut bench)
+            let mut bench = std::process::Command::new(binaries.join("bench"));
+            cargo::run(bench.args(arguments))
         }
     }
 }

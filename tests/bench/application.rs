@@ -97,7 +97,7 @@ impl Application {
     /// Where it answers for a service, on 127.0.0.1.
     pub(crate) fn port(&self, service: Service) -> u16 {
         match service {
-            Service::Http1 | Service::Tcp => self.page,
+            Service::Http1 | Service::Tcp | Service::TcpUnresumed => self.page,
             Service::Http2 => self.page_http2,
             Service::Grpc => self.grpc,
         }

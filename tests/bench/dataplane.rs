@@ -94,12 +94,12 @@ pub(crate) fn measure(
         memory::measure(&mut run, results);
     }
     for round in 1..=effort.rounds {
-        eprintln!("round {round} of {}", effort.rounds);
         for part in Part::value_variants()
             .iter()
             .copied()
             .filter(|part| wanted(*part))
         {
+            eprintln!("round {round} of {}: {part:?}", effort.rounds);
             match part {
                 Part::Memory => {}
                 Part::Http1

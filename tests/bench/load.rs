@@ -234,7 +234,48 @@ impl Queue {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        io::{Read as _, Write as _},
+        net::TcpListener,
+        thread,
+    };
+
     use super::*;
+    use crate::application::PAGE;
+
+    #[test]
+    fn a_stall_is_felt_by_everything_that_was_due_meanwhile() {
+        const STALL: Duration = Duration::from_millis(300);
+        const TIME: Duration = Duration::from_millis(200);
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let entry = listener.local_addr().unwrap();
+        thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let page = format!(
+                "HTTP/1.1 200 OK\r\nContent-Length: {PAGE}\r\n\r\n{}",
+                "x".repeat(PAGE)
+            );
+            // The second answer is late, the first and all others are not.
+            for number in 0.. {
+                if stream.read(&mut [0; 1024]).unwrap_or(0) == 0 {
+                    return;
+                }
+                if number == 1 {
+                    thread::sleep(STALL);
+                }
+                let _ = stream.write_all(page.as_bytes());
+            }
+        });
+        let mut load = Load::open(Talk::Http1, entry, Shape::ONE).unwrap();
+        let outcome = load.at_rate(1000.0, TIME).unwrap();
+        // A client that waits for each answer would have seen one late exchange, and nothing of the other 200.
+        assert!((199.0..=201.0).contains(&outcome.count()), "{outcome:?}");
+        let least = outcome.quantile_ms(0.0);
+        assert!(
+            least >= (STALL - TIME).as_secs_f64() * 1000.0,
+            "{outcome:?}"
+        );
+    }
 
     #[test]
     fn a_quantile_is_an_exchange_that_was_had() {

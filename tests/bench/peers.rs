@@ -38,10 +38,18 @@ pub(crate) enum Service {
     Grpc,
     /// Bytes: the proxies know of no protocol, though HTTP/1.1 is spoken.
     Tcp,
+    /// The same, and the proxies shake hands wholly each time instead of resuming a TLS session (as ours always do).
+    TcpUnresumed,
 }
 
 impl Service {
-    pub(crate) const ALL: [Self; 4] = [Self::Http1, Self::Http2, Self::Grpc, Self::Tcp];
+    pub(crate) const ALL: [Self; 5] = [
+        Self::Http1,
+        Self::Http2,
+        Self::Grpc,
+        Self::Tcp,
+        Self::TcpUnresumed,
+    ];
 
     /// In the files of the peers.
     fn name(self) -> &'static str {
@@ -50,11 +58,20 @@ impl Service {
             Self::Http2 => "http2",
             Self::Grpc => "grpc",
             Self::Tcp => "tcp",
+            Self::TcpUnresumed => "tcp-unresumed",
+        }
+    }
+
+    /// Whether proxies know that it is HTTP.
+    fn is_http(self) -> bool {
+        match self {
+            Self::Http1 | Self::Http2 | Self::Grpc => true,
+            Self::Tcp | Self::TcpUnresumed => false,
         }
     }
 }
 
-/// What is spoken between the two proxies for what is not [`Service::Tcp`].
+/// What is spoken between the two proxies for what they know to be HTTP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Between {
     Http1,

@@ -25,6 +25,7 @@ const ROWS: &[&str] = &[
     "TCP, 16 connections: CPU µs a request",
     "HTTP/1.1 anew, 16 connections: connections/s",
     "TCP anew, 16 connections: connections/s",
+    "TCP anew, no resumption, 16 connections: connections/s",
     "HTTP/1.1, 16 connections, at half of its own saturation: p99 ms",
     "HTTP/2, 16 connections, at half of its own saturation: p99 ms",
     "bulk, HTTP/1.1: GB/s",

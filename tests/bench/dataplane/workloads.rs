@@ -93,6 +93,14 @@ const WORKLOADS: &[Workload] = &[
         unit: "connection",
         shapes: Shapes::AtOnce,
     },
+    Workload {
+        part: Part::Connect,
+        name: "TCP anew, no resumption",
+        service: Service::TcpUnresumed,
+        talk: Talk::Http1Anew,
+        unit: "connection",
+        shapes: Shapes::AtOnce,
+    },
 ];
 
 /// All peers' turns at all workloads of a part.

@@ -78,7 +78,7 @@ impl Chain {
     pub(crate) fn wait_until_it_answers(&mut self) -> anyhow::Result<()> {
         for &(service, entry) in &self.entries {
             let talk = match service {
-                Service::Http1 | Service::Tcp => Talk::Http1,
+                Service::Http1 | Service::Tcp | Service::TcpUnresumed => Talk::Http1,
                 Service::Http2 => Talk::Http2,
                 Service::Grpc => Talk::GrpcUnary,
             };

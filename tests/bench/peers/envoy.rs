@@ -63,7 +63,7 @@ pub(super) fn config(side: &Side<'_>) -> String {
 fn filter(hop: &Hop) -> String {
     let name = hop.service.name();
     match hop.service {
-        Service::Tcp => format!(
+        Service::Tcp | Service::TcpUnresumed => format!(
             "{{name: tcp, typed_config: {{\"@type\": {FILTERS}.network.tcp_proxy.v3.TcpProxy, stat_prefix: {name}, cluster: {name}, idle_timeout: 600s}}}}"
         ),
         Service::Http1 | Service::Http2 | Service::Grpc => format!(
@@ -77,7 +77,7 @@ fn filter(hop: &Hop) -> String {
 /// What is spoken on the way on.
 fn protocol(side: &Side<'_>, hop: &Hop) -> String {
     let speaks_http2 = match (hop.service, side.role) {
-        (Service::Tcp, _) => return String::new(),
+        (service, _) if !service.is_http() => return String::new(),
         (_, Role::Client) => side.between == Between::Http2,
         (service, Role::Server) => service != Service::Http1,
     };
@@ -98,7 +98,10 @@ fn tls(side: &Side<'_>, hop: &Hop) -> String {
     let (context, own_words, peer, indent) = match side.role {
         Role::Client => (
             "UpstreamTlsContext",
-            format!("sni: {SERVER_NAME}"),
+            match hop.service {
+                Service::TcpUnresumed => format!("sni: {SERVER_NAME}, max_session_keys: 0"),
+                _ => format!("sni: {SERVER_NAME}"),
+            },
             Role::Server,
             "    ",
         ),
@@ -110,7 +113,7 @@ fn tls(side: &Side<'_>, hop: &Hop) -> String {
         ),
     };
     let alpn = match side.between {
-        _ if hop.service == Service::Tcp => "",
+        _ if !hop.service.is_http() => "",
         Between::Http1 => "alpn_protocols: [http/1.1], ",
         Between::Http2 => "alpn_protocols: [h2], ",
     };

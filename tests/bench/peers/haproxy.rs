@@ -17,7 +17,7 @@ pub(super) fn config(side: &Side<'_>) -> String {
     let own = side.certificates.of(side.role).certificate.display();
     let ca = side.certificates.ca.display();
     for hop in &side.hops {
-        let is_http = hop.service != Service::Tcp;
+        let is_http = hop.service.is_http();
         let (bind, server) = match side.role {
             Role::Client => {
                 let alpn = match side.between {
@@ -25,10 +25,14 @@ pub(super) fn config(side: &Side<'_>) -> String {
                     Between::Http1 => "alpn http/1.1",
                     Between::Http2 => "alpn h2",
                 };
+                let reuse = match hop.service {
+                    Service::TcpUnresumed => "no-ssl-reuse",
+                    _ => "",
+                };
                 (
                     String::new(),
                     format!(
-                        "ssl crt {own} ca-file {ca} verify required verifyhost {SERVER_NAME} sni str({SERVER_NAME}) ssl-min-ver TLSv1.3 {alpn}"
+                        "ssl crt {own} ca-file {ca} verify required verifyhost {SERVER_NAME} sni str({SERVER_NAME}) ssl-min-ver TLSv1.3 {alpn} {reuse}"
                     ),
                 )
             }
@@ -36,7 +40,7 @@ pub(super) fn config(side: &Side<'_>) -> String {
                 let alpn = if is_http { "alpn h2,http/1.1" } else { "" };
                 let protocol = match hop.service {
                     Service::Http2 | Service::Grpc => "proto h2",
-                    Service::Http1 | Service::Tcp => "",
+                    Service::Http1 | Service::Tcp | Service::TcpUnresumed => "",
                 };
                 (
                     format!(

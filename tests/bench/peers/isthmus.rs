@@ -162,7 +162,7 @@ pub(super) fn start(name: &'static str, site: &Site<'_>) -> anyhow::Result<Chain
             Service::Http1 => "http",
             Service::Http2 => "http2",
             Service::Grpc => "grpc",
-            Service::Tcp => "tcp",
+            Service::Tcp | Service::TcpUnresumed => "tcp",
         };
         page = page.flag(
             "--inbound",

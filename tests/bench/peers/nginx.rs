@@ -48,7 +48,7 @@ fn server(side: &Side<'_>, hop: &Hop) -> String {
     // gRPC has a module of its own, with the same settings under other names.
     let module = match hop.service {
         Service::Grpc => "grpc",
-        Service::Http1 | Service::Http2 | Service::Tcp => "proxy",
+        _ => "proxy",
     };
     let speaks_http2 = match (hop.service, side.role) {
         (Service::Grpc, _) | (Service::Http2, Role::Client) => " http2",

@@ -4,6 +4,7 @@
 //! with the name of the field: the document is refused (NACK) and the last good one stays. Nothing here does I/O.
 
 mod endpoint;
+mod http;
 mod ingress;
 mod route;
 mod service;
@@ -17,11 +18,15 @@ use mesh_proto::{
 };
 
 pub(crate) use endpoint::place;
-pub use endpoint::{Endpoint, EndpointHealth, Host, InvalidEndpoint};
+pub use endpoint::{Endpoint, EndpointHealth, Host, InvalidEndpoint, Outstanding};
+pub use http::{
+    HeaderModifier, HttpFilter, HttpMirror, HttpRedirect, HttpRoutes, HttpRule, HttpTimeouts, InvalidHttpRoute, PathRewrite, Timeout,
+    UrlRewrite,
+};
 pub use ingress::{Ingress, IngressRoute, InvalidIngress};
 pub use route::{InvalidRoute, TcpRoute};
-pub use service::{InvalidService, Service, ServiceZone};
-pub use sidecar::{Inbound, InvalidInbound, InvalidProxy, Outbound, Probe, Proxy, TlsMode};
+pub use service::{Balancing, InvalidService, Service, ServiceZone, Spread};
+pub use sidecar::{CallerTimeouts, Inbound, InvalidInbound, InvalidProxy, Outbound, Probe, Proxy, TlsMode};
 pub use trust::{Anchor, AnchorKey, InvalidTrust, Trust};
 
 /// The longest free text (names of proxies, workloads, services) that a document may carry, in bytes.
@@ -122,7 +127,7 @@ pub fn read(document: &wire::Document, role: Role) -> Result<Body, InvalidDocume
     })
 }
 
-/// What a connection speaks inside mesh TLS. All of it is relayed as bytes until the HTTP engine is there.
+/// What a connection speaks inside mesh TLS.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum Protocol {
@@ -134,6 +139,12 @@ pub enum Protocol {
 }
 
 impl Protocol {
+    /// True for what the proxy understands, request by request.
+    #[must_use]
+    pub fn is_http(self) -> bool {
+        matches!(self, Self::Http | Self::Http2 | Self::Grpc)
+    }
+
     fn read(value: i32) -> Result<Self, InvalidProtocol> {
         match wire::Protocol::try_from(value) {
             Ok(wire::Protocol::Tcp) => Ok(Self::Tcp),
@@ -163,6 +174,8 @@ pub struct Timeouts {
     pub connect_origin: Arc<str>,
     /// The policy entry that `idle` comes from, for records. Empty: none.
     pub idle_origin: Arc<str>,
+    /// Of requests.
+    pub http: Arc<HttpTimeouts>,
 }
 
 impl Default for Timeouts {
@@ -172,6 +185,7 @@ impl Default for Timeouts {
             idle: Some(Duration::from_secs(3600)),
             connect_origin: Arc::default(),
             idle_origin: Arc::default(),
+            http: Arc::new(HttpTimeouts::built_in()),
         }
     }
 }
@@ -190,6 +204,7 @@ impl Timeouts {
             idle: (wire.idle_ms > 0).then(|| Duration::from_millis(wire.idle_ms.into())),
             connect_origin: text(&wire.connect_origin).unwrap_or_default(),
             idle_origin: text(&wire.idle_origin).unwrap_or_default(),
+            http: Arc::new(HttpTimeouts::read(wire.http.as_ref())),
         }
     }
 }

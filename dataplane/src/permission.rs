@@ -92,7 +92,24 @@ impl Permissions {
     }
 }
 
+/// Whom a list of matches is about.
+///
+/// # Errors
+/// Where one is of no kind that this version knows.
+pub fn patterns(
+    list: &'static str,
+    wire: &[wire::IdentityMatch],
+) -> Result<Vec<Pattern>, InvalidPermission> {
+    Ok(rules(list, wire)?.into_iter().map(|rule| rule.pattern).collect())
+}
+
 impl Pattern {
+    /// True where it is about `caller`.
+    #[must_use]
+    pub fn is_about(&self, caller: &SpiffeId) -> bool {
+        self.matches(caller, &caller.to_string())
+    }
+
     fn matches(&self, caller: &SpiffeId, text: &str) -> bool {
         match self {
             Self::Exact(id) => id == caller,

@@ -17,7 +17,7 @@ use tokio::{net::TcpStream, sync::mpsc::error::TrySendError, time::timeout};
 
 use crate::{
     balance,
-    config::{Endpoint, Host, IngressRoute, Timeouts},
+    config::{Balancing, Endpoint, Host, IngressRoute, Outstanding, Timeouts},
     net,
     record::{ClosedBy, Connection, End, Limit, Reason},
     snapshot::{IngressTable, ServiceRoute},
@@ -25,7 +25,7 @@ use crate::{
         handshake::{self, Established, HandshakeError},
         verify::Refusal,
     },
-    workers::{Outstanding, Worker},
+    workers::Worker,
 };
 
 /// How long an endpoint that could not be reached comes last.
@@ -44,9 +44,12 @@ pub struct Reached {
 }
 
 /// Why one attempt failed.
-struct Failed {
-    reason: Reason,
-    detail: String,
+#[derive(Debug)]
+pub struct Failed {
+    /// For metrics.
+    pub reason: Reason,
+    /// For the person on call.
+    pub detail: String,
 }
 
 /// Reaches an endpoint of `route` by mesh TLS.
@@ -59,49 +62,79 @@ pub async fn reach_service(
     own_zone: &ZoneName,
     connection: &Connection,
 ) -> Result<Reached, End> {
-    let endpoints = route.endpoints.load_full();
+    let trying = |endpoint: &Endpoint| {
+        connection
+            .destination_address
+            .replace(Some(endpoint.text.clone()));
+    };
+    let attempt = async |endpoint: &Endpoint| call(route, endpoint).await;
+    let reached = reach(worker, route, own_zone, trying, attempt).await;
+    let ((stream, established), chosen) = reached?;
+    Ok(Reached {
+        stream,
+        established,
+        outstanding: chosen.outstanding,
+    })
+}
+
+/// The endpoint that was reached.
+pub struct Chosen {
+    /// Its place in the set.
+    pub index: usize,
+    /// Counts what goes to it.
+    pub outstanding: Outstanding,
+}
+
+/// Tries endpoints of `route` until `attempt` succeeds with one. `trying` is told of each.
+///
+/// # Errors
+/// With the last attempt's failure, where none is reached.
+pub async fn reach<T>(
+    worker: &Rc<Worker>,
+    route: &Arc<ServiceRoute>,
+    own_zone: &ZoneName,
+    trying: impl Fn(&Endpoint),
+    attempt: impl AsyncFn(&Endpoint) -> Result<T, Failed>,
+) -> Result<(T, Chosen), End> {
+    let endpoints = route.endpoints.load();
     // Fail closed: an endpoint in a zone the document does not know has no identities to check against.
-    let unknown: Vec<_> = indices(&endpoints, |e| !route.zones.contains_key(&e.zone));
+    let left_out = indices(&endpoints, |e| !route.zones.contains_key(&e.zone));
     let service = &route.service;
-    let reached = attempt_each(
-        worker,
-        &endpoints,
-        unknown,
+    let attempts = Attempts {
+        document: &route.document,
+        endpoints: &endpoints,
+        balancing: &service.balancing,
         own_zone,
-        &service.timeouts,
-        connection,
-        {
-            async |endpoint: &Endpoint| {
-                let zone = route
-                    .zones
-                    .get(&endpoint.zone)
-                    .expect("others are left out");
-                let tls = zone.tls.clone().ok_or_else(|| Failed {
-                    reason: Reason::NoCertificate,
-                    detail: "no trust anchors have come from the zone control plane yet".to_owned(),
-                })?;
-                let mut stream = connect(endpoint).await?;
-                let established = handshake::connect(&mut stream, tls, zone.server_name.clone())
-                    .await
-                    .map_err(|error| failed_handshake(endpoint, &error))?;
-                Ok((stream, established))
-            }
-        },
-    )
-    .await;
-    match reached {
-        Ok(((stream, established), outstanding)) => Ok(Reached {
-            stream,
-            established,
-            outstanding,
-        }),
-        Err(failed) => Err(none_reached(
-            worker,
-            &route.document,
-            endpoints.is_empty(),
-            failed,
-        )),
-    }
+        timeouts: &service.timeouts,
+    };
+    attempt_each(worker, &attempts, left_out, trying, attempt)
+        .await
+        .map_err(|failed| none_reached(worker, &route.document, endpoints.is_empty(), failed))
+}
+
+/// Calls an endpoint of a service by mesh TLS.
+///
+/// # Errors
+/// Where it does not answer, or is somebody else.
+pub async fn call(
+    route: &ServiceRoute,
+    endpoint: &Endpoint,
+) -> Result<(TcpStream, Established), Failed> {
+    let Some(zone) = route.zones.get(&endpoint.zone) else {
+        return Err(Failed {
+            reason: Reason::NoEndpoints,
+            detail: format!("{endpoint} is in a zone that the document does not know"),
+        });
+    };
+    let tls = zone.tls.clone().ok_or_else(|| Failed {
+        reason: Reason::NoCertificate,
+        detail: "no trust anchors have come from the zone control plane yet".to_owned(),
+    })?;
+    let mut stream = connect(endpoint).await?;
+    let established = handshake::connect(&mut stream, tls, zone.server_name.clone())
+        .await
+        .map_err(|error| failed_handshake(endpoint, &error))?;
+    Ok((stream, established))
 }
 
 /// Reaches an endpoint of an ingress route, for bytes as they are.
@@ -122,17 +155,33 @@ pub async fn reach_endpoint(
     // An ingress forwards into its own zone only: two that point at each other would make a loop.
     let foreign = indices(&endpoints, |e| e.through_ingress);
     let ingress = &table.ingress;
-    attempt_each(
-        worker,
-        &endpoints,
-        foreign,
-        &ingress.zone,
-        &ingress.timeouts,
-        connection,
-        async |endpoint: &Endpoint| connect(endpoint).await,
-    )
-    .await
-    .map_err(|failed| none_reached(worker, &route.endpoints, endpoints.is_empty(), failed))
+    let document = Arc::from(route.endpoints.as_str());
+    let attempts = Attempts {
+        document: &document,
+        endpoints: &endpoints,
+        balancing: &Balancing::default(),
+        own_zone: &ingress.zone,
+        timeouts: &ingress.timeouts,
+    };
+    let trying = |endpoint: &Endpoint| {
+        connection
+            .destination_address
+            .replace(Some(endpoint.text.clone()));
+    };
+    let attempt = async |endpoint: &Endpoint| connect(endpoint).await;
+    attempt_each(worker, &attempts, foreign, trying, attempt)
+        .await
+        .map(|(stream, chosen)| (stream, chosen.outstanding))
+        .map_err(|failed| none_reached(worker, &route.endpoints, endpoints.is_empty(), failed))
+}
+
+/// Who may be tried, and how.
+struct Attempts<'a> {
+    document: &'a Arc<str>,
+    endpoints: &'a [Endpoint],
+    balancing: &'a Balancing,
+    own_zone: &'a ZoneName,
+    timeouts: &'a Timeouts,
 }
 
 fn indices(endpoints: &[Endpoint], wanted: impl Fn(&Endpoint) -> bool) -> Vec<usize> {
@@ -144,34 +193,37 @@ fn indices(endpoints: &[Endpoint], wanted: impl Fn(&Endpoint) -> bool) -> Vec<us
 /// try.
 async fn attempt_each<T>(
     worker: &Rc<Worker>,
-    endpoints: &[Endpoint],
+    attempts: &Attempts<'_>,
     mut tried: Vec<usize>,
-    own_zone: &ZoneName,
-    timeouts: &Timeouts,
-    connection: &Connection,
+    trying: impl Fn(&Endpoint),
     attempt: impl AsyncFn(&Endpoint) -> Result<T, Failed>,
-) -> Result<(T, Outstanding), Option<Failed>> {
+) -> Result<(T, Chosen), Option<Failed>> {
     let begun = Instant::now();
+    let timeouts = attempts.timeouts;
+    let mut now = begun;
     let mut last = None;
     loop {
-        let now = Instant::now();
         let left = (timeouts.connect * ATTEMPTS_BUDGET).saturating_sub(now - begun);
-        let load = |e: &Endpoint| worker.outstanding(&e.host, e.port);
-        let picked = balance::pick(endpoints, own_zone, &tried, now, load, || worker.random());
+        let picked = balance::pick(
+            attempts.endpoints,
+            attempts.balancing,
+            attempts.own_zone,
+            &tried,
+            now,
+            || worker.random(),
+            || worker.turn(attempts.document),
+        );
         let Some(index) = picked.filter(|_| !left.is_zero()) else {
             return Err(last);
         };
-        tried.push(index);
-        let endpoint = &endpoints[index];
-        let outstanding = worker.occupy(&endpoint.host, endpoint.port);
-        connection
-            .destination_address
-            .replace(Some(endpoint.to_string().into()));
+        let endpoint = &attempts.endpoints[index];
+        let outstanding = endpoint.health.occupy();
+        trying(endpoint);
         let limit = timeouts.connect.min(left);
         let failed = match timeout(limit, attempt(endpoint)).await {
             Ok(Ok(reached)) => {
                 endpoint.health.succeeded();
-                return Ok((reached, outstanding));
+                return Ok((reached, Chosen { index, outstanding }));
             }
             Ok(Err(failed)) => failed,
             Err(_) => Failed {
@@ -182,7 +234,9 @@ async fn attempt_each<T>(
                 ),
             },
         };
-        endpoint.health.failed(Instant::now(), PENALTY);
+        now = Instant::now();
+        tried.push(index);
+        endpoint.health.failed(now, PENALTY);
         tracing::debug!(%endpoint, reason = failed.reason.as_str(), detail = failed.detail, "an endpoint was not reached");
         last = Some(failed);
     }

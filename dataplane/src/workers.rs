@@ -24,7 +24,7 @@ use tokio::{
 };
 
 use crate::{
-    config::Host,
+    http::{limits::HttpLimits, pool::Pool},
     inbound, listener,
     metrics::{Counters, Labels, WorkerSeries},
     net,
@@ -53,6 +53,8 @@ pub struct Limits {
     pub handshake_timeout: Duration,
     /// How long a half-closed connection may be silent.
     pub half_close_timeout: Duration,
+    /// Of HTTP.
+    pub http: HttpLimits,
 }
 
 impl Default for Limits {
@@ -62,6 +64,7 @@ impl Default for Limits {
             handshakes: 256,
             handshake_timeout: Duration::from_secs(10),
             half_close_timeout: HALF_CLOSE_TIMEOUT,
+            http: HttpLimits::default(),
         }
     }
 }
@@ -195,8 +198,10 @@ pub struct Worker {
     pub table: RefCell<Slab<Rc<Connection>>>,
     /// Handshakes under way.
     pub handshakes: Rc<Semaphore>,
+    /// Connections to the next hop that requests share.
+    pub pool: Pool,
     counters: RefCell<Counters>,
-    outstanding: RefCell<HashMap<(Host, u16), u32>>,
+    turns: RefCell<HashMap<Arc<str>, u64>>,
     random: Cell<u64>,
     started: Instant,
     now_ms: Cell<u64>,
@@ -213,7 +218,8 @@ impl Worker {
             scratch: RefCell::default(),
             table: RefCell::default(),
             counters: RefCell::new(counters),
-            outstanding: RefCell::default(),
+            turns: RefCell::default(),
+            pool: Pool::default(),
             random: Cell::new(mesh_runtime::backoff::random() | 1),
             started: Instant::now(),
             now_ms: Cell::new(0),
@@ -254,27 +260,12 @@ impl Worker {
         x.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
 
-    /// Connections of this worker to an endpoint.
-    #[must_use]
-    pub fn outstanding(&self, host: &Host, port: u16) -> u32 {
-        let outstanding = self.outstanding.borrow();
-        // Most workers talk to few endpoints; the key is cheap to clone.
-        outstanding.get(&(host.clone(), port)).copied().unwrap_or(0)
-    }
-
-    /// Counts a connection to an endpoint until the guard is dropped.
-    #[must_use]
-    pub fn occupy(self: &Rc<Self>, host: &Host, port: u16) -> Outstanding {
-        let key = (host.clone(), port);
-        *self
-            .outstanding
-            .borrow_mut()
-            .entry(key.clone())
-            .or_default() += 1;
-        Outstanding {
-            worker: self.clone(),
-            key,
-        }
+    /// A number that counts up with each call for `document`, for taking turns.
+    pub fn turn(&self, document: &Arc<str>) -> u64 {
+        let mut turns = self.turns.borrow_mut();
+        let turn = turns.entry(document.clone()).or_default();
+        *turn = turn.wrapping_add(1);
+        *turn
     }
 
     /// Adds to the counters what has happened since the last time; with `end`, counts the connection itself.
@@ -437,24 +428,6 @@ fn withdrawn(connection: &Connection, snapshot: &Snapshot) -> Option<Reason> {
     }
 }
 
-/// A connection to an endpoint, counted while this lives.
-pub struct Outstanding {
-    worker: Rc<Worker>,
-    key: (Host, u16),
-}
-
-impl Drop for Outstanding {
-    fn drop(&mut self) {
-        let mut outstanding = self.worker.outstanding.borrow_mut();
-        if let Some(count) = outstanding.get_mut(&self.key) {
-            *count -= 1;
-            if *count == 0 {
-                outstanding.remove(&self.key);
-            }
-        }
-    }
-}
-
 /// Takes commands until the control thread has gone.
 async fn run(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>, rechecked: Arc<Notify>) {
     let mut listeners: HashMap<SocketAddr, listener::Accepting> = HashMap::new();
@@ -496,11 +469,12 @@ async fn run(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>, rechecke
 
 async fn sweep_for_ever(worker: Rc<Worker>) {
     loop {
-        if worker.table.borrow().is_empty() {
+        if worker.table.borrow().is_empty() && worker.pool.is_empty() {
             worker.not_empty.notified().await;
         }
         tokio::time::sleep(SWEEP).await;
         worker.tick();
         worker.sweep();
+        worker.pool.sweep(&worker);
     }
 }

@@ -5,7 +5,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -43,6 +43,8 @@ pub struct Endpoint {
     pub zone: ZoneName,
     /// The address is the other zone's ingress.
     pub through_ingress: bool,
+    /// As text, for records.
+    pub text: Arc<str>,
     /// What this process has seen of it; kept while the endpoint is.
     pub health: Arc<EndpointHealth>,
 }
@@ -87,10 +89,11 @@ impl fmt::Display for Endpoint {
     }
 }
 
-/// Whether connects to an endpoint have failed lately. Shared by all workers: an ejection holds for the process.
+/// What this process has to do with an endpoint, and whether connects to it have failed lately. Shared by all workers.
 #[derive(Debug)]
 pub struct EndpointHealth {
     since: Instant,
+    under_way: AtomicUsize,
     // Milliseconds after `since` until which the endpoint comes last. 0: never failed.
     failed_until_ms: AtomicU64,
 }
@@ -99,12 +102,42 @@ impl Default for EndpointHealth {
     fn default() -> Self {
         Self {
             since: Instant::now(),
+            under_way: AtomicUsize::new(0),
             failed_until_ms: AtomicU64::new(0),
         }
     }
 }
 
+/// A connection or request to an endpoint, counted while this lives.
+#[derive(Debug)]
+pub struct Outstanding(Arc<EndpointHealth>);
+
+impl Drop for Outstanding {
+    fn drop(&mut self) {
+        self.0.under_way.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 impl EndpointHealth {
+    /// Counts a connection or request until what is returned is dropped.
+    #[must_use]
+    pub fn occupy(self: &Arc<Self>) -> Outstanding {
+        self.under_way.fetch_add(1, Ordering::Relaxed);
+        Outstanding(self.clone())
+    }
+
+    /// Connections and requests of this process under way to it.
+    #[must_use]
+    pub fn under_way(&self) -> usize {
+        self.under_way.load(Ordering::Relaxed)
+    }
+
+    /// How long it has been known.
+    #[must_use]
+    pub fn age(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.since)
+    }
+
     fn ms(&self, at: Instant) -> u64 {
         let ms = at.saturating_duration_since(self.since).as_millis();
         u64::try_from(ms).unwrap_or(u64::MAX)
@@ -161,6 +194,7 @@ impl TryFrom<&discovery::Endpoint> for Endpoint {
     fn try_from(wire: &discovery::Endpoint) -> Result<Self, InvalidEndpoint> {
         let (host, port) = place(wire.address.as_ref())?;
         Ok(Self {
+            text: format!("{host}:{port}").into(),
             host,
             port,
             zone: wire.zone.parse()?,

@@ -3,6 +3,7 @@
 use std::{
     collections::{HashMap, HashSet},
     sync::Arc,
+    time::Duration,
 };
 
 use mesh_proto::{
@@ -13,7 +14,7 @@ use mesh_proto::{
 use rustls_pki_types::ServerName;
 
 use super::{
-    InvalidAddress, InvalidProtocol, InvalidRoute, Protocol, TcpRoute, Timeouts, port, text,
+    HttpRoutes, InvalidAddress, InvalidHttpRoute, InvalidProtocol, InvalidRoute, Protocol, TcpRoute, Timeouts, port, text,
 };
 use crate::tls::server_name;
 
@@ -34,6 +35,59 @@ pub struct Service {
     pub timeouts: Timeouts,
     /// Where they really go. `None`: to `zones`.
     pub route: Option<TcpRoute>,
+    /// Where requests go. `None`: as connections.
+    pub http_routes: Option<HttpRoutes>,
+    /// How they are spread over endpoints.
+    pub balancing: Balancing,
+}
+
+/// How requests and connections are spread over the endpoints of one tier.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Balancing {
+    /// By what.
+    pub spread: Spread,
+    /// How long a new endpoint's share grows. Zero: it is whole at once.
+    pub slow_start: Duration,
+}
+
+/// By what an endpoint is chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Spread {
+    /// The one with the fewest requests under way, of so many picked at random.
+    LeastRequest(u32),
+    /// One after the other.
+    RoundRobin,
+}
+
+impl Default for Balancing {
+    fn default() -> Self {
+        Self {
+            spread: Spread::LeastRequest(CHOICES),
+            slow_start: Duration::ZERO,
+        }
+    }
+}
+
+/// Of how many random endpoints the best is taken, where nothing is said.
+const CHOICES: u32 = 2;
+
+impl Balancing {
+    fn read(wire: Option<&wire::LoadBalancing>) -> Self {
+        use wire::load_balancing::Policy;
+        let Some(wire) = wire else {
+            return Self::default();
+        };
+        Self {
+            spread: match &wire.policy {
+                Some(Policy::RoundRobin(_)) => Spread::RoundRobin,
+                Some(Policy::LeastRequest(least)) if least.choices > 0 => {
+                    Spread::LeastRequest(least.choices)
+                }
+                Some(Policy::LeastRequest(_)) | None => Spread::LeastRequest(CHOICES),
+            },
+            slow_start: Duration::from_millis(wire.slow_start_ms.into()),
+        }
+    }
 }
 
 /// The service in one zone.
@@ -59,6 +113,8 @@ pub enum InvalidService {
     Protocol(#[from] InvalidProtocol),
     #[error("tcp_route: {0}")]
     Route(#[from] InvalidRoute),
+    #[error("http_routes: {0}")]
+    HttpRoutes(#[from] InvalidHttpRoute),
     #[error("zone: {0}")]
     Zone(InvalidName),
     #[error("zone {0} is there twice")]
@@ -93,6 +149,8 @@ impl TryFrom<&wire::Service> for Service {
             zones,
             timeouts: Timeouts::read(wire.timeouts.as_ref()),
             route: wire.tcp_route.as_ref().map(TryInto::try_into).transpose()?,
+            http_routes: wire.http_routes.as_ref().map(TryInto::try_into).transpose()?,
+            balancing: Balancing::read(wire.load_balancing.as_ref()),
         })
     }
 }

@@ -15,7 +15,7 @@ use mesh_proto::{
 
 use super::{InvalidAddress, InvalidProtocol, Protocol, Timeouts, socket_address, text};
 use crate::{
-    permission::{InvalidPermission, Permissions},
+    permission::{InvalidPermission, Pattern, Permissions, patterns},
     tls::server_name,
 };
 
@@ -63,6 +63,30 @@ pub struct Inbound {
     pub timeouts: Timeouts,
     /// How to find out whether the application is ready. `None`: it always is.
     pub probe: Option<Probe>,
+    /// Time-outs for certain callers, the first that is about a caller counts.
+    pub caller_timeouts: Vec<CallerTimeouts>,
+}
+
+/// Time-outs for certain callers.
+#[derive(Debug, Clone)]
+pub struct CallerTimeouts {
+    /// Whom they are about.
+    pub callers: Vec<Pattern>,
+    /// They.
+    pub timeouts: Timeouts,
+}
+
+impl Inbound {
+    /// The time-outs for a caller; `None`: it is nobody that mesh TLS knows.
+    #[must_use]
+    pub fn timeouts_for(&self, caller: Option<&SpiffeId>) -> &Timeouts {
+        let Some(caller) = caller else {
+            return &self.timeouts;
+        };
+        let special = self.caller_timeouts.iter();
+        let special = special.filter(|special| special.callers.iter().any(|c| c.is_about(caller)));
+        special.map(|special| &special.timeouts).next().unwrap_or(&self.timeouts)
+    }
 }
 
 /// How an inbound is protected.
@@ -70,6 +94,8 @@ pub struct Inbound {
 pub enum TlsMode {
     /// Only mesh TLS with a verified client identity.
     Strict,
+    /// That, and everything else as it comes.
+    Permissive,
 }
 
 /// Where the application reaches a service.
@@ -219,7 +245,8 @@ impl TryFrom<&wire::Inbound> for Inbound {
     fn try_from(wire: &wire::Inbound) -> Result<Self, InvalidInbound> {
         let tls = match wire::TlsMode::try_from(wire.tls) {
             Ok(wire::TlsMode::Strict) => TlsMode::Strict,
-            Ok(wire::TlsMode::Unspecified | wire::TlsMode::Permissive) | Err(_) => {
+            Ok(wire::TlsMode::Permissive) => TlsMode::Permissive,
+            Ok(wire::TlsMode::Unspecified) | Err(_) => {
                 return Err(InvalidInbound::Tls(wire.tls));
             }
         };
@@ -250,6 +277,16 @@ impl TryFrom<&wire::Inbound> for Inbound {
             permissions: Arc::new(permissions.try_into()?),
             timeouts: Timeouts::read(wire.timeouts.as_ref()),
             probe: wire.probe.as_ref().map(read_probe).transpose()?,
+            caller_timeouts: wire
+                .caller_timeouts
+                .iter()
+                .map(|special| {
+                    Ok(CallerTimeouts {
+                        callers: patterns("caller_timeouts", &special.matches)?,
+                        timeouts: Timeouts::read(special.timeouts.as_ref()),
+                    })
+                })
+                .collect::<Result<_, InvalidPermission>>()?,
             name,
         })
     }

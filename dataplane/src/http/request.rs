@@ -1,0 +1,606 @@
+//! One request's way through the proxy: one function a step, in the order of the steps.
+//!
+//! | step | function |
+//! | --- | --- |
+//! | may it be here at all? | [`Side::admit`]: permission at an inbound, route and filters at an outbound |
+//! | copies for others | [`mirror`] |
+//! | a connection | [`Next::lease`](super::upstream::Next::lease): balance, pool, connect |
+//! | the request goes, the answer's head comes | [`ask`], again where that loses nothing |
+//! | the answer goes back, both bodies flow | [`answer`] |
+//! | the connection goes back to the pool | [`give_back`] |
+//!
+//! Whatever happens, the record says who decided it.
+
+use std::{
+    future::poll_fn,
+    pin::{Pin, pin},
+    rc::Rc,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use h2::Reason as H2Reason;
+use http::StatusCode;
+use tokio::time::{Instant, Sleep};
+
+use super::{
+    body::{Body, Pump, PumpError},
+    message::{RequestHead, ResponseHead, Version},
+    record::{RequestRecord, SaidBy},
+    reply::{Answer, REASON_HEADER, Reply},
+    route::filter_answer,
+    side::{Admitted, Side},
+    upstream::{Answered, Arrived, Needs, Next, NoAnswer, Sent, UsedHop, send},
+};
+use crate::{
+    config::{HttpTimeouts, Timeout},
+    record::{Connection, End, Limit, Reason},
+    snapshot::Snapshot,
+    upstream::Chosen,
+    workers::Worker,
+};
+
+/// How often a request is sent at most, where the connections it was sent on were being closed.
+const ATTEMPTS_MAX: u32 = 3;
+
+/// A request as it came.
+pub struct Call {
+    /// Its head.
+    pub head: RequestHead,
+    /// Its body.
+    pub body: Body,
+    /// What the caller sends after an upgrade.
+    pub tunnel: Option<Body>,
+    /// The way back.
+    pub reply: Reply,
+}
+
+/// Serves one request, whatever becomes of it.
+pub async fn serve(worker: &Rc<Worker>, side: &Side, connection: &Rc<Connection>, mut call: Call) {
+    let mut record = RequestRecord::begin(worker, connection, &mut call.head);
+    let snapshot = worker.shared.snapshot.load_full();
+    let is_grpc = call.head.is_grpc();
+    let admitted = match side.admit(worker, &snapshot, &mut call.head, &mut record) {
+        Ok(admitted) => admitted,
+        Err(refused) => return say(&mut record, call.reply, *refused, is_grpc).await,
+    };
+    let mut body = call.body;
+    for to in &admitted.mirrors {
+        body = mirror(worker, &snapshot, connection, to, &call.head, body, &admitted);
+    }
+    let timeouts = admitted.timeouts.clone();
+    let mut clock = Clock::new(&timeouts);
+    let mut reply = call.reply;
+    let asked = {
+        let asking = ask(
+            worker,
+            &snapshot,
+            &admitted,
+            &call.head,
+            body,
+            &mut reply,
+            &mut record,
+            &mut clock,
+        );
+        asking.await
+    };
+    match asked {
+        Ok(asked) => answer(worker, side, &admitted, asked, reply, call.tunnel, record, clock).await,
+        Err(Failure::Answer(failed)) => say(&mut record, reply, *failed, is_grpc).await,
+        Err(Failure::CallerGone) => reply.abort(H2Reason::CANCEL),
+    }
+}
+
+/// Answers in the name of the mesh.
+async fn say(record: &mut RequestRecord, mut reply: Reply, answer: Answer, is_grpc: bool) {
+    record.status = Some(answer.status);
+    reply.close_after_unread();
+    let (head, bytes) = answer.into_message(is_grpc);
+    record.note_grpc(&head.headers);
+    let body = if bytes.is_empty() {
+        Body::Empty
+    } else {
+        Body::Whole(bytes)
+    };
+    let has_body = !matches!(body, Body::Empty) && !reply.is_head();
+    match reply.begin(head, body.length(), has_body) {
+        Ok(sink) => {
+            let mut pump = Pump::new(if has_body { body } else { Body::Empty }, sink);
+            match poll_fn(|cx| pump.poll(cx)).await {
+                Ok(()) => record.received = pump.moved,
+                Err(PumpError::From(error) | PumpError::To(error)) => {
+                    record.fail(SaidBy::Client, Reason::ClientGone, error.to_string());
+                }
+            }
+        }
+        Err(error) => record.fail(SaidBy::Client, Reason::ClientGone, error.to_string()),
+    }
+    record.done();
+}
+
+/// Why a request came to nothing.
+enum Failure {
+    /// The caller is told.
+    Answer(Box<Answer>),
+    /// There is nobody to tell.
+    CallerGone,
+}
+
+/// A request whose answer has begun.
+struct Asked {
+    answered: Box<Answered>,
+    upload: Pump,
+    chosen: Option<Chosen>,
+}
+
+/// Sends the request and waits for the head of its answer. Sends it again, on another connection, where the first was closed
+/// before a byte of the answer came and sending it twice means the same as once, or where it was not processed for certain.
+#[expect(clippy::too_many_arguments, reason = "each is one thing that the step needs")]
+async fn ask(
+    worker: &Rc<Worker>,
+    snapshot: &Arc<Snapshot>,
+    admitted: &Admitted,
+    head: &RequestHead,
+    body: Body,
+    reply: &mut Reply,
+    record: &mut RequestRecord,
+    clock: &mut Clock,
+) -> Result<Asked, Failure> {
+    let spare = body.copy_whole();
+    let mut body = Some(body);
+    let mut needs = Needs {
+        prefers_h2: head.version == Version::Http2,
+        own: head.upgrade.is_some(),
+        fresh: spare.is_none() || !head.is_idempotent(),
+        new: false,
+    };
+    let mut sleep = pin!(clock.sleep());
+    loop {
+        let leasing = admitted.next.lease(worker, snapshot, needs, record);
+        let leased = match until(leasing, clock, sleep.as_mut(), reply).await {
+            Ok(Ok(leased)) => leased,
+            Ok(Err(end)) => return Err(unreached(record, end)),
+            Err(cut) => return Err(cut_short(record, cut)),
+        };
+        record.connected.get_or_insert_with(|| record.started.elapsed());
+        record.attempts += 1;
+        let sending = send(worker, leased.lease, head, body.take().unwrap_or(Body::Empty));
+        let (failed, left) = match until(sending, clock, sleep.as_mut(), reply).await {
+            Err(cut) => return Err(cut_short(record, cut)),
+            Ok(Err(not_sent)) => *not_sent,
+            Ok(Ok(mut sent)) => {
+                record.peer.clone_from(&sent.made().peer);
+                let arrived =
+                    poll_fn(|cx| poll_answer(cx, &mut sent, reply, clock, sleep.as_mut()));
+                match arrived.await {
+                    Ok(answered) => {
+                        record.first_byte = Some(record.started.elapsed());
+                        return Ok(Asked {
+                            answered,
+                            upload: sent.upload,
+                            chosen: leased.chosen,
+                        });
+                    }
+                    Err(Cut::NoAnswer(failed)) => (failed, sent.upload.take_unmoved()),
+                    Err(cut) => {
+                        sent.upload.abort(H2Reason::CANCEL);
+                        return Err(cut_short(record, cut));
+                    }
+                }
+            }
+        };
+        body = spare.as_ref().and_then(Body::copy_whole).or(left);
+        let again = failed.unprocessed || failed.stale && head.is_idempotent();
+        if !again || body.is_none() || record.attempts >= ATTEMPTS_MAX {
+            return Err(failed_upstream(record, failed));
+        }
+        tracing::debug!(
+            detail = failed.detail,
+            "a request is sent again: its connection was being closed"
+        );
+        needs.new = true;
+    }
+}
+
+/// What cuts a wait short.
+enum Cut {
+    NoAnswer(NoAnswer),
+    /// A time-out: what it is about, and which.
+    Time(Reason, Timeout),
+    CallerGone(String),
+    /// The caller's body is not what it should be.
+    BadBody(String),
+}
+
+/// Waits for `future`, but not longer than the clock lets it, nor for a caller that has gone.
+async fn until<T>(
+    future: impl Future<Output = T>,
+    clock: &mut Clock,
+    mut sleep: Pin<&mut Sleep>,
+    reply: &mut Reply,
+) -> Result<T, Cut> {
+    let mut future = pin!(future);
+    poll_fn(|cx| {
+        if let Poll::Ready(done) = future.as_mut().poll(cx) {
+            return Poll::Ready(Ok(done));
+        }
+        if let Poll::Ready((reason, timeout)) = clock.poll(cx, sleep.as_mut(), 0) {
+            return Poll::Ready(Err(Cut::Time(reason, timeout)));
+        }
+        match reply.poll_gone(cx) {
+            Poll::Ready(error) => Poll::Ready(Err(Cut::CallerGone(error.to_string()))),
+            Poll::Pending => Poll::Pending,
+        }
+    })
+    .await
+}
+
+/// The request's body goes, and the head of the answer comes.
+fn poll_answer(
+    cx: &mut Context<'_>,
+    sent: &mut Sent,
+    reply: &mut Reply,
+    clock: &mut Clock,
+    sleep: Pin<&mut Sleep>,
+) -> Poll<Result<Box<Answered>, Cut>> {
+    if let Poll::Ready(Err(PumpError::From(error))) = sent.upload.poll(cx) {
+        return Poll::Ready(Err(Cut::BadBody(error.to_string())));
+        // Where the next hop takes no more of it, its answer says why.
+    }
+    loop {
+        match sent.poll_arrived(cx) {
+            Poll::Ready(Ok(Arrived::Interim(head))) => {
+                reply.inform(&head);
+                reply.poll_flush(cx);
+            }
+            Poll::Ready(Ok(Arrived::Answer(answered))) => return Poll::Ready(Ok(answered)),
+            Poll::Ready(Err(failed)) => return Poll::Ready(Err(Cut::NoAnswer(failed))),
+            Poll::Pending => break,
+        }
+    }
+    if let Poll::Ready((reason, timeout)) = clock.poll(cx, sleep, sent.upload.moved) {
+        return Poll::Ready(Err(Cut::Time(reason, timeout)));
+    }
+    match reply.poll_gone(cx) {
+        Poll::Ready(error) => Poll::Ready(Err(Cut::CallerGone(error.to_string()))),
+        Poll::Pending => Poll::Pending,
+    }
+}
+
+fn unreached(record: &mut RequestRecord, end: End) -> Failure {
+    let text = format!("{} can not be reached: {}", record.destination, end.reason);
+    record.fail(SaidBy::Proxy, end.reason, end.detail);
+    let status = match end.reason {
+        Reason::ConnectTimeout => StatusCode::GATEWAY_TIMEOUT,
+        _ => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    Failure::Answer(Box::new(Answer::new(status, end.reason, text)))
+}
+
+fn failed_upstream(record: &mut RequestRecord, failed: NoAnswer) -> Failure {
+    let text = format!("{} gave no answer: {}", record.destination, failed.reason);
+    record.fail(SaidBy::Upstream, failed.reason, failed.detail);
+    let status = match failed.reason {
+        Reason::RefusedByPeer => StatusCode::FORBIDDEN,
+        _ => StatusCode::BAD_GATEWAY,
+    };
+    Failure::Answer(Box::new(Answer::new(status, failed.reason, text)))
+}
+
+fn cut_short(record: &mut RequestRecord, cut: Cut) -> Failure {
+    match cut {
+        Cut::NoAnswer(failed) => failed_upstream(record, failed),
+        Cut::Time(reason, timeout) => {
+            let limit = timeout.limit.unwrap_or_default();
+            let text = format!("{} took longer than {}", record.destination, Limit(limit, ""));
+            let detail = format!("{reason} {}", Limit(limit, &timeout.origin));
+            record.fail(SaidBy::Policy, reason, detail);
+            Failure::Answer(Box::new(Answer::new(StatusCode::GATEWAY_TIMEOUT, reason, text)))
+        }
+        Cut::CallerGone(detail) => {
+            record.fail(SaidBy::Client, Reason::ClientGone, detail);
+            Failure::CallerGone
+        }
+        Cut::BadBody(detail) => {
+            record.fail(SaidBy::Client, Reason::BadRequest, detail);
+            let text = "the body of the request is malformed, or did not come whole";
+            let answer = Answer::new(StatusCode::BAD_REQUEST, Reason::BadRequest, text);
+            Failure::Answer(Box::new(answer))
+        }
+    }
+}
+
+/// The answer goes back, and what is left of both bodies flows.
+#[expect(clippy::too_many_arguments, reason = "each is one thing that the step needs")]
+async fn answer(
+    worker: &Rc<Worker>,
+    side: &Side,
+    admitted: &Admitted,
+    asked: Asked,
+    mut reply: Reply,
+    tunnel: Option<Body>,
+    mut record: RequestRecord,
+    mut clock: Clock,
+) {
+    let Asked {
+        answered,
+        mut upload,
+        chosen: _under_way,
+    } = asked;
+    let Answered {
+        mut head,
+        body,
+        has_body,
+        hop,
+        tunnel: tunnel_to,
+    } = *answered;
+    side.look_at_answer(&mut head, &mut record);
+    if let Some(rule) = &admitted.rule {
+        filter_answer(rule, &mut head.headers);
+    }
+    record.status = Some(head.status);
+    record.note_grpc(&head.headers);
+    let is_tunnel = head.upgrade.is_some();
+    if let (Some(_), Some(from), Some(to)) = (&head.upgrade, tunnel, tunnel_to) {
+        reply.upgrade(&mut head);
+        upload = Pump::new(from, to);
+        // How long a conversation may take is not for the time-out of a request to say.
+        clock.request = Timeout::default();
+    }
+    if !upload.is_done() {
+        // The caller's next request would be searched for in the rest of this one's body.
+        reply.close_after();
+    }
+    let length = body.length();
+    let sink = match reply.begin(head, length, has_body) {
+        Ok(sink) => sink,
+        Err(error) => {
+            record.fail(SaidBy::Client, Reason::ClientGone, error.to_string());
+            upload.abort(H2Reason::CANCEL);
+            return;
+        }
+    };
+    let mut download = Pump::new(body, sink);
+    let mut sleep = pin!(clock.sleep());
+    let flowed = poll_fn(|cx| {
+        let up = upload.poll(cx);
+        let down = download.poll(cx);
+        match (up, down) {
+            (_, Poll::Ready(Err(error))) => return Poll::Ready(Err(Broken::Down(error))),
+            (Poll::Ready(Err(error)), _) if is_tunnel => {
+                return Poll::Ready(Err(Broken::Up(error)));
+            }
+            // An answer may end before the request has: nobody wants the rest.
+            (up, Poll::Ready(Ok(()))) if !is_tunnel || up.is_ready() => return Poll::Ready(Ok(())),
+            (Poll::Ready(Err(PumpError::From(error))), _) => {
+                return Poll::Ready(Err(Broken::Up(PumpError::From(error))));
+            }
+            _ => {}
+        }
+        match clock.poll(cx, sleep.as_mut(), upload.moved + download.moved) {
+            Poll::Ready((reason, timeout)) => Poll::Ready(Err(Broken::Time(reason, timeout))),
+            Poll::Pending => Poll::Pending,
+        }
+    })
+    .await;
+    record.sent = upload.moved;
+    record.received = download.moved;
+    if let Some(trailers) = &download.trailers {
+        record.note_grpc(trailers);
+    }
+    match flowed {
+        Ok(()) => {
+            if upload.is_done() {
+                give_back(worker, hop);
+            } else {
+                upload.abort(H2Reason::NO_ERROR);
+            }
+        }
+        Err(broken) => {
+            let (said_by, reason, detail) = broken.explain();
+            record.fail(said_by, reason, detail);
+            upload.abort(H2Reason::CANCEL);
+            download.abort(match said_by {
+                SaidBy::Client => H2Reason::CANCEL,
+                _ => H2Reason::INTERNAL_ERROR,
+            });
+            if let UsedHop::H1 { lease, .. } = hop {
+                lease.connection.borrow_mut().break_off();
+            }
+        }
+    }
+    record.done();
+}
+
+/// Why bodies stopped flowing.
+enum Broken {
+    Up(PumpError),
+    Down(PumpError),
+    Time(Reason, Timeout),
+}
+
+impl Broken {
+    fn explain(self) -> (SaidBy, Reason, String) {
+        match self {
+            Self::Up(PumpError::From(error)) | Self::Down(PumpError::To(error)) => {
+                (SaidBy::Client, Reason::ClientGone, error.to_string())
+            }
+            Self::Up(PumpError::To(error)) | Self::Down(PumpError::From(error)) => {
+                (SaidBy::Upstream, Reason::Truncated, error.to_string())
+            }
+            Self::Time(reason, timeout) => {
+                let limit = timeout.limit.unwrap_or_default();
+                let detail = format!("{reason} {}", Limit(limit, &timeout.origin));
+                (SaidBy::Policy, reason, detail)
+            }
+        }
+    }
+}
+
+/// The connection may carry the next request, where both of its messages have ended.
+fn give_back(worker: &Rc<Worker>, hop: UsedHop) {
+    if let UsedHop::H1 {
+        key,
+        lease,
+        keep_alive: true,
+        idle_seconds,
+    } = hop
+        && lease.connection.borrow().is_between_messages()
+    {
+        worker.pool.give_back(worker, key, lease, idle_seconds);
+    }
+}
+
+/// Sends a copy of the request to `to`, and gives back the body, of which the copy gets what flows.
+fn mirror(
+    worker: &Rc<Worker>,
+    snapshot: &Arc<Snapshot>,
+    connection: &Rc<Connection>,
+    to: &Arc<crate::snapshot::ServiceRoute>,
+    head: &RequestHead,
+    body: Body,
+    admitted: &Admitted,
+) -> Body {
+    let Next::Service { own_zone, .. } = &admitted.next else {
+        return body; // Only what goes to services is copied.
+    };
+    let (body, copy) = body.tee();
+    let mut head = head.clone();
+    let mut record = RequestRecord::begin(worker, connection, &mut head);
+    record.mirrored = true;
+    record.destination = to.service.name.clone();
+    record.route.clone_from(&admitted.origin);
+    let admitted = Admitted {
+        next: Next::Service {
+            route: to.clone(),
+            own_zone: own_zone.clone(),
+        },
+        rule: None,
+        mirrors: Vec::new(),
+        timeouts: admitted.timeouts.clone(),
+        origin: admitted.origin.clone(),
+    };
+    let (worker, snapshot) = (worker.clone(), snapshot.clone());
+    tokio::task::spawn_local(async move {
+        let mut reply = Reply::Nobody;
+        let mut clock = Clock::new(&admitted.timeouts);
+        let asked = ask(
+            &worker,
+            &snapshot,
+            &admitted,
+            &head,
+            copy,
+            &mut reply,
+            &mut record,
+            &mut clock,
+        )
+        .await;
+        if let Ok(asked) = asked {
+            record.status = Some(asked.answered.head.status);
+            // The answer is read to its end, so that the connection can be used again, and thrown away.
+            let (mut upload, mut body) = (asked.upload, asked.answered.body);
+            let mut sleep = pin!(clock.sleep());
+            let read = poll_fn(|cx| {
+                let _ = upload.poll(cx);
+                loop {
+                    match body.poll_next(cx) {
+                        Poll::Ready(Some(Ok(_))) => {}
+                        Poll::Ready(Some(Err(_))) => return Poll::Ready(false),
+                        Poll::Ready(None) => return Poll::Ready(true),
+                        Poll::Pending => break,
+                    }
+                }
+                clock.poll(cx, sleep.as_mut(), upload.moved).map(|_| false)
+            })
+            .await;
+            if read && upload.is_done() {
+                give_back(&worker, asked.answered.hop);
+            }
+        }
+        record.done();
+    });
+    body
+}
+
+/// Watches over how long a request takes. One timer for all limits, set to the nearest.
+pub struct Clock {
+    started: Instant,
+    request: Timeout,
+    max_stream: Timeout,
+    idle: Timeout,
+    moved: u64,
+    moved_at: Instant,
+}
+
+impl Clock {
+    /// Begins now.
+    #[must_use]
+    pub fn new(timeouts: &HttpTimeouts) -> Self {
+        let now = Instant::now();
+        Self {
+            started: now,
+            request: timeouts.request.clone(),
+            max_stream: timeouts.max_stream.clone(),
+            idle: timeouts.stream_idle.clone(),
+            moved: 0,
+            moved_at: now,
+        }
+    }
+
+    /// The timer that [`Self::poll`] is given.
+    #[must_use]
+    pub fn sleep(&self) -> Sleep {
+        tokio::time::sleep_until(self.nearest())
+    }
+
+    fn nearest(&self) -> Instant {
+        let from = |start: Instant, timeout: &Timeout| timeout.limit.map(|limit| start + limit);
+        [
+            from(self.started, &self.request),
+            from(self.started, &self.max_stream),
+            from(self.moved_at, &self.idle),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+        // For ever, as far as tokio goes.
+        .unwrap_or_else(|| self.started + Duration::from_secs(86_400 * 365))
+    }
+
+    /// Ready once a limit is over: why, and which. `moved`: bytes that have passed so far.
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut sleep: Pin<&mut Sleep>,
+        moved: u64,
+    ) -> Poll<(Reason, Timeout)> {
+        if moved != self.moved {
+            self.moved = moved;
+            self.moved_at = Instant::now();
+        }
+        while sleep.as_mut().poll(cx).is_ready() {
+            let now = Instant::now();
+            let over = |start: Instant, timeout: &Timeout| {
+                timeout.limit.is_some_and(|limit| now >= start + limit)
+            };
+            if over(self.started, &self.request) {
+                return Poll::Ready((Reason::RequestTimeout, self.request.clone()));
+            }
+            if over(self.started, &self.max_stream) {
+                return Poll::Ready((Reason::StreamTooLong, self.max_stream.clone()));
+            }
+            if over(self.moved_at, &self.idle) {
+                return Poll::Ready((Reason::StreamIdle, self.idle.clone()));
+            }
+            sleep.as_mut().reset(self.nearest());
+        }
+        Poll::Pending
+    }
+}
+
+/// What the other side of a mesh hop says of why it answered itself.
+#[must_use]
+pub fn reason_of(head: &ResponseHead) -> Option<Reason> {
+    Reason::of(head.headers.get(REASON_HEADER)?.to_str().ok()?)
+}

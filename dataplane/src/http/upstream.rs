@@ -1,0 +1,589 @@
+//! The next hop of a request: a connection to it, the request on it, and the head of its answer.
+
+use std::{
+    future::poll_fn,
+    net::SocketAddr,
+    pin::Pin,
+    rc::Rc,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+
+use futures::Future as _;
+use h2::{Reason as H2Reason, RecvStream, client::ResponseFuture};
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header, uri};
+use mesh_proto::names::ZoneName;
+
+use super::{
+    body::{Body, BodyError, H2Sink, Pump, Sink, stream_error},
+    h1::{ReadMessageError, head::Framing},
+    message::{Length, RequestHead, ResponseHead, strip},
+    pool::{H1Lease, H2Lease, HopKey, Made, Pool, Shared, begin_h1},
+    record::RequestRecord,
+    reply::is_bodiless,
+};
+use crate::{
+    config::{Protocol, Timeouts},
+    inbound,
+    record::{End, Reason},
+    snapshot::{ServiceRoute, Snapshot},
+    socket::Socket,
+    upstream::{self, Chosen, Failed},
+    workers::Worker,
+};
+
+/// From so many requests under way to one endpoint on, it is cheaper to send them over one connection of HTTP/2.
+const SHARE_FROM: usize = 8;
+/// A connection that has been idle for longer may be being closed at this moment.
+const FRESH_MS: u64 = 1000;
+
+/// Where a request is sent.
+pub enum Next {
+    /// To the application behind an inbound.
+    Application {
+        /// Where it listens.
+        address: SocketAddr,
+        /// What it speaks.
+        protocol: Protocol,
+        /// For the connection.
+        timeouts: Timeouts,
+    },
+    /// To an endpoint of a service, by mesh TLS.
+    Service {
+        /// The service.
+        route: Arc<ServiceRoute>,
+        /// The zone this proxy runs in.
+        own_zone: ZoneName,
+    },
+}
+
+/// A connection for one request.
+pub enum Lease {
+    /// For it alone.
+    H1(HopKey, H1Lease),
+    /// Shared with others.
+    H2(H2Lease),
+}
+
+/// A connection for one request, and what counts it.
+pub struct Leased {
+    /// The connection.
+    pub lease: Lease,
+    /// Counts the request at its endpoint.
+    pub chosen: Option<Chosen>,
+}
+
+/// What a request needs of its connection.
+#[derive(Debug, Clone, Copy)]
+pub struct Needs {
+    /// It was asked over HTTP/2, or is gRPC.
+    pub prefers_h2: bool,
+    /// It wants the connection for itself: an upgrade.
+    pub own: bool,
+    /// It can not be sent again: a connection that may be closing is not for it.
+    pub fresh: bool,
+    /// The connection before was closed by its peer at the wrong moment: now a new one.
+    pub new: bool,
+}
+
+impl Next {
+    /// Finds a connection: one that waits, a shared one, or a new one.
+    ///
+    /// # Errors
+    /// Where nobody can be reached.
+    pub async fn lease(
+        &self,
+        worker: &Rc<Worker>,
+        snapshot: &Arc<Snapshot>,
+        needs: Needs,
+        record: &mut RequestRecord,
+    ) -> Result<Leased, End> {
+        match self {
+            Self::Application {
+                address,
+                protocol,
+                timeouts,
+            } => {
+                let key = HopKey::Application(*address);
+                let shared = matches!(protocol, Protocol::Http2 | Protocol::Grpc);
+                let connect = async || {
+                    let stream = inbound::reach_application(*address, timeouts).await?;
+                    let made = Made {
+                        peer: None,
+                        identity: None,
+                    };
+                    Ok((Socket::plain(stream, Vec::new()), made))
+                };
+                let lease = lease(worker, snapshot, key, shared, needs, connect).await?;
+                Ok(Leased {
+                    lease,
+                    chosen: None,
+                })
+            }
+            Self::Service { route, own_zone } => {
+                let last = std::cell::RefCell::new(None);
+                let trying = |endpoint: &crate::config::Endpoint| {
+                    last.replace(Some(endpoint.text.clone()));
+                };
+                let attempt = async |endpoint: &crate::config::Endpoint| {
+                    let key = HopKey::endpoint(route, endpoint);
+                    // This request is counted already.
+                    let many = endpoint.health.under_way() >= SHARE_FROM;
+                    let shared = !needs.own && (needs.prefers_h2 || many);
+                    let connect = async || {
+                        let (stream, established) = upstream::call(route, endpoint).await?;
+                        let made = Made {
+                            peer: Some(Rc::new(established.peer.clone())),
+                            identity: snapshot.identity.clone(),
+                        };
+                        Ok((Socket::tls(stream, established), made))
+                    };
+                    lease(worker, snapshot, key, shared, needs, connect).await
+                };
+                let reached =
+                    upstream::reach(worker, route, own_zone, trying, attempt).await;
+                record.endpoint = last.into_inner();
+                let (lease, chosen) = reached?;
+                Ok(Leased {
+                    lease,
+                    chosen: Some(chosen),
+                })
+            }
+        }
+    }
+}
+
+/// A connection to `key`, by `connect` where none waits.
+async fn lease<E: From<Failed>>(
+    worker: &Rc<Worker>,
+    snapshot: &Arc<Snapshot>,
+    key: HopKey,
+    shared: bool,
+    needs: Needs,
+    connect: impl AsyncFn() -> Result<(Socket, Made), E>,
+) -> Result<Lease, E> {
+    if !shared {
+        if !needs.new {
+            let oldest = if needs.fresh { FRESH_MS } else { u64::MAX };
+            let idle = worker.pool.take_idle(&key, snapshot, worker.now_ms(), oldest);
+            if let Some(lease) = idle {
+                return Ok(Lease::H1(key, lease));
+            }
+        }
+        let (socket, made) = connect().await?;
+        return Ok(Lease::H1(key, begin_h1(worker, socket, made)));
+    }
+    loop {
+        match Pool::share(worker, &key, snapshot) {
+            Shared::Lease(lease) => return Ok(Lease::H2(lease)),
+            Shared::Wait(made) => made.notified().await,
+            Shared::Make(making) => {
+                let (socket, made) = connect().await?;
+                return match making.begin(socket, made).await {
+                    Ok(lease) => Ok(Lease::H2(lease)),
+                    Err(error) => Err(E::from(Failed {
+                        reason: Reason::ConnectFailed,
+                        detail: format!("HTTP/2 could not begin: {error}"),
+                    })),
+                };
+            }
+        }
+    }
+}
+
+/// A request on its way, and the answer that is waited for.
+pub struct Sent {
+    /// The request's body.
+    pub upload: Pump,
+    awaiting: Awaiting,
+    method: Method,
+    /// The protocol that was asked for.
+    upgrade: Option<HeaderValue>,
+    /// Parts of the answer's head have come, so that the request was read.
+    pub answered: bool,
+}
+
+enum Awaiting {
+    H1(HopKey, H1Lease),
+    H2 {
+        answer: ResponseFuture,
+        lease: H2Lease,
+        /// What an upgraded stream sends on.
+        tunnel: Option<H2Sink>,
+    },
+}
+
+/// What comes of a request.
+pub enum Arrived {
+    /// An interim answer (1xx); more comes.
+    Interim(ResponseHead),
+    /// The answer.
+    Answer(Box<Answered>),
+}
+
+/// The head of an answer, and its body to come.
+pub struct Answered {
+    /// The head.
+    pub head: ResponseHead,
+    /// Its body.
+    pub body: Body,
+    /// It has one.
+    pub has_body: bool,
+    /// What becomes of the connection.
+    pub hop: UsedHop,
+    /// Where what the caller sends after an upgrade goes.
+    pub tunnel: Option<Sink>,
+}
+
+/// The connection that an answer comes on.
+pub enum UsedHop {
+    /// Goes back to the pool where both messages have ended.
+    H1 {
+        /// The pool's key.
+        key: HopKey,
+        /// The connection.
+        lease: H1Lease,
+        /// It may carry more.
+        keep_alive: bool,
+        /// What its server says of how long it waits.
+        idle_seconds: Option<u64>,
+    },
+    /// Counts the stream while it lasts.
+    H2(H2Lease),
+}
+
+/// Why there is no answer.
+#[derive(Debug)]
+pub struct NoAnswer {
+    /// For metrics.
+    pub reason: Reason,
+    /// For the person on call.
+    pub detail: String,
+    /// The request was not processed for certain: it may be sent again whatever it is.
+    pub unprocessed: bool,
+    /// The connection was closed before a byte of the answer, as happens to one that waited: the request may be sent again where
+    /// that means the same.
+    pub stale: bool,
+}
+
+/// Sends the head of a request; its body follows as [`Sent::upload`] is polled.
+///
+/// # Errors
+/// Where the connection takes no request.
+pub async fn send(
+    worker: &Rc<Worker>,
+    lease: Lease,
+    head: &RequestHead,
+    body: Body,
+) -> Result<Sent, Box<(NoAnswer, Option<Body>)>> {
+    let (method, upgrade) = (head.method.clone(), head.upgrade.clone());
+    match lease {
+        Lease::H1(key, lease) => {
+            let mut head_on_wire;
+            let mut head = head;
+            if needs_websocket_key(head) {
+                head_on_wire = head.clone();
+                add_websocket_key(worker, &mut head_on_wire);
+                head = &head_on_wire;
+            }
+            let framing = match body.length() {
+                _ if head.upgrade.is_some() => Framing::None,
+                Length::Known(0) => Framing::None,
+                Length::Known(length) => Framing::Length(length),
+                Length::Unknown => Framing::Chunked,
+            };
+            lease.connection.borrow_mut().put_request(head, framing);
+            Ok(Sent {
+                upload: Pump::new(body, Sink::H1(lease.connection.clone())),
+                awaiting: Awaiting::H1(key, lease),
+                method,
+                upgrade,
+                answered: false,
+            })
+        }
+        Lease::H2(lease) => {
+            let mut sender = lease.sender();
+            let ends = upgrade.is_none() && matches!(body, Body::Empty);
+            let sent = match poll_fn(|cx| sender.poll_ready(cx)).await {
+                Ok(()) => sender.send_request(on_h2(head), ends),
+                Err(error) => Err(error),
+            };
+            let (answer, stream) = match sent {
+                Ok(sent) => sent,
+                Err(error) => {
+                    // Nothing of it has left.
+                    let failed = NoAnswer {
+                        unprocessed: true,
+                        ..no_answer(&error, &lease)
+                    };
+                    lease.hop.retire();
+                    return Err(Box::new((failed, Some(body))));
+                }
+            };
+            let sink = H2Sink::new(stream);
+            let (upload, tunnel) = match (&upgrade, ends) {
+                (Some(_), _) => (Pump::new(Body::Empty, Sink::None), Some(sink)),
+                (None, true) => (Pump::new(Body::Empty, Sink::None), None),
+                (None, false) => (Pump::new(body, Sink::H2(sink)), None),
+            };
+            Ok(Sent {
+                upload,
+                awaiting: Awaiting::H2 {
+                    answer,
+                    lease,
+                    tunnel,
+                },
+                method,
+                upgrade,
+                answered: false,
+            })
+        }
+    }
+}
+
+impl Sent {
+    /// Who is at the other end, where mesh TLS says so.
+    #[must_use]
+    pub fn made(&self) -> &Made {
+        match &self.awaiting {
+            Awaiting::H1(_, lease) => &lease.made,
+            Awaiting::H2 { lease, .. } => &lease.hop.made,
+        }
+    }
+
+    /// What comes next of the answer's head.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub fn poll_arrived(&mut self, cx: &mut Context<'_>) -> Poll<Result<Arrived, NoAnswer>> {
+        match &mut self.awaiting {
+            Awaiting::H1(_, lease) => {
+                let polled = lease.connection.borrow_mut().poll_response(cx, &self.method);
+                let parsed = match ready!(polled) {
+                    Ok(parsed) => parsed,
+                    Err(error) => {
+                        return Poll::Ready(Err(broken(error, lease, self.answered)));
+                    }
+                };
+                self.answered = true;
+                if parsed.head.status.is_informational() && parsed.head.upgrade.is_none() {
+                    return Poll::Ready(Ok(Arrived::Interim(parsed.head)));
+                }
+                let connection = lease.connection.clone();
+                let length = match parsed.framing {
+                    Framing::None => Length::Known(0),
+                    Framing::Length(length) => Length::Known(length),
+                    Framing::Chunked | Framing::UntilClose => Length::Unknown,
+                };
+                let is_upgrade = parsed.head.upgrade.is_some();
+                if is_upgrade && self.upgrade.is_none() {
+                    return Poll::Ready(Err(NoAnswer::of(
+                        Reason::BadAnswer,
+                        "it answered with an upgrade that nobody asked for",
+                    )));
+                }
+                if is_upgrade {
+                    connection.borrow_mut().upgrade();
+                }
+                let has_body = is_upgrade || parsed.framing != Framing::None;
+                let body = match has_body {
+                    true => Body::H1(connection.clone(), length),
+                    false => Body::Empty,
+                };
+                let Awaiting::H1(key, lease) = std::mem::replace(
+                    &mut self.awaiting,
+                    Awaiting::H1(
+                        HopKey::Application(SocketAddr::from(([0; 4], 0))),
+                        H1Lease {
+                            connection: connection.clone(),
+                            made: lease.made.clone(),
+                            reused: true,
+                        },
+                    ),
+                ) else {
+                    unreachable!("it was so above");
+                };
+                Poll::Ready(Ok(Arrived::Answer(Box::new(Answered {
+                    head: parsed.head,
+                    body,
+                    has_body,
+                    tunnel: is_upgrade.then(|| Sink::H1(connection)),
+                    hop: UsedHop::H1 {
+                        key,
+                        lease,
+                        keep_alive: parsed.keep_alive && !is_upgrade,
+                        idle_seconds: parsed.idle_seconds,
+                    },
+                }))))
+            }
+            Awaiting::H2 {
+                answer,
+                lease,
+                tunnel,
+            } => {
+                if let Poll::Ready(Some(interim)) = answer.poll_informational(cx) {
+                    self.answered = true;
+                    return Poll::Ready(match interim {
+                        Ok(interim) => {
+                            let (parts, ()) = interim.into_parts();
+                            Ok(Arrived::Interim(ResponseHead {
+                                status: parts.status,
+                                headers: parts.headers,
+                                upgrade: None,
+                            }))
+                        }
+                        Err(error) => Err(no_answer(&error, lease)),
+                    });
+                }
+                let response = match ready!(Pin::new(answer).poll(cx)) {
+                    Ok(response) => response,
+                    Err(error) => return Poll::Ready(Err(no_answer(&error, lease))),
+                };
+                self.answered = true;
+                let lease = H2Lease::again(lease);
+                let answered =
+                    from_h2(response, &self.method, self.upgrade.as_ref(), tunnel.take(), lease);
+                Poll::Ready(Ok(Arrived::Answer(Box::new(answered))))
+            }
+        }
+    }
+}
+
+/// The head of a request as HTTP/2 has it.
+fn on_h2(head: &RequestHead) -> Request<()> {
+    let mut request = Request::new(());
+    let mut parts = uri::Parts::default();
+    parts.scheme = Some(uri::Scheme::HTTP);
+    parts.authority.clone_from(&head.authority);
+    if parts.authority.is_none() {
+        // HTTP/1.0 without Host; a request has to have one here.
+        parts.authority = Some(uri::Authority::from_static("localhost"));
+    }
+    parts.path_and_query = Some(head.path.clone());
+    *request.uri_mut() = Uri::from_parts(parts).unwrap_or_default();
+    *request.version_mut() = http::Version::HTTP_2;
+    request.headers_mut().clone_from(&head.headers);
+    match &head.upgrade {
+        Some(protocol) => {
+            *request.method_mut() = Method::CONNECT;
+            let protocol = protocol.to_str().unwrap_or_default();
+            request.extensions_mut().insert(h2::ext::Protocol::from(protocol));
+            request.headers_mut().remove(header::SEC_WEBSOCKET_KEY);
+        }
+        None => request.method_mut().clone_from(&head.method),
+    }
+    request
+}
+
+fn from_h2(
+    response: Response<RecvStream>,
+    method: &Method,
+    upgrade: Option<&HeaderValue>,
+    tunnel: Option<H2Sink>,
+    lease: H2Lease,
+) -> Answered {
+    let (parts, stream) = response.into_parts();
+    let mut headers = parts.headers;
+    strip(&mut headers);
+    let upgraded = upgrade.filter(|_| parts.status.is_success());
+    let length = headers
+        .get(header::CONTENT_LENGTH)
+        .and_then(|length| super::h1::head::content_length(length.as_bytes()));
+    let has_body =
+        upgraded.is_some() || !(is_bodiless(method, parts.status) || stream.is_end_stream());
+    let body = if has_body {
+        Body::H2(stream, length.map_or(Length::Unknown, Length::Known))
+    } else {
+        Body::Empty
+    };
+    Answered {
+        head: ResponseHead {
+            status: match upgraded {
+                Some(_) => StatusCode::SWITCHING_PROTOCOLS,
+                None => parts.status,
+            },
+            headers,
+            upgrade: upgraded.cloned(),
+        },
+        body,
+        has_body,
+        hop: UsedHop::H2(lease),
+        tunnel: tunnel.filter(|_| upgraded.is_some()).map(Sink::H2),
+    }
+}
+
+/// HTTP/2 has no keys of WebSocket; an application that speaks HTTP/1 wants one.
+fn needs_websocket_key(head: &RequestHead) -> bool {
+    let websocket = head.upgrade.as_ref();
+    websocket.is_some_and(|protocol| protocol.as_bytes().eq_ignore_ascii_case(b"websocket"))
+        && !head.headers.contains_key(header::SEC_WEBSOCKET_KEY)
+}
+
+fn add_websocket_key(worker: &Worker, head: &mut RequestHead) {
+    use base64::Engine as _;
+    let bytes = [worker.random().to_be_bytes(), worker.random().to_be_bytes()].concat();
+    let key = base64::engine::general_purpose::STANDARD.encode(bytes);
+    if let Ok(key) = HeaderValue::from_str(&key) {
+        head.headers.insert(header::SEC_WEBSOCKET_KEY, key);
+    }
+}
+
+impl NoAnswer {
+    fn of(reason: Reason, detail: impl Into<String>) -> Self {
+        Self {
+            reason,
+            detail: detail.into(),
+            unprocessed: false,
+            stale: false,
+        }
+    }
+}
+
+fn broken(error: ReadMessageError, lease: &H1Lease, answered: bool) -> NoAnswer {
+    match error {
+        ReadMessageError::Bad(bad) => {
+            NoAnswer::of(Reason::BadAnswer, format!("what it answered is no HTTP: {bad}"))
+        }
+        ReadMessageError::Socket(error) => NoAnswer {
+            stale: lease.reused && !answered && lease.connection.borrow().is_drained(),
+            ..NoAnswer::of(
+                match error.reason {
+                    Reason::RefusedByPeer => Reason::RefusedByPeer,
+                    _ => Reason::Reset,
+                },
+                error.detail,
+            )
+        },
+        ReadMessageError::Truncated => NoAnswer {
+            stale: lease.reused && !answered && lease.connection.borrow().is_drained(),
+            ..NoAnswer::of(
+                Reason::Truncated,
+                "it closed the connection without an answer",
+            )
+        },
+    }
+}
+
+/// What an error of HTTP/2 means: whether the request was processed is what the protocol itself says.
+fn no_answer(error: &h2::Error, lease: &H2Lease) -> NoAnswer {
+    let refused = error.reason() == Some(H2Reason::REFUSED_STREAM);
+    let going_away = error.is_go_away() && error.is_remote();
+    if !error.is_reset() {
+        lease.hop.retire();
+    }
+    let body_error = stream_error(error);
+    NoAnswer {
+        reason: match body_error {
+            BodyError::Reset(_) => Reason::UpstreamReset,
+            _ => Reason::Reset,
+        },
+        detail: body_error.to_string(),
+        unprocessed: refused || (going_away && error.reason() == Some(H2Reason::NO_ERROR)),
+        stale: error.is_io() || going_away,
+    }
+}
+
+/// What applications may not say in the name of the mesh.
+pub const OF_THE_MESH: HeaderName = super::reply::REASON_HEADER;
+

@@ -55,7 +55,11 @@ pub fn pick(
             // A new endpoint gives a part of its turns to the next.
             let share = share(&endpoints[index], balancing.slow_start, now);
             let gives = share < 1000 && below(random(), 1000) >= share;
-            if gives { nth((turn + 1) % count) } else { Some(index) }
+            if gives {
+                nth((turn + 1) % count)
+            } else {
+                Some(index)
+            }
         }
         Spread::LeastRequest(choices) => {
             let first = below(random(), count);
@@ -127,7 +131,15 @@ mod tests {
         now: Instant,
         random: impl FnMut() -> u64,
     ) -> Option<usize> {
-        pick(endpoints, &Balancing::default(), &east(), tried, now, random, || 0)
+        pick(
+            endpoints,
+            &Balancing::default(),
+            &east(),
+            tried,
+            now,
+            random,
+            || 0,
+        )
     }
 
     fn east() -> ZoneName {
@@ -192,7 +204,9 @@ mod tests {
         };
         for turn in 0..300 {
             let now = Instant::now();
-            let picked = pick(&endpoints, &balancing, &east(), &[], now, numbers(), || turn);
+            let picked = pick(&endpoints, &balancing, &east(), &[], now, numbers(), || {
+                turn
+            });
             counts[picked.unwrap()] += 1;
         }
         assert_eq!(counts, [100; 3]);

@@ -20,13 +20,15 @@ use mesh_proto::{
 pub(crate) use endpoint::place;
 pub use endpoint::{Endpoint, EndpointHealth, Host, InvalidEndpoint, Outstanding};
 pub use http::{
-    HeaderModifier, HttpFilter, HttpMirror, HttpRedirect, HttpRoutes, HttpRule, HttpTimeouts, InvalidHttpRoute, PathRewrite, Timeout,
-    UrlRewrite,
+    HeaderModifier, HttpFilter, HttpMirror, HttpRedirect, HttpRoutes, HttpRule, HttpTimeouts,
+    InvalidHttpRoute, PathRewrite, Timeout, UrlRewrite,
 };
 pub use ingress::{Ingress, IngressRoute, InvalidIngress};
 pub use route::{InvalidRoute, TcpRoute};
 pub use service::{Balancing, InvalidService, Service, ServiceZone, Spread};
-pub use sidecar::{CallerTimeouts, Inbound, InvalidInbound, InvalidProxy, Outbound, Probe, Proxy, TlsMode};
+pub use sidecar::{
+    CallerTimeouts, Inbound, InvalidInbound, InvalidProxy, Outbound, Probe, Proxy, TlsMode,
+};
 pub use trust::{Anchor, AnchorKey, InvalidTrust, Trust};
 
 /// The longest free text (names of proxies, workloads, services) that a document may carry, in bytes.

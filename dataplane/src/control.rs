@@ -712,6 +712,9 @@ impl Control {
             .map(|(key, _)| *key)
             .collect();
         self.listeners.settle(&kept);
+        for worker in self.workers.iter() {
+            worker.tell(Command::Drain);
+        }
     }
 
     /// Accepts nothing any more and ends what is open.

@@ -1,13 +1,18 @@
 //! Connections for the application: handshake, identity, permission, then bytes.
 //!
-//! When the HTTP engine comes, it takes over after [`authorize`], for inbounds whose protocol it speaks.
+//! Where the inbound speaks HTTP, [`http`](crate::http) takes over after the handshake, and judges request by request.
 
-use std::{rc::Rc, sync::Arc};
+use std::{net::SocketAddr, rc::Rc, sync::Arc};
 
 use tokio::{net::TcpStream, time::timeout};
 
 use crate::{
-    config::Inbound,
+    config::{Inbound, Timeouts},
+    http::{
+        self,
+        serve::Caller,
+        side::{InboundSide, Side},
+    },
     net,
     permission::Decision,
     record::{ClosedBy, Connection, End, Limit, Reason},
@@ -18,6 +23,7 @@ use crate::{
         handshake::{self, Established, HandshakeError},
         verify::{Refusal, VerifiedPeer, denied},
     },
+    upstream::Failed,
     workers::Worker,
 };
 
@@ -25,6 +31,7 @@ use crate::{
 pub async fn serve(
     worker: &Rc<Worker>,
     mut stream: TcpStream,
+    listen: SocketAddr,
     route: &InboundRoute,
     connection: &Rc<Connection>,
 ) -> End {
@@ -36,19 +43,44 @@ pub async fn serve(
         Err(end) => return end,
     };
     is_from(connection, &established.peer);
+    if inbound.protocol.is_http() {
+        return serve_http(worker, Socket::tls(stream, established), listen, connection).await;
+    }
     if let Err(end) = authorize(worker, inbound, &established.peer, connection) {
         return end;
     }
     connection
         .destination_address
         .replace(Some(inbound.application.to_string().into()));
-    let application = match Box::pin(reach_application(inbound)).await {
+    let reaching = reach_application(inbound.application, &inbound.timeouts);
+    let application = match Box::pin(reaching).await {
         Ok(application) => application,
-        Err(end) => return end,
+        Err(failed) => return End::failed(failed.reason, ClosedBy::Destination, failed.detail),
     };
     let source = Socket::tls(stream, established);
     let destination = Socket::plain(application, Vec::new());
     relay(source, destination, connection, worker).await
+}
+
+/// Requests, one by one.
+async fn serve_http(
+    worker: &Rc<Worker>,
+    socket: Socket,
+    listen: SocketAddr,
+    connection: &Rc<Connection>,
+) -> End {
+    connection.is_http.set(true);
+    if worker.draining.get() {
+        connection.drain();
+    }
+    let peer = connection.peer.borrow().clone();
+    let caller = Caller {
+        worker: worker.clone(),
+        is_peer: peer.is_some(),
+        side: Rc::new(Side::Inbound(InboundSide::new(listen, peer))),
+        connection: connection.clone(),
+    };
+    http::serve::serve(&caller, socket).await
 }
 
 fn is_from(connection: &Connection, peer: &VerifiedPeer) {
@@ -181,16 +213,19 @@ pub fn still_trusted(snapshot: &Snapshot, peer: &VerifiedPeer) -> bool {
     trust.is_some_and(|trust| trust.holds(peer.id.trust_domain(), peer.anchor))
 }
 
-async fn reach_application(inbound: &Inbound) -> Result<TcpStream, End> {
-    let address = inbound.application;
-    let failed = |reason, detail: String| {
-        End::failed(
-            reason,
-            ClosedBy::Destination,
-            format!("the application at {address} {detail}"),
-        )
+/// Connects to the application at `address`.
+///
+/// # Errors
+/// Where it is not there.
+pub async fn reach_application(
+    address: SocketAddr,
+    timeouts: &Timeouts,
+) -> Result<TcpStream, Failed> {
+    let failed = |reason, detail: String| Failed {
+        reason,
+        detail: format!("the application at {address} {detail}"),
     };
-    let limit = inbound.timeouts.connect;
+    let limit = timeouts.connect;
     match timeout(limit, net::connect(address)).await {
         Ok(Ok(stream)) => Ok(stream),
         Ok(Err(error)) if error.kind() == std::io::ErrorKind::ConnectionRefused => Err(failed(
@@ -205,7 +240,7 @@ async fn reach_application(inbound: &Inbound) -> Result<TcpStream, End> {
             Reason::ConnectTimeout,
             format!(
                 "did not answer within the connection timeout {}",
-                Limit(limit, &inbound.timeouts.connect_origin)
+                Limit(limit, &timeouts.connect_origin)
             ),
         )),
     }

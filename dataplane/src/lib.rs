@@ -7,8 +7,8 @@
 //! | [`listener`] | accepts, and reads the snapshot, once |
 //! | [`inbound`], [`outbound`], [`ingress`] | one connection, from its first byte to its record |
 //! | [`permission`] | who may call |
-//! | [`route`] | which service a connection of the application goes to: backends by weight; requests come with the HTTP engine |
-//! | *resilience* | time-outs, retries, rate limits and faults of requests; comes with the HTTP engine, after [`route`] |
+//! | [`route`] | which service a connection of the application goes to: backends by weight |
+//! | [`http`] | requests of HTTP, where that is spoken: their own way, told there; then on with [`balance`] |
 //! | [`balance`] | which endpoint |
 //! | [`upstream`] | one endpoint after another until one answers |
 //! | [`tls`] | mesh TLS: who is at the other end |
@@ -44,6 +44,7 @@ pub mod certificates;
 pub mod config;
 pub mod control;
 pub mod discovery;
+pub mod http;
 pub mod inbound;
 pub mod ingress;
 pub mod listener;

@@ -8,6 +8,7 @@ use tokio::{
 };
 
 use crate::{
+    config::Outbound,
     inbound, ingress, net, outbound,
     record::{Connection, Direction, End, Reason, Record},
     route,
@@ -88,9 +89,18 @@ fn handle(worker: &Rc<Worker>, key: SocketAddr, stream: TcpStream, from: SocketA
             let expired = own_certificate(&snapshot);
             tokio::task::spawn_local(async move {
                 let end = match expired {
-                    Ok(()) => inbound::serve(&worker, stream, &route, &record.connection).await,
+                    Ok(()) => {
+                        inbound::serve(&worker, stream, key, &route, &record.connection).await
+                    }
                     Err(end) => end,
                 };
+                record.end(end);
+            });
+        }
+        Target::Outbound(outbound) if is_http(&snapshot, &outbound) => {
+            let called = snapshot.services[&outbound.service_document].clone();
+            tokio::task::spawn_local(async move {
+                let end = outbound::serve_http(&worker, stream, &called, &record.connection).await;
                 record.end(end);
             });
         }
@@ -119,6 +129,11 @@ fn handle(worker: &Rc<Worker>, key: SocketAddr, stream: TcpStream, from: SocketA
             });
         }
     }
+}
+
+fn is_http(snapshot: &Snapshot, outbound: &Outbound) -> bool {
+    let called = snapshot.services.get(&outbound.service_document);
+    called.is_some_and(|called| called.service.protocol.is_http())
 }
 
 /// A handshake never uses a certificate that has ended (FIELD b1).

@@ -18,7 +18,13 @@ use prometheus_client::{
     metrics::MetricType,
 };
 
-use crate::record::{Direction, Outcome, Reason};
+use crate::{
+    http::{
+        self,
+        metrics::{RequestCounters, SharedSeries},
+    },
+    record::{Direction, Outcome, Reason},
+};
 
 /// Label sets one worker keeps; further ones are counted under [`OVERFLOW`], so that nobody can fill memory by calling
 /// with ever new identities.
@@ -48,8 +54,22 @@ pub struct Series {
     pub shadow_denied: AtomicU64,
 }
 
+/// All series of one worker's connections, as the scrape sees them.
+type ConnectionSeries = Arc<Mutex<Vec<(Labels, Arc<Series>)>>>;
+
 /// All series of one worker, as the scrape sees them.
-pub type WorkerSeries = Arc<Mutex<Vec<(Labels, Arc<Series>)>>>;
+#[derive(Clone, Default)]
+pub struct WorkerSeries {
+    connections: ConnectionSeries,
+    /// Of requests.
+    pub requests: SharedSeries,
+}
+
+impl fmt::Debug for WorkerSeries {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WorkerSeries").finish_non_exhaustive()
+    }
+}
 
 /// A worker's way to its series.
 #[derive(Debug, Default)]
@@ -65,6 +85,12 @@ impl Counters {
         self.shared.clone()
     }
 
+    /// A worker's way to the series of its requests.
+    #[must_use]
+    pub fn requests(&self) -> RequestCounters {
+        RequestCounters::new(self.shared.requests.clone())
+    }
+
     /// The series of `labels`.
     pub fn series(&mut self, mut labels: Labels) -> &Series {
         if self.known.len() >= SERIES_MAX && !self.known.contains_key(&labels) {
@@ -72,7 +98,7 @@ impl Counters {
             labels.destination = OVERFLOW.into();
             labels.mesh = OVERFLOW.into();
         }
-        let shared = &self.shared;
+        let shared = &self.shared.connections;
         self.known.entry(labels).or_insert_with_key(|labels| {
             let series = Arc::<Series>::default();
             shared
@@ -138,7 +164,10 @@ impl Metrics {
         let mut connections: HashMap<Labels, Sum> = HashMap::new();
         let mut bytes: HashMap<ByteKey, Sum> = HashMap::new();
         for worker in &self.workers {
-            let worker = worker.lock().unwrap_or_else(PoisonError::into_inner);
+            let worker = worker
+                .connections
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
             for (labels, series) in worker.iter() {
                 let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
                 connections.entry(labels.clone()).or_default().connections +=
@@ -216,6 +245,12 @@ impl Collector for Metrics {
                 .encode_family(&byte_labels(key, &zone, "sent"))?
                 .encode_counter::<NoLabelSet, u64, u64>(&sum.shadow_denied, None)?;
         }
+        let requests: Vec<_> = self
+            .workers
+            .iter()
+            .map(|worker| worker.requests.clone())
+            .collect();
+        http::metrics::encode(&requests, &zone, &mut encoder)?;
         self.encode_process(&mut encoder)
     }
 }

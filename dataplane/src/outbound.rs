@@ -1,17 +1,22 @@
 //! Connections of the application to a service: balance, mesh TLS to an endpoint, then bytes.
 //!
-//! When resilience comes, it stands between [`route`](crate::route) and [`upstream`](crate::upstream) as a module with
-//! one type, as the crate's map says.
+//! Where the service speaks HTTP, [`http`](crate::http) takes over, request by request.
 
-use std::rc::Rc;
+use std::{rc::Rc, sync::Arc};
 
 use mesh_proto::names::ZoneName;
 use tokio::net::TcpStream;
 
 use crate::{
+    http::{
+        self,
+        serve::Caller,
+        side::{OutboundSide, Side},
+    },
     record::{Connection, End},
     relay::relay,
     route::Destination,
+    snapshot::ServiceRoute,
     socket::Socket,
     upstream,
     workers::Worker,
@@ -48,6 +53,25 @@ pub async fn serve(
         worker,
     )
     .await
+}
+
+/// Serves the requests of one connection to the service in `document`, and says how it ended.
+pub async fn serve_http(
+    worker: &Rc<Worker>,
+    stream: TcpStream,
+    called: &Arc<ServiceRoute>,
+    connection: &Rc<Connection>,
+) -> End {
+    connection.limit_idle(&called.service.timeouts);
+    connection.is_http.set(true);
+    let document = called.document.clone();
+    let caller = Caller {
+        worker: worker.clone(),
+        side: Rc::new(Side::Outbound(OutboundSide { document })),
+        connection: connection.clone(),
+        is_peer: false,
+    };
+    http::serve::serve(&caller, Socket::plain(stream, Vec::new())).await
 }
 
 /// Who reads why a connection failed sees which route sent it there.

@@ -100,7 +100,10 @@ pub fn patterns(
     list: &'static str,
     wire: &[wire::IdentityMatch],
 ) -> Result<Vec<Pattern>, InvalidPermission> {
-    Ok(rules(list, wire)?.into_iter().map(|rule| rule.pattern).collect())
+    Ok(rules(list, wire)?
+        .into_iter()
+        .map(|rule| rule.pattern)
+        .collect())
 }
 
 impl Pattern {

@@ -13,10 +13,12 @@
 use std::{
     cell::{Cell, RefCell},
     fmt,
+    future::poll_fn,
     net::SocketAddr,
+    pin::pin,
     rc::Rc,
     sync::Arc,
-    task::Waker,
+    task::{Context, Poll, Waker},
     time::{Duration, Instant},
 };
 
@@ -84,6 +86,17 @@ pub enum Reason {
     TrustWithdrawn,
     Drained,
     Stopped,
+    // Of requests.
+    BadRequest,
+    NoRoute,
+    BadAnswer,
+    UpstreamReset,
+    ClientGone,
+    RequestTimeout,
+    HeadersTimeout,
+    StreamIdle,
+    StreamTooLong,
+    ConnectionTooOld,
 }
 
 /// Who ended a connection.
@@ -102,6 +115,12 @@ macro_rules! label {
             #[must_use]
             pub fn as_str(self) -> &'static str {
                 match self { $(Self::$variant => $text),+ }
+            }
+
+            /// The one that `text` is.
+            #[must_use]
+            pub fn of(text: &str) -> Option<Self> {
+                match text { $($text => Some(Self::$variant),)+ _ => None }
             }
         }
 
@@ -154,6 +173,16 @@ label!(Reason {
     TrustWithdrawn = "trust_withdrawn",
     Drained = "drained",
     Stopped = "stopped",
+    BadRequest = "bad_request",
+    NoRoute = "no_route",
+    BadAnswer = "bad_answer",
+    UpstreamReset = "upstream_reset",
+    ClientGone = "client_gone",
+    RequestTimeout = "request_timeout",
+    HeadersTimeout = "headers_timeout",
+    StreamIdle = "stream_idle",
+    StreamTooLong = "stream_too_long",
+    ConnectionTooOld = "connection_too_old",
 });
 
 /// How a connection ended, for the record.
@@ -286,6 +315,10 @@ pub struct Connection {
     pub waiting: Cell<Option<Waiting>>,
     /// Asked to end.
     pub close: Cell<Option<Reason>>,
+    /// Takes no further requests, and ends with those it has.
+    pub draining: Cell<bool>,
+    /// Its requests are judged one by one.
+    pub is_http: Cell<bool>,
     /// The task that relays it.
     pub waker: RefCell<Option<Waker>>,
 }
@@ -315,6 +348,8 @@ impl Connection {
             half_closed: Cell::default(),
             waiting: Cell::default(),
             close: Cell::default(),
+            draining: Cell::default(),
+            is_http: Cell::default(),
             waker: RefCell::default(),
         }
     }
@@ -325,14 +360,52 @@ impl Connection {
         self.idle_origin.replace(timeouts.idle_origin.clone());
     }
 
-    /// Asks the relay to end.
+    /// Asks its task to end.
     pub fn close(&self, reason: Reason) {
         if self.close.get().is_none() {
             self.close.set(Some(reason));
-            if let Some(waker) = self.waker.borrow().as_ref() {
-                waker.wake_by_ref();
-            }
+            self.wake();
         }
+    }
+
+    /// Asks its task to take no further requests.
+    pub fn drain(&self) {
+        if !self.draining.replace(true) {
+            self.wake();
+        }
+    }
+
+    fn wake(&self) {
+        if let Some(waker) = self.waker.borrow().as_ref() {
+            waker.wake_by_ref();
+        }
+    }
+
+    /// Lets the worker wake its task.
+    pub fn remember_waker(&self, cx: &Context<'_>) {
+        let mut waker = self.waker.borrow_mut();
+        if waker
+            .as_ref()
+            .is_none_or(|waker| !waker.will_wake(cx.waker()))
+        {
+            *waker = Some(cx.waker().clone());
+        }
+    }
+
+    /// Goes on with `future` until it is done, or the connection is asked to end.
+    ///
+    /// # Errors
+    /// Why it is to end.
+    pub async fn unless_closed<T>(&self, future: impl Future<Output = T>) -> Result<T, Reason> {
+        let mut future = pin!(future);
+        poll_fn(|cx| {
+            if let Some(reason) = self.close.get() {
+                return Poll::Ready(Err(reason));
+            }
+            self.remember_waker(cx);
+            future.as_mut().poll(cx).map(Ok)
+        })
+        .await
     }
 }
 

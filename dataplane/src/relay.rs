@@ -187,7 +187,7 @@ impl Relay<'_> {
         if let Some(reason) = self.connection.close.get() {
             return Poll::Ready(self.closed_by_proxy(reason));
         }
-        remember_waker(self.connection, cx);
+        self.connection.remember_waker(cx);
         let mut scratch = self.worker.scratch.borrow_mut();
         let meter = |bytes| Meter {
             bytes,
@@ -347,17 +347,6 @@ impl Relay<'_> {
 fn abort(to: &Socket, flow: &Flow) {
     if !flow.done() {
         to.reset_on_close();
-    }
-}
-
-/// Lets the worker wake the task when it wants the connection to end.
-fn remember_waker(connection: &Connection, cx: &Context<'_>) {
-    let mut waker = connection.waker.borrow_mut();
-    if waker
-        .as_ref()
-        .is_none_or(|waker| !waker.will_wake(cx.waker()))
-    {
-        *waker = Some(cx.waker().clone());
     }
 }
 

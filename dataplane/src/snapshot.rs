@@ -12,6 +12,7 @@ use rustls_pki_types::ServerName;
 
 use crate::{
     config::{Endpoint, Inbound, Ingress, Outbound, Proxy, Service, Trust},
+    permission::{Pattern, Permissions, Rule},
     tls::{self, identity::Identity},
 };
 
@@ -119,7 +120,7 @@ impl Parts {
                             identity,
                             trust.clone(),
                             inbound.server_names.clone(),
-                            inbound.permissions.clone(),
+                            handshake_permissions(inbound),
                         )
                     }),
                 };
@@ -181,4 +182,19 @@ impl Parts {
             endpoints,
         }
     }
+}
+
+/// Whom the handshake lets in. Where requests are judged one by one, each gets an answer that says why it is refused, so everybody
+/// whose identity is verified may ask.
+fn handshake_permissions(inbound: &Inbound) -> Arc<Permissions> {
+    if !inbound.protocol.is_http() {
+        return inbound.permissions.clone();
+    }
+    Arc::new(Permissions {
+        allow: vec![Rule {
+            pattern: Pattern::Any,
+            origin: Arc::default(),
+        }],
+        ..Permissions::default()
+    })
 }

@@ -43,6 +43,12 @@ pub struct Reached {
     pub outstanding: Outstanding,
 }
 
+impl From<Failed> for End {
+    fn from(failed: Failed) -> Self {
+        Self::failed(failed.reason, ClosedBy::Destination, failed.detail)
+    }
+}
+
 /// Why one attempt failed.
 #[derive(Debug)]
 pub struct Failed {

@@ -24,12 +24,17 @@ use tokio::{
 };
 
 use crate::{
-    http::{limits::HttpLimits, pool::Pool},
+    http::{
+        limits::HttpLimits,
+        metrics::{RequestCounters, RequestLabels},
+        pool::Pool,
+        record::{RequestRecord, SaidBy},
+    },
     inbound, listener,
     metrics::{Counters, Labels, WorkerSeries},
     net,
     permission::Decision,
-    record::{Connection, End, Outcome, Reason, Waiting},
+    record::{Connection, Direction, End, Outcome, Reason, Waiting},
     snapshot::Snapshot,
     socket::Scratch,
 };
@@ -88,6 +93,8 @@ pub enum Command {
     Listen(Vec<(SocketAddr, std::net::TcpListener)>),
     /// Accept no more there.
     Unlisten(Vec<SocketAddr>),
+    /// Let connections from outside take no further requests, and end with those they have.
+    Drain,
     /// End all connections.
     CloseAll(Reason),
     /// Describe open connections, at most so many.
@@ -200,7 +207,12 @@ pub struct Worker {
     pub handshakes: Rc<Semaphore>,
     /// Connections to the next hop that requests share.
     pub pool: Pool,
+    /// What comes from outside takes no further requests.
+    pub draining: Cell<bool>,
+    /// Requests that have not ended.
+    pub requests_under_way: Cell<usize>,
     counters: RefCell<Counters>,
+    requests: RefCell<RequestCounters>,
     turns: RefCell<HashMap<Arc<str>, u64>>,
     random: Cell<u64>,
     started: Instant,
@@ -217,9 +229,12 @@ impl Worker {
             shared,
             scratch: RefCell::default(),
             table: RefCell::default(),
+            requests: RefCell::new(counters.requests()),
             counters: RefCell::new(counters),
             turns: RefCell::default(),
             pool: Pool::default(),
+            draining: Cell::default(),
+            requests_under_way: Cell::default(),
             random: Cell::new(mesh_runtime::backoff::random() | 1),
             started: Instant::now(),
             now_ms: Cell::new(0),
@@ -296,6 +311,50 @@ impl Worker {
             series.connections.fetch_add(1, Ordering::Relaxed);
             self.shared.open.fetch_sub(1, Ordering::Relaxed);
         }
+    }
+
+    /// Counts a request that has ended.
+    pub fn count_request(&self, record: &RequestRecord, duration: Duration) {
+        let connection = &record.connection;
+        let labels = RequestLabels {
+            mesh: connection.mesh.borrow().clone(),
+            source: connection.source.borrow().clone(),
+            destination: record.destination.clone(),
+            direction: connection.direction,
+            method: record.method_label(),
+            status: record.status.map_or(0, |status| status.as_u16()),
+            grpc_status: record.grpc_status,
+            said_by: record.said_by,
+            reason: record.reason,
+            route: record.route.clone(),
+        };
+        self.requests
+            .borrow_mut()
+            .count(labels, duration, record.trace_id());
+    }
+
+    /// Counts what was refused before it was a request.
+    pub fn count_refused_request(
+        &self,
+        connection: &Connection,
+        status: http::StatusCode,
+        reason: Reason,
+    ) {
+        let labels = RequestLabels {
+            mesh: connection.mesh.borrow().clone(),
+            source: connection.source.borrow().clone(),
+            destination: connection.destination.borrow().clone(),
+            direction: connection.direction,
+            method: "",
+            status: status.as_u16(),
+            grpc_status: None,
+            said_by: SaidBy::Client,
+            reason,
+            route: Arc::default(),
+        };
+        self.requests
+            .borrow_mut()
+            .count(labels, Duration::ZERO, None);
     }
 
     /// Counts a connection that is allowed only because its deny is a shadow deny.
@@ -419,6 +478,8 @@ fn withdrawn(connection: &Connection, snapshot: &Snapshot) -> Option<Reason> {
     }
     let name = connection.inbound.as_ref()?;
     match inbound::still_allowed(snapshot, name, peer) {
+        // The next request is refused with its reason.
+        Ok(Decision::Denied { .. }) if connection.is_http.get() => None,
         Ok(Decision::Denied { by }) => {
             connection.policy.replace(by.map(Into::into));
             Some(Reason::PermissionWithdrawn)
@@ -455,6 +516,15 @@ async fn run(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>, rechecke
                 }
             }
             Command::Unlisten(old) => listeners.retain(|key, _| !old.contains(key)),
+            Command::Drain => {
+                worker.draining.set(true);
+                for connection in worker.open() {
+                    // The application's own calls go on while it ends (FIELD c3).
+                    if connection.direction == Direction::Inbound {
+                        connection.drain();
+                    }
+                }
+            }
             Command::CloseAll(reason) => {
                 for connection in worker.open() {
                     connection.close(reason);

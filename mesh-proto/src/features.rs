@@ -33,6 +33,9 @@ pub const DATAPLANE: &[&str] = &[
     PROBE_TCP,
     SERVICE_TCP,
     ROUTE_TCP,
+    HTTP,
+    ROUTE_HTTP,
+    LOAD_BALANCING,
     INGRESS_SNI,
     TRUST_DOMAINS,
 ];

@@ -213,40 +213,50 @@ fn read_rule(index: usize, wire: &wire::HttpRule) -> Result<HttpRule, InvalidHtt
 
 fn read_filter(wire: &wire::HttpFilter) -> Result<HttpFilter, &'static str> {
     use wire::http_filter::Filter;
-    Ok(match wire.filter.as_ref().ok_or("is of a kind that is not known")? {
-        Filter::RequestHeaders(modifier) => HttpFilter::RequestHeaders(read_modifier(modifier)?),
-        Filter::ResponseHeaders(modifier) => HttpFilter::ResponseHeaders(read_modifier(modifier)?),
-        Filter::Redirect(redirect) => HttpFilter::Redirect(HttpRedirect {
-            scheme: text(&redirect.scheme),
-            host: text(&redirect.host),
-            port: match redirect.port {
-                0 => None,
-                port => Some(u16::try_from(port).map_err(|_| "the port is not below 65536")?),
-            },
-            path: redirect.path.as_ref().map(read_path).transpose()?,
-            status: match redirect.status {
-                0 => StatusCode::FOUND,
-                status => u16::try_from(status)
-                    .ok()
-                    .and_then(|status| StatusCode::from_u16(status).ok())
-                    .filter(StatusCode::is_redirection)
-                    .ok_or("the status is not one of a redirect")?,
-            },
-        }),
-        Filter::UrlRewrite(rewrite) => HttpFilter::Rewrite(UrlRewrite {
-            host: text(&rewrite.host),
-            path: rewrite.path.as_ref().map(read_path).transpose()?,
-        }),
-        Filter::Mirror(mirror) => {
-            if !mirror.service_document.starts_with("service/") {
-                return Err("the mirror's service_document does not name a service document");
+    Ok(
+        match wire
+            .filter
+            .as_ref()
+            .ok_or("is of a kind that is not known")?
+        {
+            Filter::RequestHeaders(modifier) => {
+                HttpFilter::RequestHeaders(read_modifier(modifier)?)
             }
-            HttpFilter::Mirror(HttpMirror {
-                service_document: mirror.service_document.as_str().into(),
-                per_million: mirror.per_million,
-            })
-        }
-    })
+            Filter::ResponseHeaders(modifier) => {
+                HttpFilter::ResponseHeaders(read_modifier(modifier)?)
+            }
+            Filter::Redirect(redirect) => HttpFilter::Redirect(HttpRedirect {
+                scheme: text(&redirect.scheme),
+                host: text(&redirect.host),
+                port: match redirect.port {
+                    0 => None,
+                    port => Some(u16::try_from(port).map_err(|_| "the port is not below 65536")?),
+                },
+                path: redirect.path.as_ref().map(read_path).transpose()?,
+                status: match redirect.status {
+                    0 => StatusCode::FOUND,
+                    status => u16::try_from(status)
+                        .ok()
+                        .and_then(|status| StatusCode::from_u16(status).ok())
+                        .filter(StatusCode::is_redirection)
+                        .ok_or("the status is not one of a redirect")?,
+                },
+            }),
+            Filter::UrlRewrite(rewrite) => HttpFilter::Rewrite(UrlRewrite {
+                host: text(&rewrite.host),
+                path: rewrite.path.as_ref().map(read_path).transpose()?,
+            }),
+            Filter::Mirror(mirror) => {
+                if !mirror.service_document.starts_with("service/") {
+                    return Err("the mirror's service_document does not name a service document");
+                }
+                HttpFilter::Mirror(HttpMirror {
+                    service_document: mirror.service_document.as_str().into(),
+                    per_million: mirror.per_million,
+                })
+            }
+        },
+    )
 }
 
 fn read_path(wire: &wire::PathRewrite) -> Result<PathRewrite, &'static str> {
@@ -266,7 +276,8 @@ fn read_modifier(wire: &wire::HeaderModifier) -> Result<HeaderModifier, &'static
         http::header::UPGRADE,
     ];
     let name = |name: &str| {
-        let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| "a header's name is malformed")?;
+        let name =
+            HeaderName::from_bytes(name.as_bytes()).map_err(|_| "a header's name is malformed")?;
         match OF_THE_HOP.contains(&name) {
             true => Err("a header says how the message is framed, which filters can not change"),
             false => Ok(name),
@@ -274,7 +285,8 @@ fn read_modifier(wire: &wire::HeaderModifier) -> Result<HeaderModifier, &'static
     };
     let list = |list: &[wire::HttpHeader]| {
         let headers = list.iter().map(|header| {
-            let value = HeaderValue::from_str(&header.value).map_err(|_| "a header's value is malformed")?;
+            let value = HeaderValue::from_str(&header.value)
+                .map_err(|_| "a header's value is malformed")?;
             Ok((name(&header.name)?, value))
         });
         headers.collect::<Result<Vec<_>, &'static str>>()
@@ -282,6 +294,10 @@ fn read_modifier(wire: &wire::HeaderModifier) -> Result<HeaderModifier, &'static
     Ok(HeaderModifier {
         set: list(&wire.set)?,
         add: list(&wire.add)?,
-        remove: wire.remove.iter().map(|n| name(n)).collect::<Result<_, _>>()?,
+        remove: wire
+            .remove
+            .iter()
+            .map(|n| name(n))
+            .collect::<Result<_, _>>()?,
     })
 }

@@ -14,7 +14,8 @@ use mesh_proto::{
 use rustls_pki_types::ServerName;
 
 use super::{
-    HttpRoutes, InvalidAddress, InvalidHttpRoute, InvalidProtocol, InvalidRoute, Protocol, TcpRoute, Timeouts, port, text,
+    HttpRoutes, InvalidAddress, InvalidHttpRoute, InvalidProtocol, InvalidRoute, Protocol,
+    TcpRoute, Timeouts, port, text,
 };
 use crate::tls::server_name;
 
@@ -149,7 +150,11 @@ impl TryFrom<&wire::Service> for Service {
             zones,
             timeouts: Timeouts::read(wire.timeouts.as_ref()),
             route: wire.tcp_route.as_ref().map(TryInto::try_into).transpose()?,
-            http_routes: wire.http_routes.as_ref().map(TryInto::try_into).transpose()?,
+            http_routes: wire
+                .http_routes
+                .as_ref()
+                .map(TryInto::try_into)
+                .transpose()?,
             balancing: Balancing::read(wire.load_balancing.as_ref()),
         })
     }

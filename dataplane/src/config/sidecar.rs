@@ -85,7 +85,10 @@ impl Inbound {
         };
         let special = self.caller_timeouts.iter();
         let special = special.filter(|special| special.callers.iter().any(|c| c.is_about(caller)));
-        special.map(|special| &special.timeouts).next().unwrap_or(&self.timeouts)
+        special
+            .map(|special| &special.timeouts)
+            .next()
+            .unwrap_or(&self.timeouts)
     }
 }
 

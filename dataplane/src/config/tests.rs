@@ -198,7 +198,7 @@ fn each_bad_field_of_a_proxy_is_named() {
         (|p| p.inbounds[0].protocol = 0, "protocol 0"),
         (|p| p.inbounds[0].protocol = 99, "protocol 99"),
         (|p| p.inbounds[0].tls = 0, "tls mode 0"),
-        (|p| p.inbounds[0].tls = 2, "tls mode 2"),
+        (|p| p.inbounds[0].tls = 99, "tls mode 99"),
         (
             |p| p.inbounds[0].server_names.push(String::new()),
             "server name",

@@ -53,7 +53,7 @@ pub enum Body {
     /// Over HTTP/2.
     H2(RecvStream, Length),
     /// One that somebody gets a copy of.
-    Copied(Box<Body>, Rc<RefCell<Copied>>),
+    Copied(Box<Body>, Copier),
     /// The copy.
     Copy(Rc<RefCell<Copied>>, Length),
 }
@@ -132,7 +132,7 @@ impl Body {
         }
         let copied = Rc::new(RefCell::new(Copied::default()));
         let length = self.length();
-        let body = Self::Copied(Box::new(self), copied.clone());
+        let body = Self::Copied(Box::new(self), Copier(copied.clone()));
         (body, Self::Copy(copied, length))
     }
 
@@ -151,7 +151,7 @@ impl Body {
             Self::H1(connection, _) => connection.borrow_mut().poll_body(cx),
             Self::Copied(body, copied) => {
                 let polled = ready!(body.poll_next(cx));
-                let mut copied = copied.borrow_mut();
+                let mut copied = copied.0.borrow_mut();
                 match &polled {
                     _ if copied.lost => {}
                     Some(Ok(Part::Data(data))) => copied.put(Some(Part::Data(data.clone()))),
@@ -219,15 +219,16 @@ pub fn stream_error(error: &h2::Error) -> BodyError {
     }
 }
 
-impl Drop for Body {
+/// Who writes a copy.
+pub struct Copier(Rc<RefCell<Copied>>);
+
+impl Drop for Copier {
     /// A body that nobody reads any more has no whole copy, unless it has ended.
     fn drop(&mut self) {
-        if let Self::Copied(_, copied) = self {
-            let mut copied = copied.borrow_mut();
-            if !copied.ended {
-                copied.lose();
-                copied.wake();
-            }
+        let mut copied = self.0.borrow_mut();
+        if !copied.ended {
+            copied.lose();
+            copied.wake();
         }
     }
 }

@@ -49,6 +49,8 @@ pub struct H1 {
     meter: Option<Rc<Connection>>,
     /// What is written ends with the connection's own end.
     finishing: bool,
+    /// The peer has been told that no further message comes.
+    closing: bool,
 }
 
 /// Where the message that comes stands.
@@ -102,6 +104,7 @@ impl H1 {
             worker,
             meter,
             finishing: false,
+            closing: false,
         }
     }
 
@@ -310,6 +313,12 @@ impl H1 {
         matches!(self.reading, Reading::Head) && self.writing == Writing::Head
     }
 
+    /// Another request may come: the one before, and its answer, have ended, and nobody has been told otherwise.
+    #[must_use]
+    pub fn may_go_on(&self) -> bool {
+        self.is_between_messages() && !self.closing && !self.finishing
+    }
+
     /// The message that comes has ended.
     #[must_use]
     pub fn has_read_all(&self) -> bool {
@@ -338,11 +347,18 @@ impl H1 {
     ) {
         head::write_response(self.socket.corked(), head, framing, version, keep_alive);
         self.writing = writing(framing);
+        self.closing |= !keep_alive;
     }
 
     /// An interim answer (1xx).
     pub fn put_interim(&mut self, head: &ResponseHead) {
-        head::write_response(self.socket.corked(), head, Framing::None, Version::Http11, true);
+        head::write_response(
+            self.socket.corked(),
+            head,
+            Framing::None,
+            Version::Http11,
+            true,
+        );
     }
 
     /// Goes on with the body that goes.

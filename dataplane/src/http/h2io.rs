@@ -116,7 +116,9 @@ impl AsyncWrite for H2Io {
         }
         socket.cork(bytes);
         if let Some(meter) = &this.meter {
-            meter.received.set(meter.received.get() + bytes.len() as u64);
+            meter
+                .received
+                .set(meter.received.get() + bytes.len() as u64);
             meter.active_at.set(this.worker.now_ms());
         }
         Poll::Ready(Ok(bytes.len()))
@@ -129,6 +131,8 @@ impl AsyncWrite for H2Io {
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let mut scratch = this.worker.scratch.borrow_mut();
-        this.socket.borrow_mut().poll_finish(cx, &mut scratch.cipher)
+        this.socket
+            .borrow_mut()
+            .poll_finish(cx, &mut scratch.cipher)
     }
 }

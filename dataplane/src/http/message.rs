@@ -123,7 +123,10 @@ pub fn strip(headers: &mut HeaderMap) -> ConnectionOptions {
     }
     if let Some(te) = headers.remove(header::TE) {
         let trailers = te.as_bytes().split(|byte| *byte == b',');
-        if trailers.into_iter().any(|te| te.trim_ascii().eq_ignore_ascii_case(b"trailers")) {
+        if trailers
+            .into_iter()
+            .any(|te| te.trim_ascii().eq_ignore_ascii_case(b"trailers"))
+        {
             headers.insert(header::TE, HeaderValue::from_static("trailers"));
         }
     }
@@ -157,7 +160,12 @@ mod tests {
     fn map(fields: &[(&'static str, &'static str)]) -> HeaderMap {
         let fields = fields.iter();
         fields
-            .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)))
+            .map(|(name, value)| {
+                (
+                    HeaderName::from_static(name),
+                    HeaderValue::from_static(value),
+                )
+            })
             .collect()
     }
 
@@ -177,7 +185,11 @@ mod tests {
         assert!(options.close && options.upgrade && !options.keep_alive);
         assert_eq!(
             headers,
-            map(&[("content-length", "3"), ("te", "trailers"), ("x-other", "2")])
+            map(&[
+                ("content-length", "3"),
+                ("te", "trailers"),
+                ("x-other", "2")
+            ])
         );
     }
 

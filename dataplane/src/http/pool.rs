@@ -302,8 +302,8 @@ impl Pool {
     /// Lets go of what has been idle for too long, or has been closed by its peer. Called by the worker's sweep.
     pub fn sweep(&self, worker: &Worker) {
         let now = worker.now_ms();
-        let idle_ms = u64::try_from(worker.shared.limits.http.idle_timeout.as_millis())
-            .unwrap_or(u64::MAX);
+        let idle_ms =
+            u64::try_from(worker.shared.limits.http.idle_timeout.as_millis()).unwrap_or(u64::MAX);
         let mut cx = Context::from_waker(Waker::noop());
         self.hops.borrow_mut().retain(|_, hop| {
             hop.idle.retain(|idle| {
@@ -325,7 +325,10 @@ impl Pool {
     pub fn len(&self) -> (usize, usize) {
         let hops = self.hops.borrow();
         let idle = hops.values().map(|hop| hop.idle.len()).sum();
-        (idle, hops.values().filter(|hop| hop.shared.is_some()).count())
+        (
+            idle,
+            hops.values().filter(|hop| hop.shared.is_some()).count(),
+        )
     }
 
     /// True where nothing is kept.
@@ -339,7 +342,9 @@ impl Pool {
     pub fn oldest_ms(&self, now_ms: u64) -> u64 {
         let hops = self.hops.borrow();
         let ages = hops.values().flat_map(|hop| &hop.idle);
-        ages.map(|idle| now_ms.saturating_sub(idle.since_ms)).max().unwrap_or(0)
+        ages.map(|idle| now_ms.saturating_sub(idle.since_ms))
+            .max()
+            .unwrap_or(0)
     }
 }
 
@@ -371,9 +376,7 @@ impl Making {
                 // Whatever the connection has to say leaves now, in one write.
                 match (polled, poll_uncork(&socket, &driver, cx)) {
                     (Poll::Ready(end), _) => Poll::Ready(end.map_err(|error| error.to_string())),
-                    (Poll::Pending, Poll::Ready(Err(error))) => {
-                        Poll::Ready(Err(error.to_string()))
-                    }
+                    (Poll::Pending, Poll::Ready(Err(error))) => Poll::Ready(Err(error.to_string())),
                     (Poll::Pending, _) => Poll::Pending,
                 }
             })

@@ -130,7 +130,9 @@ impl RequestRecord {
                 id
             }
         };
-        worker.requests_under_way.set(worker.requests_under_way.get() + 1);
+        worker
+            .requests_under_way
+            .set(worker.requests_under_way.get() + 1);
         Self {
             worker: worker.clone(),
             connection: connection.clone(),
@@ -232,7 +234,9 @@ fn request_id(worker: &Worker) -> Option<HeaderValue> {
 impl Drop for RequestRecord {
     fn drop(&mut self) {
         let worker = self.worker.clone();
-        worker.requests_under_way.set(worker.requests_under_way.get() - 1);
+        worker
+            .requests_under_way
+            .set(worker.requests_under_way.get() - 1);
         if !self.ended && self.reason == Reason::None {
             // Dropped without a word: whoever asked has gone with its connection, or the worker ends.
             let reason = self.connection.close.get().unwrap_or(Reason::ClientGone);
@@ -240,7 +244,11 @@ impl Drop for RequestRecord {
                 Reason::ClientGone => SaidBy::Client,
                 _ => SaidBy::Proxy,
             };
-            self.fail(said_by, reason, "its connection ended before the answer did");
+            self.fail(
+                said_by,
+                reason,
+                "its connection ended before the answer did",
+            );
         }
         let duration = self.started.elapsed();
         worker.count_request(self, duration);
@@ -300,7 +308,12 @@ impl RequestRecord {
         }
         match (&self.peer, direction) {
             (Some(peer), _) => Some(peer.id.to_string()),
-            (None, _) => self.connection.peer.borrow().as_ref().map(|peer| peer.id.to_string()),
+            (None, _) => self
+                .connection
+                .peer
+                .borrow()
+                .as_ref()
+                .map(|peer| peer.id.to_string()),
         }
     }
 }

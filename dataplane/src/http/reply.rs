@@ -94,7 +94,10 @@ impl Answer {
             head.status = StatusCode::OK;
             let grpc = HeaderValue::from_static("application/grpc");
             headers.insert(header::CONTENT_TYPE, grpc);
-            headers.insert(GRPC_STATUS, HeaderValue::from_static(grpc_status(self.status)));
+            headers.insert(
+                GRPC_STATUS,
+                HeaderValue::from_static(grpc_status(self.status)),
+            );
             if let Ok(message) = HeaderValue::from_str(&percent_encode(&self.text)) {
                 headers.insert(GRPC_MESSAGE, message);
             }
@@ -294,7 +297,6 @@ pub fn is_bodiless(method: &Method, status: StatusCode) -> bool {
         || status == StatusCode::NOT_MODIFIED
         || status.is_informational()
 }
-
 
 #[cfg(test)]
 mod tests {

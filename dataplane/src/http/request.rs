@@ -67,7 +67,9 @@ pub async fn serve(worker: &Rc<Worker>, side: &Side, connection: &Rc<Connection>
     };
     let mut body = call.body;
     for to in &admitted.mirrors {
-        body = mirror(worker, &snapshot, connection, to, &call.head, body, &admitted);
+        body = mirror(
+            worker, &snapshot, connection, to, &call.head, body, &admitted,
+        );
     }
     let timeouts = admitted.timeouts.clone();
     let mut clock = Clock::new(&timeouts);
@@ -86,7 +88,19 @@ pub async fn serve(worker: &Rc<Worker>, side: &Side, connection: &Rc<Connection>
         asking.await
     };
     match asked {
-        Ok(asked) => answer(worker, side, &admitted, asked, reply, call.tunnel, record, clock).await,
+        Ok(asked) => {
+            answer(
+                worker,
+                side,
+                &admitted,
+                asked,
+                reply,
+                call.tunnel,
+                record,
+                clock,
+            )
+            .await
+        }
         Err(Failure::Answer(failed)) => say(&mut record, reply, *failed, is_grpc).await,
         Err(Failure::CallerGone) => reply.abort(H2Reason::CANCEL),
     }
@@ -136,7 +150,10 @@ struct Asked {
 
 /// Sends the request and waits for the head of its answer. Sends it again, on another connection, where the first was closed
 /// before a byte of the answer came and sending it twice means the same as once, or where it was not processed for certain.
-#[expect(clippy::too_many_arguments, reason = "each is one thing that the step needs")]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "each is one thing that the step needs"
+)]
 async fn ask(
     worker: &Rc<Worker>,
     snapshot: &Arc<Snapshot>,
@@ -163,14 +180,21 @@ async fn ask(
             Ok(Err(end)) => return Err(unreached(record, end)),
             Err(cut) => return Err(cut_short(record, cut)),
         };
-        record.connected.get_or_insert_with(|| record.started.elapsed());
+        record
+            .connected
+            .get_or_insert_with(|| record.started.elapsed());
         record.attempts += 1;
-        let sending = send(worker, leased.lease, head, body.take().unwrap_or(Body::Empty));
+        let sending = send(
+            worker,
+            leased.lease,
+            head,
+            body.take().unwrap_or(Body::Empty),
+        );
         let (failed, left) = match until(sending, clock, sleep.as_mut(), reply).await {
             Err(cut) => return Err(cut_short(record, cut)),
             Ok(Err(not_sent)) => *not_sent,
             Ok(Ok(mut sent)) => {
-                record.peer.clone_from(&sent.made().peer);
+                record.peer = sent.peer();
                 let arrived =
                     poll_fn(|cx| poll_answer(cx, &mut sent, reply, clock, sleep.as_mut()));
                 match arrived.await {
@@ -293,10 +317,18 @@ fn cut_short(record: &mut RequestRecord, cut: Cut) -> Failure {
         Cut::NoAnswer(failed) => failed_upstream(record, failed),
         Cut::Time(reason, timeout) => {
             let limit = timeout.limit.unwrap_or_default();
-            let text = format!("{} took longer than {}", record.destination, Limit(limit, ""));
+            let text = format!(
+                "{} took longer than {}",
+                record.destination,
+                Limit(limit, "")
+            );
             let detail = format!("{reason} {}", Limit(limit, &timeout.origin));
             record.fail(SaidBy::Policy, reason, detail);
-            Failure::Answer(Box::new(Answer::new(StatusCode::GATEWAY_TIMEOUT, reason, text)))
+            Failure::Answer(Box::new(Answer::new(
+                StatusCode::GATEWAY_TIMEOUT,
+                reason,
+                text,
+            )))
         }
         Cut::CallerGone(detail) => {
             record.fail(SaidBy::Client, Reason::ClientGone, detail);
@@ -312,7 +344,10 @@ fn cut_short(record: &mut RequestRecord, cut: Cut) -> Failure {
 }
 
 /// The answer goes back, and what is left of both bodies flows.
-#[expect(clippy::too_many_arguments, reason = "each is one thing that the step needs")]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "each is one thing that the step needs"
+)]
 async fn answer(
     worker: &Rc<Worker>,
     side: &Side,

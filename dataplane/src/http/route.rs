@@ -54,7 +54,10 @@ pub fn route(
         return Err((Box::new(answer), Arc::default()));
     };
     let failed = |status, reason, text: String| {
-        Err((Box::new(Answer::new(status, reason, text)), rule.origin.clone()))
+        Err((
+            Box::new(Answer::new(status, reason, text)),
+            rule.origin.clone(),
+        ))
     };
     let mut mirrors = Vec::new();
     for filter in &rule.filters {
@@ -245,7 +248,12 @@ mod tests {
             ("/foo", prefix(""), "/foo", "/"),
             ("/foo", prefix("/"), "/foo/bar?a=b", "/bar?a=b"),
             ("/", prefix("/v2"), "/bar", "/v2/bar"),
-            ("/foo", PathRewrite::Full("/all".into()), "/foo/bar?q", "/all?q"),
+            (
+                "/foo",
+                PathRewrite::Full("/all".into()),
+                "/foo/bar?q",
+                "/all?q",
+            ),
         ] {
             let old: PathAndQuery = old.parse().unwrap();
             let found = rewritten(&new, &rule(matched), &old).unwrap();

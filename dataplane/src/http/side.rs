@@ -207,10 +207,7 @@ impl InboundSide {
         decided
     }
 
-    fn verdict(
-        &self,
-        snapshot: &Snapshot,
-    ) -> Result<Verdict, (Reason, Option<Arc<str>>, String)> {
+    fn verdict(&self, snapshot: &Snapshot) -> Result<Verdict, (Reason, Option<Arc<str>>, String)> {
         let Some(Target::Inbound(route)) = snapshot.targets.get(&self.listen) else {
             let detail = "the inbound has just been removed".to_owned();
             return Err((Reason::NotConfigured, None, detail));
@@ -221,7 +218,9 @@ impl InboundSide {
             shadow: false,
             address: inbound.application,
             protocol: inbound.protocol,
-            timeouts: inbound.timeouts_for(self.peer.as_ref().map(|peer| &peer.id)).clone(),
+            timeouts: inbound
+                .timeouts_for(self.peer.as_ref().map(|peer| &peer.id))
+                .clone(),
         };
         // Without mesh TLS there is nobody to ask about; whether that may be here, the inbound's mode has said.
         let Some(peer) = &self.peer else {
@@ -256,8 +255,11 @@ impl OutboundSide {
     ) -> Result<Admitted, Box<Answer>> {
         let unknown = |record: &mut RequestRecord, what: &str| {
             record.fail(SaidBy::Proxy, Reason::NoService, what);
-            let answer =
-                Answer::new(StatusCode::SERVICE_UNAVAILABLE, Reason::NoService, what.to_owned());
+            let answer = Answer::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                Reason::NoService,
+                what.to_owned(),
+            );
             Err(Box::new(answer))
         };
         let Some(called) = snapshot.services.get(&*self.document) else {
@@ -279,7 +281,10 @@ impl OutboundSide {
             }
         };
         let rule = routed.rule;
-        let origin = rule.as_ref().map(|rule| rule.origin.clone()).unwrap_or_default();
+        let origin = rule
+            .as_ref()
+            .map(|rule| rule.origin.clone())
+            .unwrap_or_default();
         record.route.clone_from(&origin);
         record.destination = routed.reached.service.name.clone();
         let timeouts = rule.as_ref().and_then(|rule| rule.timeouts.clone());

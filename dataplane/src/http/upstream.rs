@@ -9,7 +9,6 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-
 use futures::Future as _;
 use h2::{Reason as H2Reason, RecvStream, client::ResponseFuture};
 use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header, uri};
@@ -29,6 +28,7 @@ use crate::{
     record::{End, Reason},
     snapshot::{ServiceRoute, Snapshot},
     socket::Socket,
+    tls::verify::VerifiedPeer,
     upstream::{self, Chosen, Failed},
     workers::Worker,
 };
@@ -141,8 +141,7 @@ impl Next {
                     };
                     lease(worker, snapshot, key, shared, needs, connect).await
                 };
-                let reached =
-                    upstream::reach(worker, route, own_zone, trying, attempt).await;
+                let reached = upstream::reach(worker, route, own_zone, trying, attempt).await;
                 record.endpoint = last.into_inner();
                 let (lease, chosen) = reached?;
                 Ok(Leased {
@@ -155,18 +154,20 @@ impl Next {
 }
 
 /// A connection to `key`, by `connect` where none waits.
-async fn lease<E: From<Failed>>(
+async fn lease(
     worker: &Rc<Worker>,
     snapshot: &Arc<Snapshot>,
     key: HopKey,
     shared: bool,
     needs: Needs,
-    connect: impl AsyncFn() -> Result<(Socket, Made), E>,
-) -> Result<Lease, E> {
+    connect: impl AsyncFn() -> Result<(Socket, Made), Failed>,
+) -> Result<Lease, Failed> {
     if !shared {
         if !needs.new {
             let oldest = if needs.fresh { FRESH_MS } else { u64::MAX };
-            let idle = worker.pool.take_idle(&key, snapshot, worker.now_ms(), oldest);
+            let idle = worker
+                .pool
+                .take_idle(&key, snapshot, worker.now_ms(), oldest);
             if let Some(lease) = idle {
                 return Ok(Lease::H1(key, lease));
             }
@@ -182,10 +183,10 @@ async fn lease<E: From<Failed>>(
                 let (socket, made) = connect().await?;
                 return match making.begin(socket, made).await {
                     Ok(lease) => Ok(Lease::H2(lease)),
-                    Err(error) => Err(E::from(Failed {
+                    Err(error) => Err(Failed {
                         reason: Reason::ConnectFailed,
                         detail: format!("HTTP/2 could not begin: {error}"),
-                    })),
+                    }),
                 };
             }
         }
@@ -205,6 +206,8 @@ pub struct Sent {
 }
 
 enum Awaiting {
+    /// The answer has come.
+    Nothing,
     H1(HopKey, H1Lease),
     H2 {
         answer: ResponseFuture,
@@ -345,10 +348,11 @@ pub async fn send(
 impl Sent {
     /// Who is at the other end, where mesh TLS says so.
     #[must_use]
-    pub fn made(&self) -> &Made {
+    pub fn peer(&self) -> Option<Rc<VerifiedPeer>> {
         match &self.awaiting {
-            Awaiting::H1(_, lease) => &lease.made,
-            Awaiting::H2 { lease, .. } => &lease.hop.made,
+            Awaiting::Nothing => None,
+            Awaiting::H1(_, lease) => lease.made.peer.clone(),
+            Awaiting::H2 { lease, .. } => lease.hop.made.peer.clone(),
         }
     }
 
@@ -358,8 +362,12 @@ impl Sent {
     /// Why there is none.
     pub fn poll_arrived(&mut self, cx: &mut Context<'_>) -> Poll<Result<Arrived, NoAnswer>> {
         match &mut self.awaiting {
+            Awaiting::Nothing => Poll::Pending,
             Awaiting::H1(_, lease) => {
-                let polled = lease.connection.borrow_mut().poll_response(cx, &self.method);
+                let polled = lease
+                    .connection
+                    .borrow_mut()
+                    .poll_response(cx, &self.method);
                 let parsed = match ready!(polled) {
                     Ok(parsed) => parsed,
                     Err(error) => {
@@ -391,17 +399,9 @@ impl Sent {
                     true => Body::H1(connection.clone(), length),
                     false => Body::Empty,
                 };
-                let Awaiting::H1(key, lease) = std::mem::replace(
-                    &mut self.awaiting,
-                    Awaiting::H1(
-                        HopKey::Application(SocketAddr::from(([0; 4], 0))),
-                        H1Lease {
-                            connection: connection.clone(),
-                            made: lease.made.clone(),
-                            reused: true,
-                        },
-                    ),
-                ) else {
+                let Awaiting::H1(key, lease) =
+                    std::mem::replace(&mut self.awaiting, Awaiting::Nothing)
+                else {
                     unreachable!("it was so above");
                 };
                 Poll::Ready(Ok(Arrived::Answer(Box::new(Answered {
@@ -442,8 +442,13 @@ impl Sent {
                 };
                 self.answered = true;
                 let lease = H2Lease::again(lease);
-                let answered =
-                    from_h2(response, &self.method, self.upgrade.as_ref(), tunnel.take(), lease);
+                let answered = from_h2(
+                    response,
+                    &self.method,
+                    self.upgrade.as_ref(),
+                    tunnel.take(),
+                    lease,
+                );
                 Poll::Ready(Ok(Arrived::Answer(Box::new(answered))))
             }
         }
@@ -468,7 +473,9 @@ fn on_h2(head: &RequestHead) -> Request<()> {
         Some(protocol) => {
             *request.method_mut() = Method::CONNECT;
             let protocol = protocol.to_str().unwrap_or_default();
-            request.extensions_mut().insert(h2::ext::Protocol::from(protocol));
+            request
+                .extensions_mut()
+                .insert(h2::ext::Protocol::from(protocol));
             request.headers_mut().remove(header::SEC_WEBSOCKET_KEY);
         }
         None => request.method_mut().clone_from(&head.method),
@@ -542,9 +549,10 @@ impl NoAnswer {
 
 fn broken(error: ReadMessageError, lease: &H1Lease, answered: bool) -> NoAnswer {
     match error {
-        ReadMessageError::Bad(bad) => {
-            NoAnswer::of(Reason::BadAnswer, format!("what it answered is no HTTP: {bad}"))
-        }
+        ReadMessageError::Bad(bad) => NoAnswer::of(
+            Reason::BadAnswer,
+            format!("what it answered is no HTTP: {bad}"),
+        ),
         ReadMessageError::Socket(error) => NoAnswer {
             stale: lease.reused && !answered && lease.connection.borrow().is_drained(),
             ..NoAnswer::of(
@@ -586,4 +594,3 @@ fn no_answer(error: &h2::Error, lease: &H2Lease) -> NoAnswer {
 
 /// What applications may not say in the name of the mesh.
 pub const OF_THE_MESH: HeaderName = super::reply::REASON_HEADER;
-

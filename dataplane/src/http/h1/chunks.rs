@@ -119,7 +119,8 @@ mod tests {
     use super::*;
 
     fn read(input: &str, step: usize) -> Result<(String, Option<HeaderMap>, String), &'static str> {
-        let (mut chunks, mut buffer, mut body) = (Chunks::default(), BytesMut::new(), String::new());
+        let (mut chunks, mut buffer, mut body) =
+            (Chunks::default(), BytesMut::new(), String::new());
         for piece in input.as_bytes().chunks(step) {
             buffer.extend_from_slice(piece);
             while let Some(piece) = chunks.take(&mut buffer, &HttpLimits::default())? {
@@ -128,7 +129,11 @@ mod tests {
                     Piece::End(trailers) => {
                         let consumed = input.len() - buffer.len();
                         let _ = consumed;
-                        return Ok((body, Some(trailers), String::from_utf8_lossy(&buffer).into()));
+                        return Ok((
+                            body,
+                            Some(trailers),
+                            String::from_utf8_lossy(&buffer).into(),
+                        ));
                     }
                 }
             }

@@ -154,7 +154,10 @@ pub fn take_request(
             .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
     let options = strip(&mut headers);
     let upgrade = upgrade.filter(|_| {
-        options.upgrade && version == Version::Http11 && method == Method::GET && framing == Framing::None
+        options.upgrade
+            && version == Version::Http11
+            && method == Method::GET
+            && framing == Framing::None
     });
     let head = RequestHead {
         method,
@@ -256,9 +259,6 @@ fn take_head(buffer: &mut BytesMut, limits: &HttpLimits) -> Result<Option<Bytes>
     if head.len() > limits.header_bytes {
         return Err(BadHead::TooLong);
     }
-    if end.is_none() && !could_be_http(head) {
-        return Err(BadHead::NotHttp);
-    }
     for at in memchr::memchr_iter(b'\n', head) {
         if at == 0 || head[at - 1] != b'\r' {
             return Err(BadHead::BareLineFeed);
@@ -267,13 +267,17 @@ fn take_head(buffer: &mut BytesMut, limits: &HttpLimits) -> Result<Option<Bytes>
             return Err(BadHead::FoldedLine);
         }
     }
+    if end.is_none() && !could_be_http(head) {
+        return Err(BadHead::NotHttp);
+    }
     Ok(end.map(|end| buffer.split_to(end).freeze()))
 }
 
 /// Whoever sends something else is told so before a whole head's worth of it has come.
 fn could_be_http(start: &[u8]) -> bool {
     let line = start.iter().take_while(|byte| **byte != b'\r').take(16);
-    line.into_iter().all(|byte| (0x20..0x7f).contains(byte) || *byte >= 0x80)
+    line.into_iter()
+        .all(|byte| (0x20..0x7f).contains(byte) || *byte >= 0x80)
 }
 
 fn read<T>(parsed: Result<httparse::Status<T>, httparse::Error>) -> Result<(), BadHead> {
@@ -308,7 +312,9 @@ fn header_map(
         let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| BadHead::Field)?;
         let value = HeaderValue::from_maybe_shared(bytes.slice_ref(field.value))
             .map_err(|_| BadHead::Field)?;
-        headers.try_append(name, value).map_err(|_| BadHead::TooManyFields)?;
+        headers
+            .try_append(name, value)
+            .map_err(|_| BadHead::TooManyFields)?;
     }
     Ok(headers)
 }
@@ -344,8 +350,7 @@ fn read_target(
     }
     let rest = target.slice(scheme_end + 3..);
     let end = memchr::memchr2(b'/', b'?', &rest).unwrap_or(rest.len());
-    let authority =
-        Authority::from_maybe_shared(rest.slice(..end)).map_err(|_| BadHead::Target)?;
+    let authority = Authority::from_maybe_shared(rest.slice(..end)).map_err(|_| BadHead::Target)?;
     let path = match rest.get(end) {
         None => PathAndQuery::from_static("/"),
         Some(b'/') => path(rest.slice(end..))?,
@@ -420,7 +425,8 @@ fn keeps_alive(version: Version, options: ConnectionOptions) -> bool {
 fn announced_idle(value: &[u8]) -> Option<u64> {
     value.split(|byte| *byte == b',').find_map(|part| {
         let (name, value) = std::str::from_utf8(part).ok()?.trim().split_once('=')?;
-        name.eq_ignore_ascii_case("timeout").then(|| value.trim_matches('"').parse().ok())?
+        name.eq_ignore_ascii_case("timeout")
+            .then(|| value.trim_matches('"').parse().ok())?
     })
 }
 
@@ -461,7 +467,12 @@ pub fn write_response(
     out.extend_from_slice(b"HTTP/1.1 ");
     out.extend_from_slice(head.status.as_str().as_bytes());
     out.push(b' ');
-    out.extend_from_slice(head.status.canonical_reason().unwrap_or_default().as_bytes());
+    out.extend_from_slice(
+        head.status
+            .canonical_reason()
+            .unwrap_or_default()
+            .as_bytes(),
+    );
     out.extend_from_slice(b"\r\n");
     write_fields(out, &head.headers);
     if let Some(protocol) = &head.upgrade {

@@ -1,9 +1,11 @@
 //! Drives the store of a node by commands on standard input, for the tests in `tests/torture/` that kill it, take its
 //! power away and damage its files. Not part of any installation.
 //!
-//! `store-driver DATA_DIR [open]`: opens the store (makes it, unless `open` is given), then reads one command a line.
-//! `STORE_DRIVER_LOG=sled` keeps the log on sled, to see what becomes of it. Each command begins with a number; `ok NUMBER` answers it after the store has acknowledged it. The log's commands are
-//! done in order, one at a time; those of the state machine beside them, and snapshots beside both, as openraft does it.
+//! `store-driver DATA_DIR [open] [as-if-big] [tell] [log-in-sled] [state-in-sled]`: opens the store (makes it, unless `open` is given),
+//! then reads one command a line. With `as-if-big`, files are compacted and synced as if they were big; with `tell`, the
+//! program logs. The last two are to see what becomes of the other engine. Each command begins with a number; `ok NUMBER` answers it after the store has
+//! acknowledged it. The log's commands are done in order, one at a time; those of the state machine beside them, and
+//! snapshots beside both, as openraft does it.
 //!
 //! | command | what |
 //! | --- | --- |
@@ -32,7 +34,7 @@ use global_cp::{
     },
     store::{
         self, ENGINES, Engines, Store,
-        database::Kind,
+        database::{Kind, redb::Upkeep},
         directory::Node,
         log::LogStore,
         machine::Machine,
@@ -52,24 +54,40 @@ use tokio::sync::mpsc;
 
 /// Node that leads in every term.
 const LEADER: u64 = 1;
+/// What the usual does to files of many megabytes, at once.
+const AS_IF_BIG: Upkeep = Upkeep {
+    compact_above: 64 << 10,
+    too_big: 1,
+    sync_after: 128 << 10,
+};
 /// Commands that wait; the tests never have as many under way.
 const QUEUE: usize = 1024;
 
 fn main() -> anyhow::Result<()> {
     let mut arguments = std::env::args().skip(1);
     let directory = PathBuf::from(arguments.next().context("DATA_DIR is missing")?);
-    let create = arguments.next().as_deref() != Some("open");
+    let (mut create, mut engines) = (true, ENGINES);
+    for word in arguments {
+        match word.as_str() {
+            "open" => create = false,
+            "as-if-big" => {
+                engines = Engines {
+                    log: Kind::Redb(AS_IF_BIG),
+                    state: Kind::Redb(AS_IF_BIG),
+                };
+            }
+            "tell" => {
+                mesh_runtime::logging::init("info")?;
+            }
+            "log-in-sled" => engines.log = Kind::Sled,
+            "state-in-sled" => engines.state = Kind::Sled,
+            other => bail!("what is {other:?}?"),
+        }
+    }
     let owner = Node {
         node_uuid: "disk".to_owned(),
         node_id: 1,
         cluster_id: "torture".to_owned(),
-    };
-    let engines = match std::env::var("STORE_DRIVER_LOG").as_deref() {
-        Ok("sled") => Engines {
-            log: Kind::Sled,
-            ..ENGINES
-        },
-        _ => ENGINES,
     };
     let store = match store::open_with(engines, &directory, &owner, create) {
         Ok(store) => store,

@@ -1,12 +1,12 @@
 //! Where a node keeps what Raft needs: log, vote, state machine and snapshots.
 //!
 //! Raft sees two objects, [`log::LogStore`] and [`machine::Machine`]; everything below them is private to this module,
-//! so that another database can take sled's place.
+//! so that another database can take redb's place.
 //!
 //! | module | what it holds |
 //! | --- | --- |
 //! | [`types`] | the types that Raft is used with |
-//! | [`database`] | an ordered map on disk, changed by batches; redb for the log, sled for the state machine |
+//! | [`database`] | an ordered map on disk, changed by batches |
 //! | [`writer`] | the one thread that writes the log, one sync for all that waits |
 //! | [`log`] | log, vote and what was committed |
 //! | [`machine`] | the state machine on disk and in memory |
@@ -21,7 +21,7 @@
 //! | --- | --- | --- |
 //! | `node.json` | who the node is, checksummed | written last: with it, the directory is in use |
 //! | `store/log.redb` | log and vote | synced before anything is acknowledged |
-//! | `store/state/` | the state machine, in sled | never synced: it is made anew from snapshot and log where it is not whole |
+//! | `store/state.redb` | the state machine | synced now and then: it is made anew from snapshot and log where it is not whole |
 //! | `acknowledged` | the watermark | notices a log that has lost what it held, or was put back to an older one |
 //! | `snapshots/` | the two newest snapshots | what the state machine is made from; a new node, or one that is far behind, gets one |
 
@@ -41,7 +41,7 @@ mod tests;
 use std::path::{Path, PathBuf};
 
 use crate::state::State;
-use database::{Database, Hold, Kind};
+use database::{Database, Hold, Kind, redb::Upkeep};
 use directory::Node;
 
 /// What helps a node whose data is damaged or gone.
@@ -121,8 +121,8 @@ pub struct Engines {
 
 /// The engines in use. The others are for tests.
 pub const ENGINES: Engines = Engines {
-    log: Kind::Redb,
-    state: Kind::Sled,
+    log: Kind::Redb(Upkeep::USUAL),
+    state: Kind::Redb(Upkeep::USUAL),
 };
 
 /// Opens the store of `node` below `data_dir`, or makes it where `create` is set and there is none. Reads and verifies
@@ -147,7 +147,7 @@ pub fn open_with(
     let path = data_dir.join("store");
     let mark_path = data_dir.join("acknowledged");
     let log_path = log_path(&path, engines.log);
-    let state_path = path.join("state");
+    let state_path = state_path(&path, engines.state);
     if !log_path.exists() && !create {
         return Err(OpenError::LostWrites {
             path: log_path,
@@ -184,8 +184,15 @@ pub fn open_with(
 
 fn log_path(store: &Path, kind: Kind) -> PathBuf {
     store.join(match kind {
-        Kind::Redb => "log.redb",
+        Kind::Redb(_) => "log.redb",
         Kind::Sled => "log",
+    })
+}
+
+fn state_path(store: &Path, kind: Kind) -> PathBuf {
+    store.join(match kind {
+        Kind::Redb(_) => "state.redb",
+        Kind::Sled => "state",
     })
 }
 

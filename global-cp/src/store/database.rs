@@ -4,10 +4,10 @@
 //!
 //! | engine | used for | what it promises |
 //! | --- | --- | --- |
-//! | [`redb`] | the log and the vote | what was synced survives a loss of power, whatever becomes of the rest |
-//! | [`sled`] | the state machine | cheap batches; after a loss of power it may not open, and is then made anew from snapshot and log |
+//! | [`redb`] | log, vote and state machine | what was synced survives a loss of power, whatever becomes of the rest; room is given back |
+//! | [`sled`] | nothing; it is what the first is compared with | after a loss of power it may not open, and it gives no room back |
 //!
-//! Why so: `docs/decisions/008-the-log-is-in-redb.md`. Values are kept in pieces, and every piece has a checksum that covers its name, so
+//! Why so: `docs/decisions/008-the-store-is-in-redb.md`. Values are kept in pieces, and every piece has a checksum that covers its name, so
 //! that a flipped bit is an error that names the file, not a strange value. Both engines panic on some damage: opening and
 //! reading at start is guarded, and a panic is reported as damage.
 
@@ -56,8 +56,8 @@ pub enum ReadError {
 /// Which engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// [`redb`]
-    Redb,
+    /// [`redb`], and when its file is looked after.
+    Redb(redb::Upkeep),
     /// [`sled`]
     Sled,
 }
@@ -214,7 +214,7 @@ impl Database {
     /// Where it is damaged, or the system refuses.
     pub fn open(kind: Kind, path: &Path, hold: &Hold) -> Result<Self, OpenError> {
         let engine: Arc<dyn Engine> = match kind {
-            Kind::Redb => Arc::new(redb::Redb::open(path)?),
+            Kind::Redb(upkeep) => Arc::new(redb::Redb::open(path, upkeep)?),
             Kind::Sled => Arc::new(sled::Sled::open(path)?),
         };
         Ok(Self {

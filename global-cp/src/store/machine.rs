@@ -1,8 +1,8 @@
 //! The state machine on disk and in memory.
 //!
 //! Memory holds the image that is read, the database holds the same records. Applying a group of entries is one batch:
-//! data, the id of the last applied entry and the membership are written together or not at all. Nothing of it is synced,
-//! and nothing of it is trusted: what the database holds is derived from snapshot and log, and counts only where it is
+//! data, the id of the last applied entry and the membership are written together or not at all. None of it waits for a
+//! sync, and none of it is trusted: what the database holds is derived from snapshot and log, and counts only where it is
 //! whole, which the [`Sum`] of all records says that is written with each batch. Where it is not, or where it is older
 //! than the newest snapshot, it is made anew from that, and the log is applied again from there on. The log is never
 //! purged beyond a snapshot that is on the disk.

@@ -181,7 +181,7 @@ fn what_is_left(
         .newest()
         .and_then(|(_, file)| snapshots.read(&file).ok())
         .map(|(_, image)| image);
-    let path = data_dir.join("store/state");
+    let path = super::state_path(&data_dir.join("store"), ENGINES.state);
     let kept = path
         .exists()
         .then(|| machine::read(ENGINES.state, &path, hold).ok())
@@ -287,7 +287,7 @@ mod tests {
         builder.build_snapshot().await.unwrap();
         common::fill(&mut store, 10..20).await;
         drop(store);
-        fs::remove_dir_all(dir.path().join("store/state")).unwrap();
+        fs::remove_file(dir.path().join("store/state.redb")).unwrap();
         fs::remove_file(dir.path().join("acknowledged")).unwrap();
         let rescued = rescue(dir.path(), &node, false, &aside).unwrap();
         assert_eq!(rescued.last.index, 19);

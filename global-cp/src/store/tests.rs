@@ -15,7 +15,7 @@ use tempfile::TempDir;
 
 use super::{
     Engines, OpenError, Store,
-    database::{Batch, Database, Hold, Kind},
+    database::{Batch, Database, Hold, Kind, redb::Upkeep},
     directory::Node,
     log::LogStore,
     machine::Machine,
@@ -89,8 +89,8 @@ const ALL: [Engines; 3] = [
         state: Kind::Sled,
     },
     Engines {
-        log: Kind::Redb,
-        state: Kind::Redb,
+        log: Kind::Redb(Upkeep::USUAL),
+        state: Kind::Sled,
     },
 ];
 
@@ -114,7 +114,7 @@ fn openrafts_own_suite_passes_with_every_engine() {
 /// What log and state machine rely on, whichever engine they stand on.
 #[test]
 fn every_engine_is_an_ordered_map_changed_by_batches() {
-    for kind in [Kind::Redb, Kind::Sled] {
+    for kind in [Kind::Redb(Upkeep::USUAL), Kind::Sled] {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("db");
         let hold = Hold::take(dir.path()).unwrap();
@@ -168,46 +168,41 @@ fn every_engine_is_an_ordered_map_changed_by_batches() {
 
 #[tokio::test]
 async fn everything_is_there_after_reopening() {
-    let dir = tempfile::tempdir().unwrap();
-    let mut store = open(dir.path(), true).unwrap();
-    store
-        .log
-        .save_vote(&Vote::new_committed(1, 1))
-        .await
-        .unwrap();
-    fill(&mut store, 0..50).await;
-    // As big as a page of sled's never gets, so that it is cut in pieces.
-    let big = vec![b'x'; 300_000];
-    let entry = put(1, 50, "big", &big);
-    store.log.blocking_append([entry.clone()]).await.unwrap();
-    store.machine.apply([entry.clone()]).await.unwrap();
-    assert_eq!(
-        fs::read_dir(dir.path().join("store/state/blobs"))
-            .unwrap()
-            .count(),
-        0
-    );
-    drop(store);
+    for engines in ALL {
+        let dir = tempfile::tempdir().unwrap();
+        let owner = node(1, "ours");
+        let mut store = super::open_with(engines, dir.path(), &owner, true).unwrap();
+        let vote = Vote::new_committed(1, 1);
+        store.log.save_vote(&vote).await.unwrap();
+        fill(&mut store, 0..50).await;
+        // As big as a page of sled's never gets, so that it is cut in pieces.
+        let big = vec![b'x'; 300_000];
+        let entry = put(1, 50, "big", &big);
+        store.log.blocking_append([entry.clone()]).await.unwrap();
+        store.machine.apply([entry.clone()]).await.unwrap();
+        if engines.state == Kind::Sled {
+            let blobs = fs::read_dir(dir.path().join("store/state/blobs"));
+            assert_eq!(blobs.unwrap().count(), 0);
+        }
+        drop(store);
 
-    let mut store = open(dir.path(), false).unwrap();
-    assert_eq!(
-        store.log.read_vote().await.unwrap(),
-        Some(Vote::new_committed(1, 1))
-    );
-    assert_eq!(store.state.revision(), 51);
-    assert_eq!(
-        store.machine.applied_state().await.unwrap().0,
-        Some(id(1, 50))
-    );
-    let stored = store
-        .state
-        .get(&ResourceKey::global("Mesh", "", "big"))
-        .unwrap();
-    assert_eq!(stored.json, big);
-    assert_eq!(
-        store.log.try_get_log_entries(50..51).await.unwrap(),
-        [entry]
-    );
+        let mut store = super::open_with(engines, dir.path(), &owner, false).unwrap();
+        assert_eq!(store.log.read_vote().await.unwrap(), Some(vote));
+        assert_eq!(store.state.revision(), 51, "{engines:?}");
+        assert_eq!(
+            store.machine.applied_state().await.unwrap().0,
+            Some(id(1, 50))
+        );
+        let stored = store
+            .state
+            .get(&ResourceKey::global("Mesh", "", "big"))
+            .unwrap();
+        assert_eq!(stored.json, big);
+        assert_eq!(
+            store.log.try_get_log_entries(50..51).await.unwrap(),
+            [entry]
+        );
+    }
 }
 
 #[tokio::test]
@@ -500,15 +495,15 @@ async fn a_state_machine_that_is_lost_or_damaged_is_made_anew() {
     store.log.save_committed(Some(id(1, 29))).await.unwrap();
     store.log.save_vote(&Vote::new(2, 1)).await.unwrap();
     drop(store);
-    let state = dir.path().join("store/state");
+    let state = dir.path().join("store/state.redb");
     for damage in ["removed", "cut", "emptied"] {
         match damage {
-            "removed" => fs::remove_dir_all(&state).unwrap(),
+            "removed" => fs::remove_file(&state).unwrap(),
             "cut" => {
-                let file = fs::File::options().write(true).open(state.join("db"));
+                let file = fs::File::options().write(true).open(&state);
                 file.unwrap().set_len(100).unwrap();
             }
-            _ => fs::write(state.join("db"), b"").unwrap(),
+            _ => fs::write(&state, b"").unwrap(),
         }
         let store = open(dir.path(), false).unwrap();
         let (mut log, mut machine, state) = (store.log, store.machine, store.state);
@@ -531,7 +526,7 @@ async fn a_state_machine_that_can_not_be_made_anew_is_not_begun_empty() {
     builder.build_snapshot().await.unwrap();
     store.log.purge(id(1, 15)).await.unwrap();
     drop(store);
-    fs::remove_dir_all(dir.path().join("store/state")).unwrap();
+    fs::remove_file(dir.path().join("store/state.redb")).unwrap();
     fs::remove_dir_all(dir.path().join("snapshots")).unwrap();
     let error = open(dir.path(), false).err().unwrap();
     assert!(matches!(error, OpenError::Damaged { .. }), "{error}");
@@ -549,7 +544,8 @@ async fn a_lost_change_of_one_record_is_noticed() {
     {
         let path = dir.path().join("store");
         let hold = Hold::take(&path).unwrap();
-        let database = Database::open(Kind::Sled, &path.join("state"), &hold).unwrap();
+        let path = path.join("state.redb");
+        let database = Database::open(super::ENGINES.state, &path, &hold).unwrap();
         let key = crate::state::keys::resource(&ResourceKey::global("Mesh", "", &name(3)));
         let length = database.read(&key).unwrap().unwrap().len();
         let mut batch = Batch::default();
@@ -557,7 +553,7 @@ async fn a_lost_change_of_one_record_is_noticed() {
         database.write(&[batch], true).unwrap();
     }
     let store = open(dir.path(), false).unwrap();
-    assert!(dir.path().join("store/state.damaged").exists());
+    assert!(dir.path().join("store/state.redb.damaged").exists());
     let (mut log, mut machine, state) = (store.log, store.machine, store.state);
     openraft::StorageHelper::new(&mut log, &mut machine)
         .get_initial_state()
@@ -566,7 +562,7 @@ async fn a_lost_change_of_one_record_is_noticed() {
     assert_eq!(state.list("Mesh", None, None, 1000).len(), 10);
 }
 
-/// sled gives disk back only by reusing it; what it takes must level off when what lives does.
+/// What the store takes must level off when what lives does.
 #[tokio::test]
 async fn disk_use_levels_off_under_overwrites() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,6 +1,7 @@
 //! The process that holds the store.
 
 use std::{
+    ffi::OsStr,
     io::{BufRead as _, BufReader, Write as _},
     path::{Path, PathBuf},
     process::{Child, ChildStdin, Command, Stdio},
@@ -25,6 +26,15 @@ pub enum Open {
     Create,
     /// There must be one.
     Again,
+}
+
+/// How its files are looked after.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Files {
+    /// As every node does it: most of it only where there are many megabytes.
+    Usual,
+    /// As if every file were big, so that it is compacted in the middle of a short run.
+    AsIfBig,
 }
 
 /// A running driver. Killed when it is dropped.
@@ -54,32 +64,42 @@ pub fn program() -> anyhow::Result<PathBuf> {
     Ok(program)
 }
 
+fn arguments(directory: &Path, open: Open, files: Files) -> Vec<&OsStr> {
+    let mut arguments = vec![directory.as_os_str()];
+    if open == Open::Again {
+        arguments.push("open".as_ref());
+    }
+    if files == Files::AsIfBig {
+        arguments.push("as-if-big".as_ref());
+    }
+    arguments
+}
+
 impl Driver {
     /// Starts the program on `directory`.
     ///
     /// # Errors
     /// Where it does not start.
-    pub fn start(directory: &Path, open: Open) -> anyhow::Result<Self> {
+    pub fn start(directory: &Path, open: Open, files: Files) -> anyhow::Result<Self> {
         let mut command = Command::new(program()?);
-        command.arg(directory);
-        if open == Open::Again {
-            command.arg("open");
-        }
+        command.args(arguments(directory, open, files));
         Self::spawn(command)
     }
 
-    /// Starts the program on `directory` under strace, which writes what it does to `trace`.
+    /// Starts the program on `directory` under strace, which writes what it does, and what it logs, to `trace`.
     ///
     /// # Errors
     /// Where it does not start.
-    pub fn start_traced(directory: &Path, trace: &Path) -> anyhow::Result<Self> {
+    pub fn start_traced(directory: &Path, files: Files, trace: &Path) -> anyhow::Result<Self> {
         let mut command = Command::new("strace");
         command
             .args(["-f", "-y", "-xx", "-s", "67108864", "-o"])
             .arg(trace)
             .args(["-e", crate::trace::CALLS])
             .arg(program()?)
-            .arg(directory);
+            .args(arguments(directory, Open::Create, files))
+            .arg("tell")
+            .stderr(Stdio::null());
         Self::spawn(command)
     }
 
@@ -87,7 +107,6 @@ impl Driver {
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(Stdio::inherit())
             .spawn()
             .with_context(|| format!("cannot start {command:?}"))?;
         let input = child.stdin.take();

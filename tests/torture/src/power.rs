@@ -144,7 +144,7 @@ impl<'a> Recording<'a> {
                         syncs.or_default().push(span);
                     }
                 }
-                What::Say(_) => {}
+                What::Say(_) | What::Log(_) => {}
             }
         }
         Ok(recording)

@@ -38,6 +38,8 @@ pub enum What {
     Sync(PathBuf),
     /// The process says something.
     Say(String),
+    /// The process logs something.
+    Log(String),
 }
 
 /// One call.
@@ -206,12 +208,10 @@ impl Reader<'_> {
     fn write(&mut self, arguments: &[String]) -> anyhow::Result<Vec<What>> {
         let bytes = unquote(&arguments[1])?;
         let number: u64 = arguments[0].split('<').next().unwrap_or_default().parse()?;
-        if number == 1 {
+        if number == 1 || number == 2 {
+            let what = if number == 1 { What::Say } else { What::Log };
             let text = String::from_utf8_lossy(&bytes).into_owned();
-            return Ok(text
-                .lines()
-                .map(|line| What::Say(line.to_owned()))
-                .collect());
+            return Ok(text.lines().map(|line| what(line.to_owned())).collect());
         }
         let Some(path) = self.inside(&arguments[0]) else {
             return Ok(Vec::new());

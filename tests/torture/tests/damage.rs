@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context as _, bail, ensure};
 use store_torture::{
     asked,
-    driver::{Driver, Open},
+    driver::{Driver, Files, Open},
     model::{Model, Told},
     random::Random,
     session::Session,
@@ -56,14 +56,14 @@ fn damage_to_any_file_is_mended_or_named() {
 
 /// A store that was closed in order, and what is in it.
 fn live(directory: &Path, seed: u64) -> anyhow::Result<Model> {
-    let mut driver = Driver::start(directory, Open::Create)?;
+    let mut driver = Driver::start(directory, Open::Create, Files::Usual)?;
     let opened = driver.opened()?;
     ensure!(opened.is_ok(), "{opened:?}");
     let told = Told::default();
     let mut session = Session::new(driver, Model::default(), &told, Random::new(seed));
     session.run(400)?;
     let (mut model, _) = session.close()?;
-    let mut driver = Driver::start(directory, Open::Again)?;
+    let mut driver = Driver::start(directory, Open::Again, Files::Usual)?;
     let opened = driver.opened()?;
     ensure!(opened.is_ok(), "{opened:?}");
     let told = driver.dump()?;
@@ -79,7 +79,7 @@ fn live(directory: &Path, seed: u64) -> anyhow::Result<Model> {
 }
 
 fn look(directory: &Path, model: &Model, outcomes: &mut Outcomes) -> anyhow::Result<()> {
-    let mut driver = Driver::start(directory, Open::Again)?;
+    let mut driver = Driver::start(directory, Open::Again, Files::Usual)?;
     match driver.opened()? {
         Ok(()) => {
             let told = driver.dump()?;
@@ -162,7 +162,7 @@ fn an_older_log_is_not_taken_for_the_newest() {
     let model = live(&directory, 5).unwrap();
     let old = world.path().join("old");
     copy(&directory, &old);
-    let mut driver = Driver::start(&directory, Open::Again).unwrap();
+    let mut driver = Driver::start(&directory, Open::Again, Files::Usual).unwrap();
     assert!(driver.opened().unwrap().is_ok());
     let told = driver.dump().unwrap();
     let mut session = Session::new(driver, model, &told, Random::new(6));
@@ -170,7 +170,7 @@ fn an_older_log_is_not_taken_for_the_newest() {
     session.close().unwrap();
     fs::copy(old.join("store/log.redb"), directory.join("store/log.redb")).unwrap();
     let outcome = (|| {
-        let mut driver = Driver::start(&directory, Open::Again)?;
+        let mut driver = Driver::start(&directory, Open::Again, Files::Usual)?;
         match driver.opened()? {
             Ok(()) => bail!("it was opened"),
             Err(words) => Ok(words),

@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 use anyhow::ensure;
 use store_torture::{
     asked,
-    driver::{Driver, Open},
+    driver::{Driver, Files, Open},
 };
 
 const KEYS: u64 = 1000;
@@ -109,7 +109,7 @@ impl Life {
     }
 
     fn open(directory: &Path, open: Open, next: u64) -> anyhow::Result<Self> {
-        let mut driver = Driver::start(directory, open)?;
+        let mut driver = Driver::start(directory, open, Files::Usual)?;
         let opened = driver.opened()?;
         ensure!(opened.is_ok(), "{opened:?}");
         Ok(Self {
@@ -156,7 +156,7 @@ impl Life {
 
     fn measure(&self) -> anyhow::Result<Measured> {
         let log = size(&self.directory.join("store/log.redb"));
-        let state = size(&self.directory.join("store/state"));
+        let state = size(&self.directory.join("store/state.redb"));
         let mut snapshots: Vec<_> = fs::read_dir(self.directory.join("snapshots"))?
             .flatten()
             .map(|file| size(&file.path()))

@@ -5,7 +5,7 @@ use std::{path::Path, thread, time::Duration};
 use anyhow::{Context as _, ensure};
 use store_torture::{
     asked,
-    driver::{Driver, Open},
+    driver::{Driver, Files, Open},
     model::{Model, Told},
     random::Random,
     session::Session,
@@ -43,7 +43,12 @@ fn life(directory: &Path, seed: u64, kills: u64) -> anyhow::Result<u64> {
     let mut open = Open::Create;
     let mut acknowledged = 0;
     for kill in 0..kills {
-        let mut driver = Driver::start(&directory, open)?;
+        let files = if random.once_in(2) {
+            Files::AsIfBig
+        } else {
+            Files::Usual
+        };
+        let mut driver = Driver::start(&directory, open, files)?;
         if open == Open::Create && random.once_in(4) {
             // In the middle of making it.
             thread::sleep(Duration::from_micros(random.below(20_000)));
@@ -76,7 +81,7 @@ fn life(directory: &Path, seed: u64, kills: u64) -> anyhow::Result<u64> {
 }
 
 fn finally(directory: &Path, model: &Model) -> anyhow::Result<Told> {
-    let mut driver = Driver::start(directory, Open::Again)?;
+    let mut driver = Driver::start(directory, Open::Again, Files::Usual)?;
     let opened = driver.opened()?;
     ensure!(opened.is_ok(), "at last: {opened:?}");
     let told = driver.dump()?;

@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context as _, ensure};
 use store_torture::{
     asked,
-    driver::{Driver, Open},
+    driver::{Driver, Files, Open},
     model::{Model, Told},
     power::{FATES, Fate, Recording},
     random::Random,
@@ -44,7 +44,7 @@ fn run(seed: u64, cuts: u64) -> anyhow::Result<Vec<String>> {
     let directory = world.path().join("data");
     let file = world.path().join("trace");
     let mut random = Random::new(seed);
-    let mut driver = Driver::start_traced(&directory, &file)?;
+    let mut driver = Driver::start_traced(&directory, Files::AsIfBig, &file)?;
     let opened = driver.opened()?;
     ensure!(opened.is_ok(), "{opened:?}");
     let told = Told::default();
@@ -55,11 +55,16 @@ fn run(seed: u64, cuts: u64) -> anyhow::Result<Vec<String>> {
     let events = trace::read(&text, &directory)?;
     let recording = Recording::of(&events)?;
     let syncs = events.iter().filter(|e| matches!(e.what, What::Sync(_)));
+    let (log, state) = (
+        compactions(&events, "log.redb"),
+        compactions(&events, "state.redb"),
+    );
     println!(
-        "seed {seed}: {} calls, {} syncs",
+        "seed {seed}: {} calls, {} syncs, the log was compacted {log} times, the state {state} times",
         events.len(),
         syncs.count()
     );
+    ensure!(log > 0 && state > 0, "nothing was compacted");
     let mut failures = Vec::new();
     for cut in 0..cuts {
         let at = usize::try_from(random.below(events.len() as u64))?;
@@ -75,6 +80,18 @@ fn run(seed: u64, cuts: u64) -> anyhow::Result<Vec<String>> {
         std::fs::remove_dir_all(&target)?;
     }
     Ok(failures)
+}
+
+/// How often a file was compacted while it was open.
+fn compactions(events: &[Event], file: &str) -> usize {
+    events
+        .iter()
+        .skip_while(|event| event.what != What::Say("opened".to_owned()))
+        .filter(|event| match &event.what {
+            What::Log(line) => line.contains("is compacted") && line.contains(file),
+            _ => false,
+        })
+        .count()
 }
 
 /// Opens what is left, and compares it with what had been acknowledged by then.
@@ -102,7 +119,7 @@ fn look(
             session::acknowledge(&mut model, &sent[number]);
         }
     }
-    let mut driver = Driver::start(directory, open)?;
+    let mut driver = Driver::start(directory, open, Files::AsIfBig)?;
     if let Err(reason) = driver.opened()? {
         anyhow::bail!("does not open: {reason}");
     }
@@ -114,7 +131,7 @@ fn look(
         let mut session = Session::new(driver, model, &told, Random::new(random.draw()));
         session.run(30).context("going on")?;
         let model = session.kill()?;
-        let mut driver = Driver::start(directory, Open::Again)?;
+        let mut driver = Driver::start(directory, Open::Again, Files::AsIfBig)?;
         let opened = driver.opened().context("the second time")?;
         ensure!(opened.is_ok(), "the second time: {opened:?}");
         model.check(&driver.dump()?).context("the second time")?;
@@ -128,7 +145,7 @@ fn a_store_that_does_not_sync_would_be_found_out() {
     let world = tempfile::tempdir().unwrap();
     let directory = world.path().join("data");
     let file = world.path().join("trace");
-    let mut driver = Driver::start_traced(&directory, &file).unwrap();
+    let mut driver = Driver::start_traced(&directory, Files::AsIfBig, &file).unwrap();
     assert!(driver.opened().unwrap().is_ok());
     let told = Told::default();
     let mut session = Session::new(driver, Model::default(), &told, Random::new(3));

@@ -1,13 +1,21 @@
 //! redb: a B-tree that is copied on write, in one file. A commit is one `fdatasync`, and its pages are checksummed, so
 //! that a torn commit is told from a whole one and the one before it counts.
+//!
+//! A write that need not be durable is committed in memory. From time to time such a commit is synced all the same:
+//! until then redb keeps the pages of the last synced one beside the new, and a start after a crash goes back to it.
+//!
+//! A file never gets smaller by itself, so one that is mostly room is compacted, while it is open too.
 
 use std::{
     fs::{self, OpenOptions},
     io,
     ops::Bound,
-    os::unix::fs::OpenOptionsExt as _,
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
-    sync::{PoisonError, RwLock, RwLockReadGuard},
+    sync::{
+        PoisonError, RwLock, RwLockReadGuard,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use redb::{
@@ -21,16 +29,42 @@ const RECORDS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("records
 const PIECE: usize = 16 << 10;
 /// Bytes of pages kept in memory.
 const CACHE: usize = 16 << 20;
-/// A file that is so many times bigger than what is in it, and bigger than [`WORTH_IT`], is compacted: when it is opened,
-/// and when a range was removed from it.
-const TOO_BIG: u64 = 4;
-const WORTH_IT: u64 = 16 << 20;
+/// Bytes that one change of a small piece writes: its page.
+const PAGE: u64 = 4096;
+/// Syncs after which it is looked whether a file is mostly room; looking reads all of it.
+const SYNCS_EACH_LOOK: u64 = 16;
+
+/// When a file is looked after.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Upkeep {
+    /// A file that takes more bytes than this, and more than `too_big` times what is in it, is compacted: when it is opened,
+    /// when a range was removed from it, and now and then.
+    pub compact_above: u64,
+    /// How many times.
+    pub too_big: u64,
+    /// What was written without a sync is synced when it has come to so many bytes.
+    pub sync_after: u64,
+}
+
+impl Upkeep {
+    /// What every node does.
+    pub const USUAL: Self = Self {
+        compact_above: 16 << 20,
+        too_big: 3,
+        sync_after: 32 << 20,
+    };
+}
 
 /// One redb file.
 pub(super) struct Redb {
     /// Locked for writing only while it is compacted, which redb lets nobody else read meanwhile.
     database: RwLock<Database>,
     path: PathBuf,
+    upkeep: Upkeep,
+    /// Bytes written since the last sync.
+    unsynced: AtomicU64,
+    /// Bytes written since it was last looked for room.
+    unlooked: AtomicU64,
 }
 
 fn engine(error: impl Into<redb::Error>) -> ReadError {
@@ -49,7 +83,7 @@ fn failed(error: impl Into<redb::Error>) -> io::Error {
 
 impl Redb {
     /// Opens the file at `path`, or makes it, and verifies all of it.
-    pub(super) fn open(path: &Path) -> Result<Self, OpenError> {
+    pub(super) fn open(path: &Path, upkeep: Upkeep) -> Result<Self, OpenError> {
         let io_error = |source| OpenError::Io {
             path: path.to_owned(),
             source,
@@ -72,7 +106,7 @@ impl Redb {
             let transaction = database.begin_write().map_err(engine)?;
             transaction.open_table(RECORDS).map_err(engine)?;
             transaction.commit().map_err(engine)?;
-            give_back(&mut database, path).map_err(engine)?;
+            give_back(&mut database, path, upkeep).map_err(engine)?;
             Ok(database)
         })?;
         if new && let Some(parent) = path.parent() {
@@ -81,6 +115,9 @@ impl Redb {
         Ok(Self {
             database: RwLock::new(database),
             path: path.to_owned(),
+            upkeep,
+            unsynced: AtomicU64::new(0),
+            unlooked: AtomicU64::new(0),
         })
     }
 
@@ -97,21 +134,52 @@ impl Redb {
         }
         Ok(transaction)
     }
+
+    fn give_back(&self) -> io::Result<()> {
+        self.unlooked.store(0, Ordering::Relaxed);
+        if self.size_on_disk() <= self.upkeep.compact_above {
+            return Ok(());
+        }
+        let mut database = self
+            .database
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        give_back(&mut database, &self.path, self.upkeep).map_err(failed)
+    }
 }
 
 /// Makes the file smaller, where most of it is room that nothing is in.
-fn give_back(database: &mut Database, path: &Path) -> Result<(), redb::Error> {
-    let size = fs::metadata(path)?.len();
-    if size <= WORTH_IT {
+fn give_back(database: &mut Database, path: &Path, upkeep: Upkeep) -> Result<(), redb::Error> {
+    let size = taken(path)?;
+    if size <= upkeep.compact_above {
         return Ok(());
     }
     let transaction = database.begin_write()?;
     let used = transaction.stats()?.stored_bytes();
     transaction.abort()?;
-    if size > used.saturating_mul(TOO_BIG) {
+    if size > used.saturating_mul(upkeep.too_big) {
         database.compact()?;
+        tracing::info!(
+            path = %path.display(),
+            before = size,
+            after = taken(path)?,
+            "a database was mostly room and is compacted"
+        );
     }
     Ok(())
+}
+
+/// Bytes that the file takes on the disk: it is longer, since redb doubles it before it fills it.
+fn taken(path: &Path) -> io::Result<u64> {
+    fs::metadata(path).map(|file| file.blocks() * 512)
+}
+
+/// About as much as a change makes redb write.
+fn cost(change: &Raw) -> u64 {
+    match change {
+        Raw::Put(_, piece) => PAGE.max(piece.len() as u64),
+        Raw::Remove(_) | Raw::RemoveRange(..) => PAGE,
+    }
 }
 
 impl Engine for Redb {
@@ -120,6 +188,9 @@ impl Engine for Redb {
     }
 
     fn write(&self, batches: Vec<Vec<Raw>>, durable: bool) -> io::Result<()> {
+        let written: u64 = batches.iter().flatten().map(cost).sum();
+        let unsynced = self.unsynced.load(Ordering::Relaxed) + written;
+        let durable = durable || unsynced >= self.upkeep.sync_after;
         let transaction = self.begin(durable)?;
         {
             let mut table = transaction.open_table(RECORDS).map_err(failed)?;
@@ -140,16 +211,15 @@ impl Engine for Redb {
             }
         }
         transaction.commit().map_err(failed)?;
+        let unsynced = if durable { 0 } else { unsynced };
+        self.unsynced.store(unsynced, Ordering::Relaxed);
+        let unlooked = self.unlooked.fetch_add(written, Ordering::Relaxed) + written;
         let removed = batches
             .iter()
             .flatten()
             .any(|change| matches!(change, Raw::RemoveRange(..)));
-        if removed && self.size_on_disk() > WORTH_IT {
-            let mut database = self
-                .database
-                .write()
-                .unwrap_or_else(PoisonError::into_inner);
-            give_back(&mut database, &self.path).map_err(failed)?;
+        if removed || unlooked >= SYNCS_EACH_LOOK * self.upkeep.sync_after {
+            self.give_back()?;
         }
         Ok(())
     }
@@ -181,10 +251,78 @@ impl Engine for Redb {
                     .map_err(failed)?;
             }
         }
-        transaction.commit().map_err(failed)
+        transaction.commit().map_err(failed)?;
+        self.unsynced.store(0, Ordering::Relaxed);
+        // What was there before.
+        self.give_back()
     }
 
     fn size_on_disk(&self) -> u64 {
-        fs::metadata(&self.path).map_or(0, |file| file.len())
+        taken(&self.path).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SMALL: Upkeep = Upkeep {
+        compact_above: 256 << 10,
+        too_big: 3,
+        sync_after: 64 << 10,
+    };
+
+    fn put(number: u32) -> Vec<Raw> {
+        vec![Raw::Put(number.to_be_bytes().to_vec(), vec![1; 1000])]
+    }
+
+    fn count(engine: &Redb) -> usize {
+        let mut count = 0;
+        engine
+            .scan(&[], None, &mut |_, _| {
+                count += 1;
+                Ok(true)
+            })
+            .unwrap();
+        count
+    }
+
+    #[test]
+    fn what_was_written_without_a_sync_is_synced_after_a_while() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("db");
+        let engine = Redb::open(&path, SMALL).unwrap();
+        // What a crash would leave at this moment.
+        let left = || {
+            let copy = dir.path().join("copy");
+            fs::copy(&path, &copy).unwrap();
+            count(&Redb::open(&copy, SMALL).unwrap())
+        };
+        for number in 0..15 {
+            engine.write(vec![put(number)], false).unwrap();
+        }
+        assert_eq!((count(&engine), left()), (15, 0));
+        engine.write(vec![put(15)], false).unwrap();
+        assert_eq!((count(&engine), left()), (16, 16));
+        engine.write(vec![put(16)], true).unwrap();
+        assert_eq!(left(), 17);
+    }
+
+    #[test]
+    fn room_is_given_back_while_the_file_is_open() {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = Redb::open(&dir.path().join("db"), SMALL).unwrap();
+        for number in 0..4000 {
+            engine.write(vec![put(number)], false).unwrap();
+        }
+        let full = engine.size_on_disk();
+        for number in 100..4000_u32 {
+            let change = Raw::Remove(number.to_be_bytes().to_vec());
+            engine.write(vec![vec![change]], false).unwrap();
+        }
+        let left = engine.size_on_disk();
+        assert_eq!(count(&engine), 100);
+        assert!(full > 4000 * 1000, "{full}");
+        assert!(left < full / 4, "{full}, {left}");
     }
 }

@@ -162,6 +162,7 @@ enum Path {
     #[default]
     Any,
     Exact(Box<str>),
+    /// Not "/", which is any.
     Prefix(Box<str>),
     Regex(Regex),
 }
@@ -235,7 +236,8 @@ impl Path {
             http_match::Path::Prefix(prefix) => {
                 check_path(prefix).map_err(field("prefix"))?;
                 match prefix.as_str() {
-                    "/" => Ok(Self::Prefix("".into())),
+                    // Every path begins with it, and the target of `OPTIONS *` has none.
+                    "/" => Ok(Self::Any),
                     prefix if prefix.ends_with('/') => {
                         Err(("prefix".to_owned(), InvalidMatch::PrefixEnd))
                     }
@@ -252,9 +254,8 @@ impl Path {
         match self {
             Self::Any => true,
             Self::Exact(wanted) => **wanted == *path,
-            // "/a" takes "/a" and "/a/b"; "/", kept as "", every path that begins with "/".
             Self::Prefix(prefix) => match path.as_bytes().strip_prefix(prefix.as_bytes()) {
-                Some([]) => !prefix.is_empty(),
+                Some([]) => true,
                 Some([next, ..]) => *next == b'/',
                 None => false,
             },

@@ -9,10 +9,16 @@
 //! | here | listeners and inbound policy, trust, what an ingress forwards |
 //! | `service` | how to reach a service, which differs with the policies that select the caller |
 //! | `timeouts` | `MeshTimeout`s |
-//! | `route` | `MeshTCPRoute`s |
+//! | `load_balancing` | `MeshLoadBalancingStrategy`s |
+//! | `tcp_route` | `MeshTCPRoute`s |
+//! | `http_route` | `MeshHTTPRoute`s |
+//! | `backends` | what routes of both go to |
 
-mod route;
+mod backends;
+mod http_route;
+mod load_balancing;
 mod service;
+mod tcp_route;
 mod timeouts;
 
 use std::{
@@ -21,10 +27,11 @@ use std::{
 };
 
 use mesh_model::{
-    Dataplane, Resource, ZoneIngress,
+    Dataplane, Kind as _, MeshTLS, Resource, ZoneIngress,
     dataplane::{Inbound as InboundSpec, InboundState, ServiceProbe},
     identity,
     mesh_service::ServicePort as PortSpec,
+    mesh_tls,
     policy::{Proxy as Selectable, Selection},
     services as model,
 };
@@ -187,8 +194,8 @@ pub fn proxy(view: &MeshView, dataplane: &Resource) -> Document {
     if !inbounds.is_empty() {
         required.extend([features::INBOUND_MTLS, features::PERMISSION_SPIFFE]);
     }
-    if inbounds.iter().any(|inbound| inbound.probe.is_some()) {
-        required.insert(features::PROBE_TCP);
+    for inbound in &inbounds {
+        required.extend(required_of(inbound));
     }
     let body = Body::Proxy(Proxy {
         mesh: view.mesh.to_string(),
@@ -205,6 +212,23 @@ pub fn proxy(view: &MeshView, dataplane: &Resource) -> Document {
         source_service,
     });
     seal(document::PROXY.to_owned(), required, body)
+}
+
+/// Features beyond those of every inbound. What is built in of time-outs, a proxy that knows nothing of HTTP does without;
+/// what somebody has said must be obeyed.
+fn required_of(inbound: &Inbound) -> Vec<&'static str> {
+    let mut required = Vec::new();
+    if inbound.probe.is_some() {
+        required.push(features::PROBE_TCP);
+    }
+    if inbound.tls() == TlsMode::Permissive {
+        required.push(features::INBOUND_PERMISSIVE);
+    }
+    let http = inbound.timeouts.as_ref().and_then(|t| t.http.as_ref());
+    if http.is_some_and(timeouts::is_said) || !inbound.caller_timeouts.is_empty() {
+        required.push(features::HTTP);
+    }
+    required
 }
 
 /// Service ports that each inbound (by name) of a dataplane serves.
@@ -242,23 +266,39 @@ fn inbound(
         .flat_map(|(service, port)| server_names(&view.mesh, &view.zone, service, port))
         .collect();
     let workload = identity::workload(dataplane);
+    let (timeouts, caller_timeouts) = timeouts::incoming(policies, spec);
     Inbound {
         listen: networking.map(|n| address(spec.listen_address(n), spec.port)),
         application: networking
             .map(|n| address(spec.application_address(n), spec.application_port())),
         protocol: Protocol::from(spec.protocol).into(),
-        tls: TlsMode::Strict.into(),
+        tls: tls_mode(policies, spec).into(),
         server_names: server_names.into_iter().collect(),
         service: served
             .first()
             .map_or(workload, |(service, _)| service)
             .to_owned(),
         permissions: Some(policies.permissions(spec)),
-        timeouts: Some(timeouts::incoming(policies, spec)),
+        timeouts: Some(timeouts),
         probe: spec.service_probe.as_ref().map(probe),
-        caller_timeouts: Vec::new(),
+        caller_timeouts,
         name,
     }
+}
+
+/// Strict, unless a `MeshTLS` says otherwise.
+fn tls_mode(policies: &Selection<'_>, inbound: &InboundSpec) -> TlsMode {
+    let merged = policies.incoming(&MeshTLS::DESCRIPTOR, inbound).everyone;
+    let said: mesh_tls::Tls = merged.get().unwrap_or_default();
+    match said.mode {
+        Some(mesh_tls::TlsMode::Permissive) => TlsMode::Permissive,
+        Some(mesh_tls::TlsMode::Strict) | None => TlsMode::Strict,
+    }
+}
+
+/// True where requests of HTTP are spoken, of whichever version.
+fn is_http(protocol: Protocol) -> bool {
+    matches!(protocol, Protocol::Http | Protocol::Http2 | Protocol::Grpc)
 }
 
 fn outbound(spec: &mesh_model::dataplane::Outbound) -> Outbound {

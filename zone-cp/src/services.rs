@@ -7,6 +7,7 @@ use std::{
 
 use mesh_model::{
     Dataplane, MeshService, Meta, Resource,
+    dataplane::Protocol,
     labels::{self, Labels},
     mesh_service::{ServiceIdentity, ServiceIdentityForm, ServicePort, ServiceState},
     policy::{self, ToKind},
@@ -140,7 +141,8 @@ pub fn services(sources: Sources<'_>) -> Services {
         .iter()
         .filter(|r| r.meta.mesh == sources.mesh.as_str() && r.meta.zone.is_empty())
         .filter_map(|r| {
-            let declared = target(&r.meta.name, [(&r.meta, &*r.get::<MeshService>()?.ports)]);
+            let ports = [(&r.meta, &*r.get::<MeshService>()?.ports)];
+            let declared = target(&r.meta.name, sources.zone, ports);
             Some((&r.meta.name, declared))
         })
         .collect();
@@ -152,7 +154,7 @@ pub fn services(sources: Sources<'_>) -> Services {
         });
         let metas: Vec<_> = metas.collect();
         let of = metas.iter().map(|(meta, ports)| (meta, *ports));
-        targets.insert(name, target(name, of));
+        targets.insert(name, target(name, sources.zone, of));
     }
     Services {
         targets: policy::Services::new(targets.into_values()),
@@ -162,9 +164,11 @@ pub fn services(sources: Sources<'_>) -> Services {
     }
 }
 
-/// One service, whichever zones it runs in, as policies refer to it.
+/// One service, whichever zones it runs in, as policies refer to it. Where zones disagree about what is spoken at a port, this
+/// one's word counts.
 fn target<'a>(
     name: &str,
+    own_zone: &ZoneName,
     of: impl IntoIterator<Item = (&'a Meta, &'a [ServicePort])>,
 ) -> policy::Service {
     let mut target = policy::Service {
@@ -173,15 +177,27 @@ fn target<'a>(
         resources: Vec::new(),
         ports: Vec::new(),
     };
-    let mut known = BTreeSet::new();
+    let mut known: BTreeMap<u16, (BTreeSet<&Option<String>>, Protocol)> = BTreeMap::new();
     for (meta, ports) in of {
         target = target.with_resource(meta);
-        known.extend(ports.iter().map(|port| policy::Port {
-            number: port.port,
-            name: port.name.clone(),
-        }));
+        for port in ports {
+            let (names, protocol) = known
+                .entry(port.port)
+                .or_insert_with(|| (BTreeSet::new(), port.app_protocol));
+            names.insert(&port.name);
+            if meta.zone == own_zone.as_str() {
+                *protocol = port.app_protocol;
+            }
+        }
     }
-    target.ports = known.into_iter().collect();
+    let ports = known.into_iter().flat_map(|(number, (names, protocol))| {
+        names.into_iter().map(move |name| policy::Port {
+            number,
+            name: name.clone(),
+            protocol: Some(protocol),
+        })
+    });
+    target.ports = ports.collect();
     target
 }
 

@@ -15,6 +15,7 @@ use mesh_model::{
 use mesh_proto::{
     names::{MeshName, ZoneName},
     spiffe::TrustDomain,
+    zone::ResourceKey,
 };
 use serde_json::{Value, json};
 
@@ -57,6 +58,21 @@ impl Policies {
             set: Arc::new(set),
             resources,
         }
+    }
+
+    /// The policy of this key.
+    #[must_use]
+    pub fn get(&self, key: &ResourceKey) -> Option<&Arc<Resource>> {
+        let of = |resource: &Arc<Resource>| {
+            let meta = &resource.meta;
+            (resource.kind().name, meta.zone.as_str(), meta.name.as_str()).cmp(&(
+                key.kind.as_str(),
+                key.zone.as_str(),
+                key.name.as_str(),
+            ))
+        };
+        let index = self.resources.binary_search_by(of).ok()?;
+        self.resources.get(index)
     }
 
     /// What is other in `new`: each policy that came, went, or changed (as it was and as it is).

@@ -15,10 +15,12 @@ use std::{
 use mesh_model::{Dataplane, Resource, Zone, ZoneIngress, api::Key};
 use mesh_proto::{
     document::hex_sha256,
+    http_match,
     names::{MeshName, ZoneName},
     proxy::{
-        Document, IdentityMatch, Protocol, SocketAddress, Timeouts, TlsMode, document::Body,
-        identity_match::SpiffeId,
+        Document, HttpRule, HttpTimeouts, IdentityMatch, LeastRequest, LoadBalancing, Protocol,
+        RouteBackend, SocketAddress, Timeouts, TlsMode, document::Body, identity_match::SpiffeId,
+        load_balancing::Policy,
     },
 };
 use proptest::{prelude::*, sample::Index};
@@ -206,8 +208,8 @@ fn matches(text: &mut String, word: &str, entries: &[IdentityMatch]) {
     }
 }
 
-/// What a policy says; what is built in goes without saying.
-fn timeouts(text: &mut String, indent: &str, timeouts: Option<&Timeouts>) {
+/// What a policy says; what is built in goes without saying. `built_in` are the time-outs of requests, by request and stream.
+fn timeouts(text: &mut String, indent: &str, built_in: (u32, u32), timeouts: Option<&Timeouts>) {
     let timeouts = timeouts.expect("time-outs are always given");
     for (name, ms, built_in, origin) in [
         (
@@ -224,6 +226,89 @@ fn timeouts(text: &mut String, indent: &str, timeouts: Option<&Timeouts>) {
             assert_eq!(ms, built_in);
         }
     }
+    if let Some(http) = &timeouts.http {
+        http_timeouts(text, indent, built_in, http);
+    }
+}
+
+fn http_timeouts(text: &mut String, indent: &str, built_in: (u32, u32), http: &HttpTimeouts) {
+    for (name, ms, built_in, origin) in [
+        ("request", http.request_ms, built_in.0, &http.request_origin),
+        (
+            "stream idle",
+            http.stream_idle_ms,
+            built_in.1,
+            &http.stream_idle_origin,
+        ),
+        ("stream", http.max_stream_ms, 0, &http.max_stream_origin),
+        (
+            "connection",
+            http.max_connection_ms,
+            0,
+            &http.max_connection_origin,
+        ),
+        (
+            "headers",
+            http.request_headers_ms,
+            0,
+            &http.request_headers_origin,
+        ),
+    ] {
+        if !origin.is_empty() {
+            writeln!(text, "{indent}{name} within {ms} ms ({origin})").unwrap();
+        } else {
+            assert_eq!(ms, built_in, "{name}");
+        }
+    }
+}
+
+/// Of calls to services, and of calls that come in.
+const OUT: (u32, u32) = (15_000, 1_800_000);
+const IN: (u32, u32) = (0, 3_600_000);
+
+fn backends(text: &mut String, indent: &str, backends: &[RouteBackend]) {
+    for backend in backends {
+        let RouteBackend {
+            service_document,
+            weight,
+        } = backend;
+        writeln!(text, "{indent}{weight} to {service_document}").unwrap();
+    }
+}
+
+fn http_rule(text: &mut String, rule: &HttpRule) {
+    let origin = match rule.origin.as_str() {
+        "" => "built in",
+        origin => origin,
+    };
+    let matches = match &rule.r#match {
+        None => "every request".to_owned(),
+        Some(matches) => {
+            let mut words = vec![format!("{:?}", matches.path)];
+            words.extend((!matches.method.is_empty()).then(|| matches.method.clone()));
+            words.extend(
+                matches
+                    .headers
+                    .iter()
+                    .map(|h| format!("{} {:?}", h.name, h.value)),
+            );
+            words.extend(
+                matches
+                    .query
+                    .iter()
+                    .map(|q| format!("?{} {:?}", q.name, q.value)),
+            );
+            words.join(", ")
+        }
+    };
+    writeln!(text, "  request by {origin}: {matches}").unwrap();
+    for filter in &rule.filters {
+        writeln!(text, "    {:?}", filter.filter.as_ref().expect("a filter")).unwrap();
+    }
+    if let Some(http) = &rule.timeouts {
+        http_timeouts(text, "    ", OUT, http);
+    }
+    backends(text, "    ", &rule.backends);
 }
 
 fn render(text: &mut String, document: &Document) {
@@ -247,11 +332,15 @@ fn render(text: &mut String, document: &Document) {
                     address(inbound.listen.as_ref()),
                     address(inbound.application.as_ref()),
                 );
-                assert_eq!(inbound.tls(), TlsMode::Strict);
+                let permissive = match inbound.tls() {
+                    TlsMode::Strict => "",
+                    TlsMode::Permissive => ", permissive",
+                    TlsMode::Unspecified => panic!("an inbound says how it is protected"),
+                };
                 let protocol = protocol(inbound.protocol());
                 writeln!(
                     text,
-                    "  inbound {} {listen} -> {application} {protocol}, service {}",
+                    "  inbound {} {listen} -> {application} {protocol}{permissive}, service {}",
                     inbound.name, inbound.service
                 )
                 .unwrap();
@@ -262,7 +351,11 @@ fn render(text: &mut String, document: &Document) {
                 matches(text, "deny", &permissions.deny);
                 matches(text, "shadow deny", &permissions.allow_with_shadow_deny);
                 matches(text, "allow", &permissions.allow);
-                timeouts(text, "    ", inbound.timeouts.as_ref());
+                timeouts(text, "    ", IN, inbound.timeouts.as_ref());
+                for callers in &inbound.caller_timeouts {
+                    matches(text, "from", &callers.matches);
+                    timeouts(text, "      ", IN, callers.timeouts.as_ref());
+                }
                 if let Some(p) = &inbound.probe {
                     writeln!(
                         text,
@@ -292,16 +385,33 @@ fn render(text: &mut String, document: &Document) {
                 protocol(service.protocol())
             )
             .unwrap();
-            timeouts(text, "  ", service.timeouts.as_ref());
-            if let Some(route) = &service.tcp_route {
-                writeln!(text, "  goes, by {}:", route.origin).unwrap();
-                for backend in &route.backends {
+            timeouts(text, "  ", OUT, service.timeouts.as_ref());
+            if let Some(balancing) = &service.load_balancing {
+                let LoadBalancing {
+                    policy,
+                    slow_start_ms,
+                    origin,
+                } = balancing;
+                let policy = policy.as_ref().expect("a policy");
+                if origin.is_empty() {
+                    assert_eq!(*policy, Policy::LeastRequest(LeastRequest { choices: 2 }));
+                    assert_eq!(*slow_start_ms, 10_000);
+                } else {
                     writeln!(
                         text,
-                        "    {} to {}",
-                        backend.weight, backend.service_document
+                        "  spread by {policy:?}, slow start {slow_start_ms} ms ({origin})"
                     )
                     .unwrap();
+                }
+            }
+            if let Some(route) = &service.tcp_route {
+                writeln!(text, "  goes, by {}:", route.origin).unwrap();
+                backends(text, "    ", &route.backends);
+            }
+            if let Some(routes) = &service.http_routes {
+                http_match::Compiled::new(routes).expect("rules that can be obeyed");
+                for rule in &routes.rules {
+                    http_rule(text, rule);
                 }
             }
             for zone in &service.zones {

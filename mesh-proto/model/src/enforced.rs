@@ -9,13 +9,6 @@ use crate::{path, resource::Resource};
 /// Kind, field, and what happens instead. In a field, `[]` is every item of a list, a `*` at the end every field of the
 /// object, and `=Word` at the end that the field has this value.
 const NOT_ENFORCED: &[(&str, &str, &str)] = &[
-    ("MeshTimeout", "spec.to[].default.http.*", HTTP),
-    ("MeshTimeout", "spec.rules[].default.http.*", HTTP),
-    (
-        "MeshTimeout",
-        "spec.to[].targetRef.kind=MeshHTTPRoute",
-        HTTP,
-    ),
     (
         "MeshTimeout",
         "spec.to[].targetRef.kind=MeshExternalService",
@@ -29,7 +22,8 @@ const NOT_ENFORCED: &[(&str, &str, &str)] = &[
     (
         "MeshTimeout",
         "spec.rules[].matches",
-        "a rule for certain callers does nothing; rules for everyone count",
+        "at inbounds of protocol tcp or tls a rule for certain callers does nothing, and rules for everyone count; \
+         at those of http, http2 and grpc it is enforced",
     ),
     (
         "MeshTCPRoute",
@@ -53,11 +47,36 @@ const NOT_ENFORCED: &[(&str, &str, &str)] = &[
     ),
     (
         "MeshHTTPRoute",
-        "spec.to[].rules",
-        "HTTP passes as bytes, to the service that is called",
+        "spec.to[].targetRef.kind=MeshExternalService",
+        OUTSIDE,
     ),
-    ("MeshRetry", "spec.to[].default.http", HTTP),
-    ("MeshRetry", "spec.to[].default.grpc", HTTP),
+    (
+        "MeshHTTPRoute",
+        "spec.to[].targetRef.kind=MeshMultiZoneService",
+        MULTI_ZONE,
+    ),
+    (
+        "MeshHTTPRoute",
+        "spec.to[].rules[].default.backendRefs[].kind=MeshExternalService",
+        "its share of the requests fails, since external services can not be called",
+    ),
+    (
+        "MeshHTTPRoute",
+        "spec.to[].rules[].default.backendRefs[].kind=MeshMultiZoneService",
+        "its share of the requests fails; a MeshService means the service in all its zones",
+    ),
+    (
+        "MeshHTTPRoute",
+        "spec.to[].rules[].default.filters[].requestMirror.backendRef.kind=MeshExternalService",
+        "no copy is sent, since external services can not be called",
+    ),
+    (
+        "MeshHTTPRoute",
+        "spec.to[].rules[].default.filters[].requestMirror.backendRef.kind=MeshMultiZoneService",
+        "no copy is sent; a MeshService means the service in all its zones",
+    ),
+    ("MeshRetry", "spec.to[].default.http", RETRIES),
+    ("MeshRetry", "spec.to[].default.grpc", RETRIES),
     (
         "MeshRetry",
         "spec.to[].default.tcp",
@@ -80,10 +99,54 @@ const NOT_ENFORCED: &[(&str, &str, &str)] = &[
     ),
     (
         "MeshLoadBalancingStrategy",
-        "spec.to[].default.*",
-        "a connection goes to the less busy of two random endpoints, the own zone's first",
+        "spec.to[].targetRef.kind=MeshExternalService",
+        OUTSIDE,
     ),
-    ("MeshFaultInjection", "spec.rules[].default.*", HTTP),
+    (
+        "MeshLoadBalancingStrategy",
+        "spec.to[].targetRef.kind=MeshMultiZoneService",
+        MULTI_ZONE,
+    ),
+    (
+        "MeshLoadBalancingStrategy",
+        "spec.to[].default.loadBalancer.type=RingHash",
+        LEAST_REQUEST,
+    ),
+    (
+        "MeshLoadBalancingStrategy",
+        "spec.to[].default.loadBalancer.type=Maglev",
+        LEAST_REQUEST,
+    ),
+    (
+        "MeshLoadBalancingStrategy",
+        "spec.to[].default.loadBalancer.type=Random",
+        LEAST_REQUEST,
+    ),
+    (
+        "MeshLoadBalancingStrategy",
+        "spec.to[].default.loadBalancer.type=PeakEwma",
+        LEAST_REQUEST,
+    ),
+    (
+        "MeshLoadBalancingStrategy",
+        "spec.to[].default.loadBalancer.leastRequest.activeRequestBias",
+        "all endpoints have the same weight",
+    ),
+    (
+        "MeshLoadBalancingStrategy",
+        "spec.to[].default.localityAwareness",
+        "the own zone's endpoints come first, and others where it has none",
+    ),
+    (
+        "MeshLoadBalancingStrategy",
+        "spec.to[].default.hashPolicies",
+        "no endpoint is chosen by a hash",
+    ),
+    (
+        "MeshFaultInjection",
+        "spec.rules[].default.*",
+        "no request is disturbed",
+    ),
     ("MeshFaultInjection", "spec.to", GATEWAYS),
     (
         "MeshRateLimit",
@@ -93,12 +156,23 @@ const NOT_ENFORCED: &[(&str, &str, &str)] = &[
     ("MeshRateLimit", "spec.to", GATEWAYS),
     (
         "MeshTLS",
-        "spec.rules[].default.*",
-        "mutual TLS 1.3 is required of every caller",
+        "spec.rules[].default.tlsVersion.max=TLS10",
+        MESH_TLS,
     ),
+    (
+        "MeshTLS",
+        "spec.rules[].default.tlsVersion.max=TLS11",
+        MESH_TLS,
+    ),
+    (
+        "MeshTLS",
+        "spec.rules[].default.tlsVersion.max=TLS12",
+        MESH_TLS,
+    ),
+    ("MeshTLS", "spec.rules[].default.tlsCiphers", MESH_TLS),
     ("MeshAccessLog", "spec.to[].default.backends", RECORDS),
     ("MeshAccessLog", "spec.rules[].default.backends", RECORDS),
-    ("MeshTrace", "spec.default.*", HTTP),
+    ("MeshTrace", "spec.default.*", "no spans are sent"),
     (
         "MeshMetric",
         "spec.default.*",
@@ -124,13 +198,15 @@ const NOT_ENFORCED: &[(&str, &str, &str)] = &[
     ("ZoneEgress", "networking", "no traffic leaves through it"),
 ];
 
-const HTTP: &str = "HTTP passes as bytes";
 const OUTSIDE: &str = "external services can not be called";
 const MULTI_ZONE: &str =
     "services of several zones can not be called; a MeshService means the service in all its zones";
+const RETRIES: &str = "a request that has failed is not sent again";
+const LEAST_REQUEST: &str = "the less busy of two random endpoints is taken instead";
+const MESH_TLS: &str = "TLS between proxies is 1.3, with that version's ciphers, and never older";
 const GATEWAYS: &str =
     "it is about traffic that enters through gateways, which this version does not have";
-const RECORDS: &str = "each proxy writes one record a connection to its own log";
+const RECORDS: &str = "each proxy writes its records to its own log";
 
 /// What of `resource` is not enforced, one text a field: the first place, and how many more there are.
 pub(crate) fn warnings(resource: &Resource) -> Vec<String> {
@@ -220,23 +296,42 @@ mod tests {
     #[test]
     fn each_field_is_said_once_with_how_often_it_is_there() {
         let text = "
-type: MeshTimeout
+type: MeshRateLimit
 mesh: payments
 name: slow
 spec:
-  to:
-    - targetRef: {kind: Mesh}
-      default: {connectionTimeout: 1s, http: {requestTimeout: 1s, streamIdleTimeout: 2s}}
-    - targetRef: {kind: MeshMultiZoneService, labels: {a: b}}
-      default: {idleTimeout: 1s, http: {requestTimeout: 1s}}
+  rules:
+    - default: {local: {tcp: {connectionRate: {num: 1, interval: 1s}}, http: {requestRate: {num: 1, interval: 1s}}}}
+    - default: {local: {http: {requestRate: {num: 1, interval: 1s}}}}
 ";
         let resources = crate::parse(text, "").unwrap();
         assert_eq!(
             warnings(&resources[0]),
             [
-                "spec.to[0].default.http.requestTimeout (and 1 more): is not enforced by the proxies of this version: HTTP passes as bytes",
-                "spec.to[0].default.http.streamIdleTimeout: is not enforced by the proxies of this version: HTTP passes as bytes",
-                "spec.to[1].targetRef.kind: is not enforced by the proxies of this version: services of several zones can not be called; a MeshService means the service in all its zones",
+                "spec.rules[0].default.local (and 1 more): is not enforced by the proxies of this version: nothing is limited",
+            ]
+        );
+    }
+
+    #[test]
+    fn what_is_said_by_value_is_not_said_of_another_value() {
+        let text = "
+type: MeshLoadBalancingStrategy
+mesh: payments
+name: spread
+spec:
+  to:
+    - targetRef: {kind: MeshService, name: a}
+      default: {loadBalancer: {type: RoundRobin}}
+    - targetRef: {kind: MeshService, name: b}
+      default: {loadBalancer: {type: Maglev}, hashPolicies: [{type: Connection, connection: {sourceIP: true}}]}
+";
+        let resources = crate::parse(text, "").unwrap();
+        assert_eq!(
+            warnings(&resources[0]),
+            [
+                "spec.to[1].default.loadBalancer.type: is not enforced by the proxies of this version: the less busy of two random endpoints is taken instead",
+                "spec.to[1].default.hashPolicies: is not enforced by the proxies of this version: no endpoint is chosen by a hash",
             ]
         );
     }

@@ -80,7 +80,7 @@ fn a_prefix_ends_at_a_segment() {
     let every = prefix("/");
     check(&every, Request("GET /", &[]), true);
     check(&every, Request("GET /x", &[]), true);
-    check(&every, Request("OPTIONS *", &[]), false);
+    check(&every, Request("OPTIONS *", &[]), true);
     check(&HttpMatch::default(), Request("OPTIONS *", &[]), true);
 }
 
@@ -258,7 +258,7 @@ fn naive(one: &HttpMatch, request: &Sent) -> bool {
     let path = match &one.path {
         None => true,
         Some(http_match::Path::Exact(path)) => *path == request.path,
-        Some(http_match::Path::Prefix(prefix)) if prefix == "/" => request.path.starts_with('/'),
+        Some(http_match::Path::Prefix(prefix)) if prefix == "/" => true,
         Some(http_match::Path::Prefix(prefix)) => {
             request.path == *prefix || request.path.starts_with(&format!("{prefix}/"))
         }

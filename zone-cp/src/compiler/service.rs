@@ -16,15 +16,17 @@ use mesh_model::{
 use mesh_proto::{
     features,
     names::ZoneName,
-    proxy::{Document, Protocol, Service, ServiceZone, TcpRoute, document::Body},
+    proxy::{Document, Protocol, Service, ServiceZone, document::Body},
     sni,
 };
 use prost::Message as _;
 
 use super::{
     ServiceRef,
-    route::{self, Route},
-    seal, timeouts,
+    http_route::{self, Called, Routes},
+    is_http, load_balancing, seal,
+    tcp_route::{self, Route},
+    timeouts,
 };
 use crate::{endpoints::ServicePort, view::MeshView};
 
@@ -51,38 +53,30 @@ impl ServiceDocuments {
         let mut backends = BTreeSet::new();
         for reference in called {
             let destination = destination(view, reference);
-            let route = route::compile(view, &policies, &destination);
-            let tcp_route = route.map(|Route { tcp, to }| {
-                backends.extend(to);
-                tcp
-            });
-            let document = self.get(view, &policies, reference, &destination, tcp_route);
-            needed.insert(reference.clone(), document);
+            let mut said = said(view, &policies, reference, &destination);
+            route(
+                view,
+                &policies,
+                reference,
+                &destination,
+                &mut said,
+                &mut backends,
+            );
+            needed.insert(reference.clone(), self.get(view, reference, said));
         }
         for reference in backends {
             // One that is called as well has its document already.
             if let Entry::Vacant(free) = needed.entry(reference) {
                 let destination = destination(view, free.key());
-                let document = self.get(view, &policies, free.key(), &destination, None);
+                let said = said(view, &policies, free.key(), &destination);
+                let document = self.get(view, free.key(), said);
                 free.insert(document);
             }
         }
         needed
     }
 
-    fn get(
-        &mut self,
-        view: &MeshView,
-        policies: &Selection<'_>,
-        reference: &ServiceRef,
-        destination: &Destination,
-        tcp_route: Option<TcpRoute>,
-    ) -> Arc<Document> {
-        let said = Service {
-            timeouts: Some(timeouts::outgoing(policies, destination)),
-            tcp_route,
-            ..Service::default()
-        };
+    fn get(&mut self, view: &MeshView, reference: &ServiceRef, said: Service) -> Arc<Document> {
         let variants = match self.of.get_mut(reference) {
             Some(variants) => variants,
             None => self.of.entry(reference.clone()).or_default(),
@@ -119,12 +113,79 @@ fn destination(view: &MeshView, reference: &ServiceRef) -> Destination {
     }
 }
 
+/// What policies say of a service, and what is spoken there; routes apart.
+fn said(
+    view: &MeshView,
+    policies: &Selection<'_>,
+    reference: &ServiceRef,
+    destination: &Destination,
+) -> Service {
+    let protocol = protocol(view, reference);
+    let http = is_http(protocol);
+    Service {
+        protocol: protocol.into(),
+        timeouts: Some(timeouts::outgoing(policies, destination, http)),
+        load_balancing: load_balancing::compile(policies, destination, http),
+        ..Service::default()
+    }
+}
+
+/// Adds the routes to what is said of a called service, and what they go to to `backends`. Where requests have routes of their
+/// own, those of connections do not count; so it is in Kuma.
+fn route(
+    view: &MeshView,
+    policies: &Selection<'_>,
+    reference: &ServiceRef,
+    destination: &Destination,
+    said: &mut Service,
+    backends: &mut BTreeSet<ServiceRef>,
+) {
+    if is_http(said.protocol()) {
+        let timeouts = said.timeouts.as_ref();
+        let routes = http_route::compile(Called {
+            view,
+            policies,
+            reference,
+            destination,
+            timeouts: timeouts.and_then(|timeouts| timeouts.http.as_ref()),
+        });
+        if let Some(Routes { http, to }) = routes {
+            backends.extend(to);
+            said.http_routes = Some(http);
+            return;
+        }
+    }
+    if let Some(Route { tcp, to }) = tcp_route::compile(view, policies, destination) {
+        backends.extend(to);
+        said.tcp_route = Some(tcp);
+    }
+}
+
+/// What is spoken at a port of a service. Where zones disagree, this one's word counts.
+fn protocol(view: &MeshView, reference: &ServiceRef) -> Protocol {
+    let ServicePort { service, port } = &reference.of;
+    let zones = view
+        .services
+        .destinations
+        .get(service)
+        .into_iter()
+        .flatten();
+    let wanted = |zone: &String| reference.zone.as_ref().is_none_or(|only| only == zone);
+    let spoken = zones
+        .filter(|(zone, _)| wanted(zone))
+        .filter_map(|(zone, there)| {
+            let found = there.ports.iter().find(|p| p.port == *port)?;
+            Some((zone != view.zone.as_str(), found.app_protocol))
+        });
+    let strongest = spoken.min_by_key(|(is_other, _)| *is_other);
+    strongest.map_or(Protocol::Tcp, |(_, protocol)| protocol.into())
+}
+
 /// How to reach a port of a service. One that does not exist gives a document without zones: connections to it fail and
 /// say why, and nothing is ever reached in its place (FIELD d11). `said` is what policies say of it.
 fn document(view: &MeshView, reference: &ServiceRef, said: Service) -> Document {
     let ServicePort { service, port } = &reference.of;
     let mut zones = Vec::new();
-    let mut protocol = None;
     let destination = view.services.destinations.get(service);
     for (zone, there) in destination.into_iter().flatten() {
         let wanted = reference.zone.as_ref().is_none_or(|only| only == zone);
@@ -132,10 +193,6 @@ fn document(view: &MeshView, reference: &ServiceRef, said: Service) -> Document 
         let (true, Some(found), Ok(name)) = (wanted, found, zone.parse::<ZoneName>()) else {
             continue;
         };
-        // Where zones disagree, this one's word counts.
-        if protocol.is_none() || *zone == *view.zone.as_str() {
-            protocol = Some(Protocol::from(found.app_protocol));
-        }
         zones.push(ServiceZone {
             zone: zone.clone(),
             server_name: sni::mesh_service(&view.mesh, &name, service, &found.name_or_port()),
@@ -146,11 +203,25 @@ fn document(view: &MeshView, reference: &ServiceRef, said: Service) -> Document 
     if said.tcp_route.is_some() {
         required.insert(features::ROUTE_TCP);
     }
+    if said.http_routes.is_some() {
+        required.extend([features::HTTP, features::ROUTE_HTTP]);
+    }
+    // What is built in, a proxy that knows nothing of it does without. What somebody has said must be obeyed.
+    let http = said
+        .timeouts
+        .as_ref()
+        .and_then(|timeouts| timeouts.http.as_ref());
+    if http.is_some_and(timeouts::is_said) {
+        required.insert(features::HTTP);
+    }
+    let balancing = said.load_balancing.as_ref();
+    if balancing.is_some_and(|balancing| !balancing.origin.is_empty()) {
+        required.insert(features::LOAD_BALANCING);
+    }
     let body = Body::Service(Service {
         mesh: view.mesh.to_string(),
         name: service.clone(),
         port: (*port).into(),
-        protocol: protocol.unwrap_or(Protocol::Tcp).into(),
         zones,
         ..said
     });

@@ -6,9 +6,10 @@ use std::{
 };
 
 use mesh_model::{
-    MeshIdentity, MeshTCPRoute, Resource, identity,
+    MeshHTTPRoute, MeshIdentity, MeshTCPRoute, Resource, identity,
     labels::{self, Labels},
-    policy, selection,
+    policy::{self, BackendRef, ToTarget},
+    selection,
 };
 
 use super::{Dirty, Mesh, Settled};
@@ -227,18 +228,14 @@ impl Mesh {
             return;
         }
         let policies = self.view.policies.resources.iter();
-        let entries = policies
-            .filter_map(|policy| policy.get::<MeshTCPRoute>())
-            .flat_map(|route| &route.to);
-        for entry in entries {
-            let mut backends = entry.rules.iter().flat_map(|r| &r.default.backend_refs);
-            let may_differ = backends.any(|b| {
+        for (target, backends) in policies.flat_map(|policy| routed(policy)) {
+            let may_differ = backends.iter().any(|b| {
                 shown_name(b.name.as_ref(), &b.labels).is_none_or(|name| dirty.shown.contains(name))
             });
             if !may_differ {
                 continue;
             }
-            let called = shown_name(entry.target_ref.name.as_ref(), &entry.target_ref.labels);
+            let called = shown_name(target.name.as_ref(), &target.labels);
             for (service, references) in &self.users {
                 let target = self.view.services.target(service);
                 if called.is_none_or(|called| shown_names(&target).any(|name| name == called)) {
@@ -275,6 +272,27 @@ impl Mesh {
                 .insert(name.to_owned());
         }
     }
+}
+
+/// What a policy routes: what is called, and to what that goes, copies included.
+fn routed(policy: &Resource) -> Vec<(&ToTarget, Vec<&BackendRef>)> {
+    let connections = policy.get::<MeshTCPRoute>().map(|route| &route.to);
+    let connections = connections.into_iter().flatten().map(|entry| {
+        let rules = entry.rules.iter();
+        let backends = rules.flat_map(|rule| &rule.default.backend_refs);
+        (&entry.target_ref, backends.collect())
+    });
+    let requests = policy.get::<MeshHTTPRoute>().map(|route| &route.to);
+    let requests = requests.into_iter().flatten().map(|entry| {
+        let backends = entry.rules.iter().flat_map(|rule| {
+            let filters = rule.default.filters.iter().flatten();
+            let mirrors = filters.filter_map(|filter| filter.request_mirror.as_ref());
+            let backends = rule.default.backend_refs.iter().flatten();
+            backends.chain(mirrors.map(|mirror| &mirror.backend_ref))
+        });
+        (&entry.target_ref, backends.collect())
+    });
+    connections.chain(requests).collect()
 }
 
 /// The name that a reference says, where it says one.

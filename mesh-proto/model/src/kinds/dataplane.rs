@@ -269,6 +269,12 @@ impl BackendRef {
 }
 
 impl Protocol {
+    /// True where requests of HTTP are spoken, of whichever version.
+    #[must_use]
+    pub fn is_http(self) -> bool {
+        matches!(self, Self::Http | Self::Http2 | Self::Grpc)
+    }
+
     fn is_default(&self) -> bool {
         *self == Self::default()
     }

@@ -4,7 +4,9 @@
 //! | type | status | reason | about |
 //! | --- | --- | --- | --- |
 //! | `ResolvedRefs` | false | `NoSuchService`, `NoSuchPort`, `NoSuchRoute` | a field that refers to nothing |
+//! | `ResolvedRefs` | false | `NotHTTP` | a backend of HTTP requests that takes none |
 //! | `Effective` | false | `SelectsNothing`, `SaysNothing` | a policy without effect |
+//! | `Effective` | false | `NotHTTP` | what is said of HTTP requests to ports that are declared to take none |
 //! | `Conflicted` | true | `Shadowed` | a field that never takes effect, because a stronger policy says it wherever this one does |
 //! | `Conflicted` | true | `WinsByName` | the other side, where only the names decide |
 
@@ -14,11 +16,13 @@ use serde_json::{Map, Value};
 
 use super::{
     ListMerge, PolicyShape, SpiffeIdMatch, ToKind, ToTarget,
-    destination::{Services, Unresolved, backend_refs, means_route, resolve_target},
+    destination::{
+        Port, Services, Unresolved, backend_refs, means_route, resolve_target, without_http,
+    },
 };
 use crate::{
     api::{Condition, Key},
-    kinds::Dataplane,
+    kinds::{Dataplane, MeshHTTPRoute, dataplane::Protocol},
     labels, path,
     resource::Resource,
     selection::{self, Reach, Strength, TargetRef, Tie},
@@ -43,6 +47,7 @@ pub fn conditions(resources: &[&Resource], known: Known<'_>) -> Vec<Condition> {
             found: &mut found,
         };
         of.references(resources, known.services);
+        of.requests(known.services);
         if resource.policy().is_some() {
             of.effect(known.dataplanes);
         }
@@ -108,19 +113,59 @@ impl OfResource<'_> {
         } else {
             ""
         };
+        let of_requests = self.resource.get::<MeshHTTPRoute>().is_some();
         for (field, reference) in backend_refs(&spec, prefix) {
-            if let Err(unresolved) = reference.resolve(services) {
-                let target = ToTarget {
-                    kind: reference.kind.into(),
-                    name: reference.name.clone(),
-                    labels: reference.labels.clone(),
-                    section_name: None,
-                };
-                let message = format!(
-                    "there is no {}: traffic for it fails",
-                    what(unresolved, &shown(&target), reference.section().as_deref())
-                );
-                self.add("ResolvedRefs", unresolved.reason(), &field, message);
+            let section = reference.section();
+            let target = ToTarget {
+                kind: reference.kind.into(),
+                name: reference.name.clone(),
+                labels: reference.labels.clone(),
+                section_name: section.clone(),
+            };
+            match reference.resolve(services) {
+                Err(unresolved) => {
+                    let message = format!(
+                        "there is no {}: traffic for it fails",
+                        what(unresolved, &shown(&target), section.as_deref())
+                    );
+                    self.add("ResolvedRefs", unresolved.reason(), &field, message);
+                }
+                Ok(found) if of_requests && found.port.is_some_and(Port::is_not_http) => {
+                    let message = format!(
+                        "{}: requests for it fail",
+                        takes_none(
+                            &target,
+                            &found
+                                .port
+                                .and_then(|p| p.protocol)
+                                .into_iter()
+                                .collect::<Vec<_>>()
+                        )
+                    );
+                    self.add("ResolvedRefs", NOT_HTTP, &field, message);
+                }
+                Ok(_) => {}
+            }
+        }
+    }
+
+    /// Reports what is said of HTTP requests to services that are declared to take none.
+    fn requests(&mut self, services: Option<&Services>) {
+        let (Some(policy), Some(services)) = (self.resource.policy(), services) else {
+            return;
+        };
+        let is_route = self.resource.get::<MeshHTTPRoute>().is_some();
+        for (index, entry) in policy.to().iter().enumerate() {
+            let field = match is_route {
+                true => format!("spec.to[{index}].targetRef"),
+                false if entry.default.get("http").is_some() => {
+                    format!("spec.to[{index}].default.http")
+                }
+                false => continue,
+            };
+            if let Some(spoken) = without_http(entry.target, services) {
+                let message = format!("{}: this has no effect", takes_none(entry.target, &spoken));
+                self.add("Effective", NOT_HTTP, &field, message);
             }
         }
     }
@@ -188,6 +233,20 @@ fn condition(
         field: field.to_owned(),
         zone: String::new(),
     }
+}
+
+const NOT_HTTP: &str = "NotHTTP";
+
+/// `port 80 of MeshService store is tcp and takes no HTTP requests`
+fn takes_none(target: &ToTarget, spoken: &[Protocol]) -> String {
+    let words: Vec<String> = spoken
+        .iter()
+        .map(|p| format!("{p:?}").to_lowercase())
+        .collect();
+    let section = target.section_name.as_deref();
+    let named = what(Unresolved::NoSuchPort, &shown(target), section);
+    let spoken = words.join(" and ");
+    format!("{named} is declared as {spoken} and takes no HTTP requests")
 }
 
 /// `MeshService store`, `port 80 of MeshService store`

@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::target::{BackendRef, ToKind, ToTarget};
 use crate::{
+    kinds::dataplane::Protocol,
     labels::{self, Labels},
     path,
     resource::{Meta, Resource},
@@ -32,13 +33,25 @@ pub struct Port {
     pub number: u16,
     /// Its name, where it has one.
     pub name: Option<String>,
+    /// What is spoken there, where it is known.
+    pub protocol: Option<Protocol>,
 }
 
 impl Port {
-    /// A port without a name.
+    /// A port of which nothing else is known.
     #[must_use]
     pub fn new(number: u16) -> Self {
-        Self { number, name: None }
+        Self {
+            number,
+            name: None,
+            protocol: None,
+        }
+    }
+
+    /// True where it is known to carry something else than requests of HTTP.
+    #[must_use]
+    pub fn is_not_http(&self) -> bool {
+        self.protocol.is_some_and(|protocol| !protocol.is_http())
     }
 
     /// True where `section` is its name or number.
@@ -196,6 +209,10 @@ fn port(value: &Value) -> Option<Port> {
     Some(Port {
         number: u16::try_from(number).ok()?,
         name: value.get("name").and_then(Value::as_str).map(str::to_owned),
+        protocol: match value.get("appProtocol").or(value.get("protocol")) {
+            Some(protocol) => Protocol::deserialize(protocol).ok(),
+            None => Some(Protocol::default()),
+        },
     })
 }
 
@@ -393,6 +410,25 @@ pub(crate) fn resolve_target(target: &ToTarget, services: &Services) -> Result<(
         }
         _ => Ok(()),
     }
+}
+
+/// What is spoken at the ports that `target` means, where it is known that no port takes requests of HTTP.
+pub(crate) fn without_http(target: &ToTarget, services: &Services) -> Option<Vec<Protocol>> {
+    let meant = services.meant(target.kind, target.name.as_deref(), &target.labels);
+    let mut spoken = Vec::new();
+    for port in meant.flat_map(|service| &service.ports) {
+        let section = target.section_name.as_deref();
+        if section.is_some_and(|section| !port.is(section)) {
+            continue;
+        }
+        spoken.extend(port.protocol);
+        if !port.is_not_http() {
+            return None;
+        }
+    }
+    spoken.sort();
+    spoken.dedup();
+    (!spoken.is_empty()).then_some(spoken)
 }
 
 /// True where the route `meta` is meant by `target`.

@@ -15,6 +15,8 @@ use super::{Merged, Origin};
 pub struct RouteRule {
     /// Which requests: one match as a `MeshHTTPRoute` has it. Null: all.
     pub matches: Value,
+    /// The matches of the rule that it is one of.
+    pub of: Value,
     /// What happens to them.
     pub default: Value,
     /// The strongest policy that says something of the rule.
@@ -30,7 +32,8 @@ pub fn in_order(merged: &Merged, age: impl Fn(&ResourceKey) -> u64) -> Vec<Route
     for (index, rule) in rules.into_iter().flatten().enumerate() {
         let path = format!("rules[{index}].matches");
         let origin = merged.origin(&path).unwrap_or(&Origin::BuiltIn);
-        let matches = rule["matches"].as_array().cloned().unwrap_or_default();
+        let of = &rule["matches"];
+        let matches = of.as_array().cloned().unwrap_or_default();
         let matches = if matches.is_empty() {
             vec![Value::Null]
         } else {
@@ -41,6 +44,7 @@ pub fn in_order(merged: &Merged, age: impl Fn(&ResourceKey) -> u64) -> Vec<Route
             let default = rule.get("default").cloned().unwrap_or_default();
             let rule = RouteRule {
                 matches,
+                of: of.clone(),
                 default,
                 origin: origin.clone(),
             };

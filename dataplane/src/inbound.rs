@@ -4,10 +4,15 @@
 
 use std::{net::SocketAddr, rc::Rc, sync::Arc};
 
-use tokio::{net::TcpStream, time::timeout};
+use mesh_proto::sni::{ClientHello, parse_client_hello};
+use tokio::{
+    io::AsyncReadExt as _,
+    net::TcpStream,
+    time::{Duration, Instant, timeout, timeout_at},
+};
 
 use crate::{
-    config::{Inbound, Timeouts},
+    config::{Inbound, Timeouts, TlsMode},
     http::{
         self,
         serve::Caller,
@@ -27,6 +32,10 @@ use crate::{
     workers::Worker,
 };
 
+/// How long a permissive inbound waits for the first byte, before it takes the connection for plaintext of a protocol whose server
+/// speaks first.
+const SERVER_FIRST: Duration = Duration::from_millis(300);
+
 /// Serves one connection, and says how it ended.
 pub async fn serve(
     worker: &Rc<Worker>,
@@ -37,7 +46,36 @@ pub async fn serve(
 ) -> End {
     let inbound = &route.inbound;
     connection.limit_idle(&inbound.timeouts);
-    let shaking = shake_hands(worker, &mut stream, route, connection);
+    if inbound.tls == TlsMode::Strict {
+        return serve_mesh(worker, stream, Vec::new(), listen, route, connection).await;
+    }
+    match Box::pin(first_bytes(worker, &mut stream, inbound)).await {
+        Err(end) => end,
+        Ok((First::MeshTls, hello)) => {
+            Box::pin(serve_mesh(worker, stream, hello, listen, route, connection)).await
+        }
+        Ok((First::Plaintext, bytes)) if inbound.protocol.is_http() => {
+            let socket = Socket::plain(stream, bytes);
+            Box::pin(serve_http(worker, socket, listen, connection)).await
+        }
+        // Nobody is known to have called, so nobody is asked about.
+        Ok((First::Plaintext | First::OtherTls, bytes)) => {
+            pass_on(worker, inbound, Socket::plain(stream, bytes), connection).await
+        }
+    }
+}
+
+/// Serves a connection by mesh TLS, of which `hello` has been read already.
+async fn serve_mesh(
+    worker: &Rc<Worker>,
+    mut stream: TcpStream,
+    hello: Vec<u8>,
+    listen: SocketAddr,
+    route: &InboundRoute,
+    connection: &Rc<Connection>,
+) -> End {
+    let inbound = &route.inbound;
+    let shaking = shake_hands(worker, &mut stream, hello, route, connection);
     let established = match Box::pin(shaking).await {
         Ok(established) => established,
         Err(end) => return end,
@@ -49,17 +87,77 @@ pub async fn serve(
     if let Err(end) = authorize(worker, inbound, &established.peer, connection) {
         return end;
     }
+    pass_on(
+        worker,
+        inbound,
+        Socket::tls(stream, established),
+        connection,
+    )
+    .await
+}
+
+/// Bytes, to the application and back.
+async fn pass_on(
+    worker: &Rc<Worker>,
+    inbound: &Inbound,
+    source: Socket,
+    connection: &Rc<Connection>,
+) -> End {
     connection
         .destination_address
         .replace(Some(inbound.application.to_string().into()));
     let reaching = reach_application(inbound.application, &inbound.timeouts);
     let application = match Box::pin(reaching).await {
         Ok(application) => application,
-        Err(failed) => return End::failed(failed.reason, ClosedBy::Destination, failed.detail),
+        Err(failed) => return failed.into(),
     };
-    let source = Socket::tls(stream, established);
     let destination = Socket::plain(application, Vec::new());
     relay(source, destination, connection, worker).await
+}
+
+/// What a connection to a permissive inbound begins with.
+enum First {
+    MeshTls,
+    OtherTls,
+    Plaintext,
+}
+
+/// Reads until it is clear what a connection is, and gives back what has been read. Mesh TLS and HTTP speak first at once; whoever
+/// is silent for a moment waits for a server that does.
+async fn first_bytes(
+    worker: &Worker,
+    stream: &mut TcpStream,
+    inbound: &Inbound,
+) -> Result<(First, Vec<u8>), End> {
+    let mut bytes = Vec::new();
+    let handshake = worker.shared.limits.handshake_timeout;
+    let limit = match inbound.protocol.is_http() {
+        true => handshake,
+        false => SERVER_FIRST.min(handshake),
+    };
+    let deadline = Instant::now() + limit;
+    loop {
+        match timeout_at(deadline, stream.read_buf(&mut bytes)).await {
+            Err(_) if bytes.is_empty() => return Ok((First::Plaintext, bytes)),
+            Err(_) => {
+                return Err(End::failed(
+                    Reason::HandshakeTimeout,
+                    ClosedBy::Proxy,
+                    "what came is the beginning of TLS, and no more came",
+                ));
+            }
+            Ok(Err(error)) => return Err(End::failed(Reason::Reset, ClosedBy::Source, error)),
+            // Whoever ends what it sends without a word may still want to read.
+            Ok(Ok(0)) => return Ok((First::Plaintext, bytes)),
+            Ok(Ok(_)) => {}
+        }
+        match parse_client_hello(&bytes) {
+            ClientHello::Incomplete => {}
+            ClientHello::Complete { is_mesh: true, .. } => return Ok((First::MeshTls, bytes)),
+            ClientHello::Complete { is_mesh: false, .. } => return Ok((First::OtherTls, bytes)),
+            ClientHello::Invalid(_) => return Ok((First::Plaintext, bytes)),
+        }
+    }
 }
 
 /// Requests, one by one.
@@ -96,6 +194,7 @@ fn workload(peer: &VerifiedPeer) -> Arc<str> {
 async fn shake_hands(
     worker: &Worker,
     stream: &mut TcpStream,
+    hello: Vec<u8>,
     route: &InboundRoute,
     connection: &Connection,
 ) -> Result<Established, End> {
@@ -108,7 +207,7 @@ async fn shake_hands(
     let limit = worker.shared.limits.handshake_timeout;
     let shaking = async {
         let turn = worker.handshakes.acquire().await;
-        let established = handshake::accept(stream, tls).await;
+        let established = handshake::accept_after(stream, tls, hello).await;
         drop(turn);
         established
     };

@@ -82,7 +82,9 @@ async fn read_hello(stream: &mut TcpStream) -> Result<(String, Vec<u8>), End> {
         match parse_client_hello(&bytes) {
             ClientHello::Incomplete => {}
             ClientHello::Invalid(reason) => return Err(End::refused(Reason::Plaintext, reason)),
-            ClientHello::Complete { server_name: None } => {
+            ClientHello::Complete {
+                server_name: None, ..
+            } => {
                 return Err(End::refused(
                     Reason::ServerName,
                     "the ClientHello names no server",
@@ -90,6 +92,7 @@ async fn read_hello(stream: &mut TcpStream) -> Result<(String, Vec<u8>), End> {
             }
             ClientHello::Complete {
                 server_name: Some(name),
+                ..
             } => return Ok((name, bytes)),
         }
     }

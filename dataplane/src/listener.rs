@@ -8,7 +8,7 @@ use tokio::{
 };
 
 use crate::{
-    config::Outbound,
+    config::{Outbound, TlsMode},
     inbound, ingress, net, outbound,
     record::{Connection, Direction, End, Reason, Record},
     route,
@@ -86,7 +86,11 @@ fn handle(worker: &Rc<Worker>, key: SocketAddr, stream: TcpStream, from: SocketA
     let worker = worker.clone();
     match target.clone() {
         Target::Inbound(route) => {
-            let expired = own_certificate(&snapshot);
+            let expired = match route.inbound.tls {
+                TlsMode::Strict => own_certificate(&snapshot),
+                // What is not mesh TLS needs none.
+                TlsMode::Permissive => Ok(()),
+            };
             tokio::task::spawn_local(async move {
                 let end = match expired {
                     Ok(()) => {

@@ -33,6 +33,7 @@ pub const DATAPLANE: &[&str] = &[
     PROBE_TCP,
     SERVICE_TCP,
     ROUTE_TCP,
+    INBOUND_PERMISSIVE,
     HTTP,
     ROUTE_HTTP,
     LOAD_BALANCING,

@@ -3,7 +3,10 @@
 //!
 //! A zone ingress routes by them without decrypting. At most 253 bytes, checked when resources are accepted.
 
-use crate::names::{MeshName, ZoneName};
+use crate::{
+    MESH_ALPN,
+    names::{MeshName, ZoneName},
+};
 
 /// The longest server name, in bytes (RFC 1035 §2.3.4 in its textual form).
 pub const MAX_BYTES: usize = 253;
@@ -25,6 +28,8 @@ pub enum ClientHello {
     Complete {
         /// The name of the `server_name` extension, where there is one.
         server_name: Option<String>,
+        /// It offers the application protocol of mesh TLS.
+        is_mesh: bool,
     },
 }
 
@@ -36,8 +41,11 @@ pub const MAX_CLIENT_HELLO_BYTES: usize = 16 * 1024;
 #[must_use]
 pub fn parse_client_hello(bytes: &[u8]) -> ClientHello {
     match handshake_message(bytes) {
-        Ok(Some(message)) => match server_name(&message) {
-            Some(server_name) => ClientHello::Complete { server_name },
+        Ok(Some(message)) => match extensions(&message) {
+            Some((server_name, is_mesh)) => ClientHello::Complete {
+                server_name,
+                is_mesh,
+            },
             None => ClientHello::Invalid("malformed ClientHello"),
         },
         Ok(None) if bytes.len() >= MAX_CLIENT_HELLO_BYTES => {
@@ -95,31 +103,47 @@ fn handshake_message(mut bytes: &[u8]) -> Result<Option<Vec<u8>>, &'static str> 
     }
 }
 
-/// The server name in the body of a ClientHello. Outer `None`: malformed.
-fn server_name(body: &[u8]) -> Option<Option<String>> {
+/// The server name in the body of a ClientHello, and whether it offers mesh TLS. Outer `None`: malformed.
+fn extensions(body: &[u8]) -> Option<(Option<String>, bool)> {
+    const SERVER_NAME: u16 = 0;
+    const ALPN: u16 = 16;
     let mut hello = Reader(body);
     hello.take(2 + 32)?; // legacy_version, random
     hello.vector8()?; // legacy_session_id
     hello.vector16()?; // cipher_suites
     hello.vector8()?; // legacy_compression_methods
     if hello.0.is_empty() {
-        return Some(None);
+        return Some((None, false));
     }
+    let (mut server_name, mut is_mesh) = (None, false);
     let mut extensions = Reader(hello.vector16()?);
     while !extensions.0.is_empty() {
         let kind = extensions.u16()?;
         let mut extension = Reader(extensions.vector16()?);
-        if kind != 0 {
-            continue;
-        }
-        let mut names = Reader(extension.vector16()?);
-        while !names.0.is_empty() {
-            let name_type = names.take(1)?[0];
-            let name = names.vector16()?;
-            if name_type == 0 {
-                let name = std::str::from_utf8(name).ok()?;
-                return (!name.is_empty()).then(|| Some(name.to_ascii_lowercase()));
+        match kind {
+            SERVER_NAME if server_name.is_none() => {
+                server_name = host_name(Reader(extension.vector16()?))?;
             }
+            ALPN => {
+                let mut protocols = Reader(extension.vector16()?);
+                while !protocols.0.is_empty() {
+                    is_mesh |= protocols.vector8()? == MESH_ALPN;
+                }
+            }
+            _ => {}
+        }
+    }
+    Some((server_name, is_mesh))
+}
+
+/// The host name in a list of server names. Outer `None`: malformed.
+fn host_name(mut names: Reader<'_>) -> Option<Option<String>> {
+    while !names.0.is_empty() {
+        let name_type = names.take(1)?[0];
+        let name = names.vector16()?;
+        if name_type == 0 {
+            let name = std::str::from_utf8(name).ok()?;
+            return (!name.is_empty()).then(|| Some(name.to_ascii_lowercase()));
         }
     }
     Some(None)
@@ -196,7 +220,8 @@ mod tests {
         assert_eq!(
             parse_client_hello(&whole),
             ClientHello::Complete {
-                server_name: Some(name.into())
+                server_name: Some(name.into()),
+                is_mesh: false,
             }
         );
     }
@@ -209,7 +234,8 @@ mod tests {
         assert_eq!(
             parse_client_hello(&bytes),
             ClientHello::Complete {
-                server_name: Some("a.b".into())
+                server_name: Some("a.b".into()),
+                is_mesh: false,
             }
         );
     }

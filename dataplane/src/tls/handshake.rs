@@ -69,8 +69,20 @@ pub async fn accept(
     stream: &mut TcpStream,
     config: Arc<ServerConfig>,
 ) -> Result<Established, HandshakeError> {
+    accept_after(stream, config, Vec::new()).await
+}
+
+/// Answers a client of which `incoming` has been read already.
+///
+/// # Errors
+/// As for [`accept`].
+pub async fn accept_after(
+    stream: &mut TcpStream,
+    config: Arc<ServerConfig>,
+    incoming: Vec<u8>,
+) -> Result<Established, HandshakeError> {
     let session = UnbufferedServerConnection::new(config).map_err(SessionError::from)?;
-    run(stream, Session::Server(Box::new(session))).await
+    run(stream, Session::Server(Box::new(session)), incoming).await
 }
 
 /// Calls a server by `name` (SNI).
@@ -83,13 +95,17 @@ pub async fn connect(
     name: ServerName<'static>,
 ) -> Result<Established, HandshakeError> {
     let session = UnbufferedClientConnection::new(config, name).map_err(SessionError::from)?;
-    run(stream, Session::Client(Box::new(session))).await
+    run(stream, Session::Client(Box::new(session)), Vec::new()).await
 }
 
-async fn run(stream: &mut TcpStream, mut session: Session) -> Result<Established, HandshakeError> {
-    let (mut incoming, mut outgoing, mut plain) = (Vec::new(), Vec::new(), Vec::new());
+async fn run(
+    stream: &mut TcpStream,
+    mut session: Session,
+    mut incoming: Vec<u8>,
+) -> Result<Established, HandshakeError> {
+    let (mut outgoing, mut plain) = (Vec::new(), Vec::new());
     let mut peer = None;
-    let mut total = 0;
+    let mut total = incoming.len();
     loop {
         let received = session.receive(&mut incoming, &mut plain, &mut outgoing);
         let note = notes::take();
@@ -156,7 +172,7 @@ fn established(
 
 /// The name a client asked for, where it is why rustls refuses the ClientHello.
 fn unusable_name(session: &Session, hello: &[u8]) -> Option<String> {
-    let ClientHello::Complete { server_name } = parse_client_hello(hello) else {
+    let ClientHello::Complete { server_name, .. } = parse_client_hello(hello) else {
         return None;
     };
     let called = matches!(session, Session::Server(_));

@@ -1,6 +1,7 @@
 //! Whole proxies, each as it runs in its process, with a zone control plane that the test plays.
 
 mod descriptors;
+mod permissive;
 mod program;
 mod route;
 #[path = "../support/mod.rs"]

@@ -355,7 +355,9 @@ async fn a_refused_document_is_reported_with_its_reason_until_it_is_replaced() {
     }))
     .await;
     let status = stream
-        .status("the refusal", |s| s.meshes[0].refused_count == 1)
+        .status("the refusal, of the document and of the policy", |s| {
+            s.meshes[0].refused_count == 1 && s.meshes[0].conditions.len() == 1
+        })
         .await;
     let refusal = &status.meshes[0].refused[0];
     assert_eq!(
@@ -366,7 +368,6 @@ async fn a_refused_document_is_reported_with_its_reason_until_it_is_replaced() {
         ),
         ("web-1", "proxy", "unknown feature moon")
     );
-    // It is said of the policy as well.
     let condition = &status.meshes[0].conditions[0];
     let key = key_of::<MeshTrafficPermission>("pay", "p");
     assert_eq!(condition.key.as_ref(), Some(&key));

@@ -1,11 +1,11 @@
 //! `meshctl get`: lists and shows resources.
 
-use std::time::SystemTime;
+use std::{collections::BTreeSet, time::SystemTime};
 
 use clap::Args;
 use clap_complete::ArgValueCompleter;
 use mesh_model::{
-    Descriptor, Writers,
+    Descriptor, Scope, Writers,
     api::{DataplaneView, List, Unanswered},
 };
 use serde::Deserialize;
@@ -31,6 +31,7 @@ Examples:
   meshctl get meshtrafficpermissions -m payments -o wide
   meshctl get meshes -o jsonpath='{.items[*].name}'
   meshctl get meshtrafficpermissions -m payments -l team=checkout
+  meshctl get meshservices -A                 of all meshes that you may see
   meshctl get dataplanes -m payments          as their zones see them now";
 
 /// List or show resources.
@@ -42,6 +43,9 @@ pub(crate) struct Get {
     /// The kind, and the names of the resources to show; none: all.
     #[arg(value_name = "KIND [NAME]", required = true, add = ArgValueCompleter::new(completion::kind_and_names))]
     what: Vec<String>,
+    /// Of all meshes that you may see, whatever -m, ISTHMUS_MESH or the context say.
+    #[arg(short = 'A', long)]
+    all_meshes: bool,
     /// Only resources with these labels: key=value, key!=value, key, !key, joined by commas.
     #[arg(short = 'l', long, value_name = "SELECTOR")]
     selector: Option<String>,
@@ -70,7 +74,7 @@ impl Get {
         let place = Place {
             client: &client,
             kind,
-            mesh: &mesh,
+            mesh: (!self.all_meshes).then_some(&*mesh),
         };
         if kind.name == kinds::DATAPLANE {
             return self.dataplanes(place, &names).await;
@@ -85,8 +89,16 @@ impl Get {
             return Ok(());
         }
         let wide = self.output.is_wide();
-        let table = || kinds::table(kind, &items, SystemTime::now(), wide);
-        output::print(&self.show(kind, found(items.clone(), &names), table)?)
+        let table = || kinds::table(kind, &items, SystemTime::now(), wide, self.all_meshes);
+        output::print(&self.show(kind, self.found(items.clone(), &names), table)?)
+    }
+
+    /// One named resource is shown as itself, several as a list; and what could be several is one too.
+    fn found(&self, mut items: Vec<Value>, names: &[String]) -> Found {
+        match (names, items.len()) {
+            ([_], 1) if !self.all_meshes => Found::One(items.remove(0)),
+            _ => Found::List(items),
+        }
     }
 
     fn show(
@@ -101,28 +113,23 @@ impl Get {
     }
 
     async fn list(&self, place: Place<'_>) -> Result<Vec<Value>, Failure> {
-        let mut items = Vec::new();
-        let mut next: Option<String> = None;
-        loop {
-            let mut query = vec![("limit", PAGE.to_string())];
-            query.extend(self.selector.clone().map(|text| ("selector", text)));
-            query.extend(self.zone.clone().map(|zone| ("zone", zone)));
-            query.extend(next.clone().map(|at| ("continue", at)));
-            let page: List = place.client.get(&place.path(), &query).await?;
-            items.extend(page.items);
-            if page.next.is_none() {
-                return Ok(items);
-            }
-            if page.next == next {
-                return Err(Failure::failed(
-                    "the server sends the same page again and again",
-                ));
-            }
-            next = page.next;
-        }
+        let mut query = Vec::new();
+        query.extend(self.selector.clone().map(|text| ("selector", text)));
+        query.extend(self.zone.clone().map(|zone| ("zone", zone)));
+        every(place.client, &place.path(), &query).await
     }
 
     async fn named(&self, place: Place<'_>, names: &[String]) -> Result<Vec<Value>, Failure> {
+        if place.is_everywhere() {
+            let mut items = self.list(place).await?;
+            items.retain(|item| names.iter().any(|name| item["name"] == **name));
+            for name in names {
+                if !items.iter().any(|item| item["name"] == **name) {
+                    return Err(place.not_found(name));
+                }
+            }
+            return Ok(items);
+        }
         let mut query = Vec::new();
         query.extend(self.zone.clone().map(|zone| ("zone", zone)));
         let mut items = Vec::new();
@@ -167,25 +174,37 @@ impl Get {
             .map(|zone| ("zone", zone))
             .into_iter()
             .collect();
-        let mut views = Vec::new();
+        let mut views: Vec<DataplaneView> = Vec::new();
         let mut unanswered = Vec::new();
-        if names.is_empty() {
+        if place.is_everywhere() {
+            (views, unanswered) = everywhere(place, &query).await?;
+            if let Some(missing) = names
+                .iter()
+                .find(|name| !views.iter().any(|view| view.name == **name))
+                && unanswered.is_empty()
+            {
+                return Err(place.not_found(missing));
+            }
+            views.retain(|view| names.is_empty() || names.contains(&view.name));
+        } else if names.is_empty() {
             let answer: Dataplanes = place.client.get(&place.path(), &query).await?;
             (views, unanswered) = (answer.items, answer.unanswered);
+        } else {
+            for name in names {
+                let mut path = place.path();
+                path.push(name);
+                views.push(place.client.get(&path, &query).await?);
+            }
         }
-        for name in names {
-            let mut path = place.path();
-            path.push(name);
-            views.push(place.client.get(&path, &query).await?);
-        }
-        views.sort_by(|a, b| (&a.name, &a.zone).cmp(&(&b.name, &b.zone)));
+        views.sort_by(|a, b| (&a.mesh, &a.name, &a.zone).cmp(&(&b.mesh, &b.name, &b.zone)));
         if views.is_empty() && self.output.is_table() {
             eprintln!("{}", place.nothing());
         } else {
             let items = views.iter().map(|view| view.resource.clone()).collect();
             let wide = self.output.is_wide();
-            let table = || dataplane_table(&views, SystemTime::now(), wide);
-            output::print(&self.show(place.kind, found(items, names), table)?)?;
+            let table =
+                || dataplane_table(&views, SystemTime::now(), wide, place.is_everywhere());
+            output::print(&self.show(place.kind, self.found(items, names), table)?)?;
         }
         if unanswered.is_empty() {
             return Ok(());
@@ -202,27 +221,95 @@ impl Get {
     }
 }
 
+/// The dataplanes of all meshes that the caller may see, and zones that did not answer.
+async fn everywhere(
+    place: Place<'_>,
+    query: &[(&str, String)],
+) -> Result<(Vec<DataplaneView>, Vec<Unanswered>), Failure> {
+    let (mut views, mut unanswered) = (Vec::new(), Vec::<Unanswered>::new());
+    let meshes = every(place.client, &["meshes"], &[]).await?;
+    for mesh in &meshes {
+        let mesh = kinds::text(&mesh["name"]);
+        let path = kinds::path(place.kind, &mesh);
+        let answer: Dataplanes = match place.client.get(&path, query).await {
+            Ok(answer) => answer,
+            // Deleted meanwhile.
+            Err(error) if error.status() == Some(404) => continue,
+            Err(error) => return Err(error.into()),
+        };
+        views.extend(answer.items);
+        // A zone that is silent about one mesh is about the others.
+        let known: BTreeSet<_> = unanswered.iter().map(|zone| zone.zone.clone()).collect();
+        let new = answer.unanswered.into_iter();
+        unanswered.extend(new.filter(|zone| !known.contains(&zone.zone)));
+    }
+    Ok((views, unanswered))
+}
+
+/// Everything that a list holds, page by page.
+async fn every(
+    client: &Client,
+    path: &[&str],
+    query: &[(&str, String)],
+) -> Result<Vec<Value>, Failure> {
+    let mut items = Vec::new();
+    let mut next: Option<String> = None;
+    loop {
+        let mut query = query.to_vec();
+        query.push(("limit", PAGE.to_string()));
+        query.extend(next.clone().map(|at| ("continue", at)));
+        let page: List = client.get(path, &query).await?;
+        items.extend(page.items);
+        if page.next.is_none() {
+            return Ok(items);
+        }
+        if page.next == next {
+            return Err(Failure::failed(
+                "the server sends the same page again and again",
+            ));
+        }
+        next = page.next;
+    }
+}
+
 /// What is asked for, and where.
 #[derive(Clone, Copy)]
 struct Place<'a> {
     client: &'a Client,
     kind: &'static Descriptor,
-    mesh: &'a str,
+    /// `None`: in all meshes.
+    mesh: Option<&'a str>,
 }
 
 impl<'a> Place<'a> {
     fn path(&self) -> Vec<&'a str> {
-        kinds::path(self.kind, self.mesh)
+        match self.mesh {
+            Some(mesh) => kinds::path(self.kind, mesh),
+            None => vec![self.kind.plural],
+        }
+    }
+
+    /// Whether more than one mesh is looked at.
+    fn is_everywhere(&self) -> bool {
+        self.mesh.is_none() && self.kind.scope == Scope::Mesh
     }
 
     fn nothing(&self) -> String {
-        match self.kind.scope {
-            mesh_model::Scope::Global => format!("There are no such {}.", self.kind.plural),
-            mesh_model::Scope::Mesh => format!(
-                "There are no such {} in mesh {} (another mesh: -m MESH).",
-                self.kind.plural, self.mesh
-            ),
+        let kind = self.kind.plural;
+        match (self.kind.scope, self.mesh) {
+            (Scope::Global, _) => format!("There are no such {kind}."),
+            (Scope::Mesh, None) => format!("There are no such {kind} in any mesh that you may see."),
+            (Scope::Mesh, Some(mesh)) => {
+                format!("There are no such {kind} in mesh {mesh} (another mesh: -m MESH, all: -A).")
+            }
         }
+    }
+
+    fn not_found(&self, name: &str) -> Failure {
+        Failure::failed(format!(
+            "there is no {} in any mesh that you may see",
+            kinds::short_name(self.kind.name, name)
+        ))
     }
 }
 
@@ -234,15 +321,12 @@ struct Dataplanes {
     unanswered: Vec<Unanswered>,
 }
 
-/// One named resource is shown as itself, several as a list.
-fn found(mut items: Vec<Value>, names: &[String]) -> Found {
-    match (names, items.len()) {
-        ([_], 1) => Found::One(items.remove(0)),
-        _ => Found::List(items),
-    }
-}
-
-fn dataplane_table(views: &[DataplaneView], now: SystemTime, wide: bool) -> String {
+fn dataplane_table(
+    views: &[DataplaneView],
+    now: SystemTime,
+    wide: bool,
+    meshes: bool,
+) -> String {
     let rows = views.iter().map(|view| {
         let refused = view
             .documents
@@ -253,7 +337,11 @@ fn dataplane_table(views: &[DataplaneView], now: SystemTime, wide: bool) -> Stri
             .iter()
             .filter(|document| document.running.as_ref() == Some(&document.wanted))
             .count();
-        let mut row = vec![
+        let mut row = Vec::new();
+        if meshes {
+            row.push(view.mesh.clone());
+        }
+        row.extend([
             view.name.clone(),
             view.zone.clone(),
             view.state.clone(),
@@ -268,7 +356,7 @@ fn dataplane_table(views: &[DataplaneView], now: SystemTime, wide: bool) -> Stri
                 end => output::until(end, now),
             },
             view.version.clone(),
-        ];
+        ]);
         if wide {
             row.push(kinds::text(&view.resource["networking"]["address"]));
             row.push(view.spiffe_id.clone());
@@ -276,7 +364,11 @@ fn dataplane_table(views: &[DataplaneView], now: SystemTime, wide: bool) -> Stri
         }
         row
     });
-    let mut header = vec![
+    let mut header = Vec::new();
+    if meshes {
+        header.push("MESH");
+    }
+    header.extend([
         "NAME",
         "ZONE",
         "STATE",
@@ -284,7 +376,7 @@ fn dataplane_table(views: &[DataplaneView], now: SystemTime, wide: bool) -> Stri
         "CURRENT",
         "CERTIFICATE",
         "VERSION",
-    ];
+    ]);
     if wide {
         header.extend(["ADDRESS", "IDENTITY", "LABELS"]);
     }
@@ -305,9 +397,10 @@ mod tests {
             "documents": [{"name": "proxy", "wanted": "b", "running": "a", "refused": "unknown feature"}],
         }))
         .unwrap();
-        let table = dataplane_table(std::slice::from_ref(&view), SystemTime::now(), false);
+        let table = dataplane_table(std::slice::from_ref(&view), SystemTime::now(), false, false);
         assert!(table.contains("refused"), "{table}");
-        let wide = dataplane_table(&[view], SystemTime::now(), true);
+        let wide = dataplane_table(&[view], SystemTime::now(), true, true);
         assert!(wide.contains("IDENTITY"), "{wide}");
+        assert!(wide.starts_with("MESH ") && wide.contains("\npay "), "{wide}");
     }
 }

@@ -114,10 +114,16 @@ pub(crate) fn display(key: &Key) -> String {
 }
 
 /// A table of resources of one kind: its own columns between name, origin, revision and age. A kind without columns of
-/// its own gets only those. STATUS is there for policies, and where the server says
-/// something; `wide` adds mesh, labels and the
-/// time of the last change.
-pub(crate) fn table(kind: &Descriptor, items: &[Value], now: SystemTime, wide: bool) -> String {
+/// its own gets only those. STATUS is there for policies, and where the server says something; `meshes` adds the mesh,
+/// and `wide` mesh, labels and the time of the last change.
+pub(crate) fn table(
+    kind: &Descriptor,
+    items: &[Value],
+    now: SystemTime,
+    wide: bool,
+    meshes: bool,
+) -> String {
+    let meshes = (meshes || wide) && kind.scope == Scope::Mesh;
     let own: &[Column] = match kind.name {
         "Mesh" => &[("ZONES", |item| {
             words(&item["zones"]).unwrap_or("all".to_owned())
@@ -149,7 +155,7 @@ pub(crate) fn table(kind: &Descriptor, items: &[Value], now: SystemTime, wide: b
     let states: Vec<_> = items.iter().map(conditions::status).collect();
     let says = is_policy(kind) || states.iter().any(Option::is_some);
     let mut header = Vec::new();
-    if wide && kind.scope == Scope::Mesh {
+    if meshes {
         header.push("MESH");
     }
     header.extend(["NAME", "ORIGIN"]);
@@ -163,7 +169,7 @@ pub(crate) fn table(kind: &Descriptor, items: &[Value], now: SystemTime, wide: b
     }
     let rows = items.iter().zip(states).map(|(item, state)| {
         let mut row = Vec::new();
-        if wide && kind.scope == Scope::Mesh {
+        if meshes {
             row.push(text(&item["mesh"]));
         }
         row.push(text(&item["name"]));
@@ -319,6 +325,7 @@ mod tests {
             &[item],
             now,
             wide,
+            false,
         )
     }
 

@@ -210,6 +210,14 @@ fn a_node_with_a_damaged_log_is_brought_back_by_one_command() {
         global.nodes[other].process.launch()?;
         global.nodes[other].wait_ready()?;
         global.leader_among(&[0, other])?;
+        eventually(SOON, "only one is seen to be away", || {
+            for at in [0, other] {
+                let nodes = global.api_of(at)?.status()?.nodes;
+                let away = nodes.iter().filter(|node| !node.reachable).count();
+                anyhow::ensure!(away == 1, "{nodes:?}");
+            }
+            Ok(())
+        })?;
         let done = global.try_meshctl(&arguments, "")?;
         let words = String::from_utf8_lossy(&done.stderr).into_owned();
         anyhow::ensure!(done.status.success(), "{words}");

@@ -85,15 +85,18 @@ fn plaintext_and_anonymous_tls_are_refused_at_a_strict_port() {
             "with TLS 1.2: {printed:?}"
         );
         // Each is counted with a reason, and logged.
-        let metrics = pair.store.metrics()?;
-        let refusals = metrics
-            .lines()
-            .filter(|line| {
-                line.contains("reason=\"") && !line.contains("reason=\"\"") && !line.ends_with(" 0")
-            })
-            .count();
-        anyhow::ensure!(refusals >= 1, "no refusal is counted:\n{metrics}");
-        Ok(())
+        eventually(SOON, "the refusals are counted", || {
+            let metrics = pair.store.metrics()?;
+            let refused = |reason: &str| {
+                metrics.lines().any(|line| {
+                    line.contains(&format!("reason=\"{reason}\"")) && !line.ends_with(" 0")
+                })
+            };
+            anyhow::ensure!(refused("plaintext"), "{metrics}");
+            let tls = ["peer_certificate", "not_mesh_tls", "handshake"];
+            anyhow::ensure!(tls.into_iter().any(refused), "{metrics}");
+            Ok(())
+        })
     });
 }
 

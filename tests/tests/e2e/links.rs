@@ -65,6 +65,14 @@ fn streams(one: &OneZone) -> anyhow::Result<String> {
     value.context(metrics)
 }
 
+fn one_stream(one: &OneZone) -> anyhow::Result<()> {
+    eventually(SOON, "global holds one stream", || {
+        let streams = streams(one)?;
+        anyhow::ensure!(streams == "1", "{streams}");
+        Ok(())
+    })
+}
+
 #[test]
 fn however_the_stream_ends_it_is_resumed_and_what_was_written_meanwhile_arrives() {
     scene(|world| {
@@ -116,16 +124,12 @@ fn a_frozen_stream_is_dropped_beside_a_living_one() {
     scene(|world| {
         let (mut one, link) = behind_a_link(world)?;
         wait_until_online(&one.api)?;
-        anyhow::ensure!(streams(&one)? == "1", "{}", streams(&one)?);
+        one_stream(&one)?;
         link.silence(Direction::There);
         link.silence(Direction::Back);
         one.west.restart()?;
         wait_until_online(&one.api)?;
-        eventually(SOON, "global holds one stream", || {
-            let streams = streams(&one)?;
-            anyhow::ensure!(streams == "1", "{streams}");
-            Ok(())
-        })?;
+        one_stream(&one)?;
         wait_until_online(&one.api)?;
         let written = one
             .api

@@ -1,6 +1,6 @@
 //! What every process does the same way; IPv6.
 
-use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
+use std::{fs, io, os::unix::fs::PermissionsExt as _, path::Path};
 
 use anyhow::Context as _;
 use mesh_tests::{
@@ -24,7 +24,12 @@ fn readable_for_others(directory: &Path) -> anyhow::Result<Vec<String>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(directory)? {
         let entry = entry?;
-        let mode = entry.metadata()?.permissions().mode();
+        // A process that runs puts new files in the place of old ones meanwhile.
+        let mode = match entry.metadata() {
+            Ok(metadata) => metadata.permissions().mode(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(error.into()),
+        };
         if mode & 0o077 != 0 {
             found.push(format!("{} ({:o})", entry.path().display(), mode & 0o7777));
         }
@@ -82,8 +87,11 @@ fn every_process_says_how_it_is_and_ends_with_zero_when_asked() {
             &pair.store.metrics,
         ] {
             for path in ["healthz", "readyz", "metrics"] {
-                let answer = plain_get(&format!("http://{admin}/{path}"))?;
-                anyhow::ensure!(answer.status == 200, "{admin}/{path}: {answer:?}");
+                let answer = eventually(SOON, "it is well", || {
+                    let answer = plain_get(&format!("http://{admin}/{path}"))?;
+                    anyhow::ensure!(answer.status == 200, "{admin}/{path}: {answer:?}");
+                    Ok(answer)
+                })?;
                 if path == "metrics" {
                     anyhow::ensure!(
                         answer.body.trim_end().ends_with("# EOF"),

@@ -526,26 +526,29 @@ impl Cluster {
             .map_err(|error| StartError::Raft(error.to_string()))
     }
 
-    /// Asks to be added until it is, or until the cluster says that it will never be.
+    /// Asks to be added until it is, or until the cluster says that it will never be; then waits until it knows what the
+    /// cluster knows.
     async fn join(&self, via: &[String]) -> Result<(), StartError> {
         const PATIENCE: Duration = Duration::from_secs(600);
-        let inner = &self.0;
         let deadline = Instant::now() + PATIENCE;
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(3));
+        let mut added = false;
         loop {
-            let mut reason = "no address of a member is known".to_owned();
-            for address in via {
-                match membership::ask_to_be_added(&inner.speaker, &inner.own, address).await {
-                    Ok(()) => {
-                        return self
-                            .linearize()
-                            .await
-                            .map_err(|error| StartError::NotTaken(error.to_string()));
-                    }
-                    Err((refused, Again::No)) => return Err(StartError::NotTaken(refused)),
-                    Err((refused, Again::Yes)) => reason = refused,
+            let reason = if added {
+                // It votes from now on: a leader that is busy, or changes right now, is no reason to end.
+                match self.linearize().await {
+                    Ok(()) => return Ok(()),
+                    Err(error) => error.to_string(),
                 }
-            }
+            } else {
+                match self.be_added(via).await? {
+                    None => {
+                        added = true;
+                        continue;
+                    }
+                    Some(reason) => reason,
+                }
+            };
             if Instant::now() > deadline {
                 return Err(StartError::NotTaken(reason));
             }
@@ -555,6 +558,20 @@ impl Cluster {
             );
             tokio::time::sleep(backoff.next_wait(random())).await;
         }
+    }
+
+    /// Asks each address once to be added; why none did.
+    async fn be_added(&self, via: &[String]) -> Result<Option<String>, StartError> {
+        let inner = &self.0;
+        let mut reason = "no address of a member is known".to_owned();
+        for address in via {
+            match membership::ask_to_be_added(&inner.speaker, &inner.own, address).await {
+                Ok(()) => return Ok(None),
+                Err((refused, Again::No)) => return Err(StartError::NotTaken(refused)),
+                Err((refused, Again::Yes)) => reason = refused,
+            }
+        }
+        Ok(Some(reason))
     }
 
     /// Writes one entry, whole or not at all, and returns when it is applied at the leader and here. Version, time and,

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use axum::{Json, extract::State};
 use mesh_model::api::{ExplainedCall, ExplainedCaller, ExplainedInbound, Explanation, Unanswered};
-use mesh_proto::zone::{ExplainCall, ExplainInbound, query::What};
+use mesh_proto::zone::{ExplainCall, ExplainInbound, ResourceKey, query::What};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
@@ -16,8 +16,16 @@ use super::{
     problem::Problem,
     zones::{self, Question},
 };
-use crate::{app::App, authorize::Action};
+use crate::{
+    app::App,
+    authorize::{Action, sees},
+    state::image::Image,
+};
 
+/// Services looked at for a name that was probably meant.
+const SERVICES_MAX: usize = 20_000;
+/// Names suggested at once.
+const NAMED_MAX: usize = 3;
 /// Called sides asked about for one explanation: callers of one identity that go the same way count as one.
 const INBOUND_QUESTIONS_MAX: usize = 500;
 
@@ -67,7 +75,7 @@ pub async fn explain(
         })
         .collect();
     if callers.is_empty() {
-        return Err(nobody_calls(&mesh, &params.from, &unanswered));
+        return Err(unexplained(&app.image(), &caller, &mesh, &params, &unanswered));
     }
     let known: BTreeSet<&str> = zones.iter().map(|zone| zone.name.as_str()).collect();
     let wanted: BTreeSet<Way> = callers
@@ -111,17 +119,72 @@ pub async fn explain(
     }))
 }
 
-fn nobody_calls(mesh: &str, from: &str, unanswered: &[Unanswered]) -> Problem {
-    let what =
-        format!("knows a dataplane, service or workload {from:?} of mesh {mesh} that could call");
+/// Why no zone has an answer: nothing of that name is called, or nobody of that name calls.
+fn unexplained(
+    image: &Image,
+    caller: &Caller,
+    mesh: &str,
+    params: &ExplainQuery,
+    unanswered: &[Unanswered],
+) -> Problem {
+    let services: BTreeSet<String> = image
+        .list("MeshService", Some(mesh), None, SERVICES_MAX)
+        .into_iter()
+        .filter(|stored| sees(&caller.actor, &stored.key))
+        .map(|stored| stored.key.name)
+        .collect();
+    let (from, to) = (&params.from, &params.to);
+    let (what, hint) = if services.contains(to) {
+        let what = format!(
+            "knows a dataplane, service or workload {from:?} of mesh {mesh} that could call"
+        );
+        (what, meant(from, &services))
+    } else if let Some(kind) = other_destination(image, mesh, to) {
+        return Problem::not_found(format!("{to} is a {kind} of mesh {mesh}"))
+            .detail("only calls to a MeshService are explained so far");
+    } else {
+        let what = format!("knows a service {to:?} of mesh {mesh} that could be called");
+        (what, meant(to, &services))
+    };
     if unanswered.is_empty() {
-        return Problem::not_found(format!("no zone {what}"));
+        return Problem::not_found(format!("no zone {what}")).detail(hint);
     }
     let words: Vec<String> = unanswered
         .iter()
         .map(|zone| format!("{}: {}", zone.zone, zone.reason))
         .collect();
-    Problem::unavailable(format!("no zone that answers {what}")).detail(words.join("; "))
+    Problem::unavailable(format!("no zone that answers {what}"))
+        .detail(format!("{}; {hint}", words.join("; ")))
+}
+
+/// Which kind of destination `name` is, where it is one that no MeshService is.
+fn other_destination(image: &Image, mesh: &str, name: &str) -> Option<&'static str> {
+    ["MeshMultiZoneService", "MeshExternalService"]
+        .into_iter()
+        .find(|kind| {
+            image
+                .get(&ResourceKey::global(kind, mesh, name))
+                .is_some()
+        })
+}
+
+/// The services that are probably meant by `word`, or some of those there are.
+fn meant(word: &str, services: &BTreeSet<String>) -> String {
+    let near = mesh_model::near(word, services.iter().map(String::as_str));
+    if !near.is_empty() {
+        let near: Vec<_> = near.into_iter().take(NAMED_MAX).collect();
+        return format!("did you mean {}?", near.join(" or "));
+    }
+    let named: Vec<_> = services
+        .iter()
+        .take(NAMED_MAX)
+        .map(String::as_str)
+        .collect();
+    match services.len().saturating_sub(NAMED_MAX) {
+        _ if named.is_empty() => "the mesh has no service yet".to_owned(),
+        0 => format!("its services are {}", named.join(", ")),
+        more => format!("its services are {} and {more} more", named.join(", ")),
+    }
 }
 
 /// A way into a zone that calls of one identity may take.

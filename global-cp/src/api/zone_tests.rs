@@ -30,6 +30,23 @@ name: web-to-store
 spec: {rules: [{default: {allow: [{spiffeID: {type: Exact, value: 'spiffe://pay.east.mesh.local/workload/web'}}]}}]}
 ";
 
+const SERVICES: &str = "
+type: MeshService
+mesh: pay
+name: store
+spec: {ports: [{port: 80}]}
+---
+type: MeshService
+mesh: pay
+name: store-next
+spec: {ports: [{port: 80}]}
+---
+type: MeshExternalService
+mesh: pay
+name: bank
+spec: {match: {port: 443, protocol: tcp}, endpoints: [{address: bank.example.org, port: 443}]}
+";
+
 const WEB: &str = "spiffe://pay.east.mesh.local/workload/web";
 
 /// `web` runs in east and calls `store`, which runs in west. North is declared and has never been heard of.
@@ -104,14 +121,39 @@ async fn a_call_is_explained_by_the_zones_of_both_sides() {
     assert_eq!(call["caller"]["zone"], "east");
     assert_eq!(call["inbounds"][0]["zone"], "west");
     assert!(explained["unanswered"].is_null(), "{explained}");
+    node.apply(SERVICES).await.ok();
     let problem = node
         .get("/v1/meshes/pay/explain?from=nobody&to=store")
         .await
         .problem(404);
     assert!(problem["title"].as_str().unwrap().contains("\"nobody\""));
+    assert_eq!(problem["detail"], "its services are store, store-next");
     node.get("/v1/meshes/pay/explain?from=web")
         .await
         .problem(400);
+}
+
+#[tokio::test]
+async fn a_destination_that_is_unknown_is_named_with_what_was_probably_meant() {
+    let node = node().await;
+    node.apply(SERVICES).await.ok();
+    node.play_zone("west", west).await;
+    for (to, title, detail) in [
+        ("stroe", "\"stroe\"", "did you mean store or store-next?"),
+        ("nothing", "\"nothing\"", "its services are store, store-next"),
+        (
+            "bank",
+            "bank is a MeshExternalService",
+            "only calls to a MeshService are explained so far",
+        ),
+    ] {
+        // East knows such a caller, and nothing that it could call.
+        let path = format!("/v1/meshes/pay/explain?from=lonely&to={to}");
+        let problem = node.get(&path).await.problem(404);
+        let said = problem["title"].as_str().unwrap();
+        assert!(said.contains(title) && !said.contains("lonely"), "{said}");
+        assert_eq!(problem["detail"], detail);
+    }
 }
 
 #[tokio::test]

@@ -105,8 +105,10 @@ impl Explain {
 fn text(answer: &Explanation, wide: bool) -> String {
     if answer.calls.is_empty() {
         return format!(
-            "nothing in mesh {mesh} that answers calls from {}: `meshctl get dataplanes -m {mesh}` shows who is there",
+            "no call from {} to {} in mesh {mesh}: `meshctl get dataplanes -m {mesh}` and `meshctl get meshservices -m \
+             {mesh}` show what is there",
             answer.from,
+            answer.to,
             mesh = answer.mesh
         );
     }

@@ -71,3 +71,4 @@ pub use schema::json_schema;
 pub use view::{Stamp, to_yaml};
 pub use violation::{Violation, Violations};
 pub use warnings::warnings;
+pub use word::near;

@@ -14,11 +14,18 @@ pub(crate) fn not_one_of(text: &str, words: &[&str]) -> String {
 
 /// The most similar of `words`, where one is similar enough to be meant.
 pub(crate) fn nearest<'w>(text: &str, words: &[&'w str]) -> Option<&'w str> {
+    near(text, words.iter().copied()).into_iter().next()
+}
+
+/// Those of `words` that are similar enough to `text` to be meant by it, the most similar first.
+#[must_use]
+pub fn near<'w>(text: &str, words: impl IntoIterator<Item = &'w str>) -> Vec<&'w str> {
     let similarity = |word: &str| strsim::jaro_winkler(&text.to_lowercase(), &word.to_lowercase());
-    words
-        .iter()
-        .map(|word| (similarity(word), *word))
+    let mut near: Vec<_> = words
+        .into_iter()
+        .map(|word| (similarity(word), word))
         .filter(|(similarity, _)| *similarity > 0.8)
-        .max_by(|a, b| a.0.total_cmp(&b.0))
-        .map(|(_, word)| word)
+        .collect();
+    near.sort_by(|a, b| b.0.total_cmp(&a.0));
+    near.into_iter().map(|(_, word)| word).collect()
 }

@@ -198,3 +198,66 @@ fn a_reader_that_goes_away_is_no_failure() {
     assert!(output.status.success(), "{output:?}");
     assert!(output.stderr.is_empty(), "{output:?}");
 }
+
+/// Two meshes that the caller sees, each with a service and a dataplane.
+fn two_meshes() -> Server {
+    let service = |mesh: &str| {
+        let mut service = mesh_service(1);
+        service["mesh"] = mesh.into();
+        service
+    };
+    let dataplanes = |axum::extract::Path(mesh): axum::extract::Path<String>| async move {
+        let view = json!({
+            "mesh": mesh, "zone": "east", "name": "web-1", "state": "online", "spiffeId": "", "version": "0.1.0",
+            "services": ["web"], "certificateNotAfter": 0, "resource": {"type": "Dataplane", "mesh": mesh, "name": "web-1"},
+            "documents": [],
+        });
+        let silent = json!([{"zone": "west", "reason": "it is away"}]);
+        Json(json!({"items": [view], "unanswered": silent}))
+    };
+    let services = json!({"items": [service("ana"), service("pay")], "revision": 9});
+    let meshes = json!({"items": [{"type": "Mesh", "name": "pay"}, {"type": "Mesh", "name": "ana"}], "revision": 9});
+    Server::start(
+        Router::new()
+            .route("/v1/meshservices", get(move || async move { Json(services) }))
+            .route("/v1/meshes", get(move || async move { Json(meshes) }))
+            .route("/v1/meshes/{mesh}/dataplanes", get(dataplanes)),
+    )
+}
+
+#[test]
+fn all_meshes_are_one_list_with_a_column() {
+    let server = two_meshes();
+    // Whatever mesh the environment names.
+    for line in ["get msvc -A -m pay", "get msvc s0001 -A"] {
+        let (code, out, err) = run(server.meshctl(line));
+        assert_eq!(code, 0, "{err}");
+        let lines: Vec<_> = out.lines().collect();
+        assert!(lines[0].starts_with("MESH   NAME    ORIGIN "), "{out}");
+        assert!(lines[1].starts_with("ana    s0001 "), "{out}");
+        assert!(lines[2].starts_with("pay    s0001 "), "{out}");
+        assert_eq!(lines.len(), 3, "{out}");
+    }
+    let (code, _, err) = run(server.meshctl("get msvc nowhere -A"));
+    assert_eq!(code, 1);
+    assert!(
+        err.contains("no meshservice/nowhere in any mesh that you may see"),
+        "{err}"
+    );
+    // What is outside any mesh is listed as ever.
+    let (code, out, err) = run(server.meshctl("get meshes -A"));
+    assert_eq!(code, 0, "{err}");
+    assert!(out.starts_with("NAME "), "{out}");
+}
+
+#[test]
+fn the_dataplanes_of_all_meshes_are_one_list_and_a_silent_zone_is_named_once() {
+    let server = two_meshes();
+    let (code, out, err) = run(server.meshctl("get dataplanes -A"));
+    assert_eq!(code, 1, "{out}");
+    let lines: Vec<_> = out.lines().collect();
+    assert!(lines[0].starts_with("MESH   NAME    ZONE "), "{out}");
+    assert!(lines[1].starts_with("ana    web-1   east "), "{out}");
+    assert!(lines[2].starts_with("pay    web-1   east "), "{out}");
+    assert_eq!(err.matches("zone west did not answer").count(), 1, "{err}");
+}

@@ -75,7 +75,13 @@ pub async fn explain(
         })
         .collect();
     if callers.is_empty() {
-        return Err(unexplained(&app.image(), &caller, &mesh, &params, &unanswered));
+        return Err(unexplained(
+            &app.image(),
+            &caller,
+            &mesh,
+            &params,
+            &unanswered,
+        ));
     }
     let known: BTreeSet<&str> = zones.iter().map(|zone| zone.name.as_str()).collect();
     let wanted: BTreeSet<Way> = callers
@@ -161,11 +167,7 @@ fn unexplained(
 fn other_destination(image: &Image, mesh: &str, name: &str) -> Option<&'static str> {
     ["MeshMultiZoneService", "MeshExternalService"]
         .into_iter()
-        .find(|kind| {
-            image
-                .get(&ResourceKey::global(kind, mesh, name))
-                .is_some()
-        })
+        .find(|kind| image.get(&ResourceKey::global(kind, mesh, name)).is_some())
 }
 
 /// The services that are probably meant by `word`, or some of those there are.

@@ -140,7 +140,11 @@ async fn a_destination_that_is_unknown_is_named_with_what_was_probably_meant() {
     node.play_zone("west", west).await;
     for (to, title, detail) in [
         ("stroe", "\"stroe\"", "did you mean store or store-next?"),
-        ("nothing", "\"nothing\"", "its services are store, store-next"),
+        (
+            "nothing",
+            "\"nothing\"",
+            "its services are store, store-next",
+        ),
         (
             "bank",
             "bank is a MeshExternalService",

@@ -202,8 +202,7 @@ impl Get {
         } else {
             let items = views.iter().map(|view| view.resource.clone()).collect();
             let wide = self.output.is_wide();
-            let table =
-                || dataplane_table(&views, SystemTime::now(), wide, place.is_everywhere());
+            let table = || dataplane_table(&views, SystemTime::now(), wide, place.is_everywhere());
             output::print(&self.show(place.kind, self.found(items, names), table)?)?;
         }
         if unanswered.is_empty() {
@@ -298,7 +297,9 @@ impl<'a> Place<'a> {
         let kind = self.kind.plural;
         match (self.kind.scope, self.mesh) {
             (Scope::Global, _) => format!("There are no such {kind}."),
-            (Scope::Mesh, None) => format!("There are no such {kind} in any mesh that you may see."),
+            (Scope::Mesh, None) => {
+                format!("There are no such {kind} in any mesh that you may see.")
+            }
             (Scope::Mesh, Some(mesh)) => {
                 format!("There are no such {kind} in mesh {mesh} (another mesh: -m MESH, all: -A).")
             }
@@ -321,12 +322,7 @@ struct Dataplanes {
     unanswered: Vec<Unanswered>,
 }
 
-fn dataplane_table(
-    views: &[DataplaneView],
-    now: SystemTime,
-    wide: bool,
-    meshes: bool,
-) -> String {
+fn dataplane_table(views: &[DataplaneView], now: SystemTime, wide: bool, meshes: bool) -> String {
     let rows = views.iter().map(|view| {
         let refused = view
             .documents
@@ -401,6 +397,9 @@ mod tests {
         assert!(table.contains("refused"), "{table}");
         let wide = dataplane_table(&[view], SystemTime::now(), true, true);
         assert!(wide.contains("IDENTITY"), "{wide}");
-        assert!(wide.starts_with("MESH ") && wide.contains("\npay "), "{wide}");
+        assert!(
+            wide.starts_with("MESH ") && wide.contains("\npay "),
+            "{wide}"
+        );
     }
 }

@@ -219,7 +219,10 @@ fn two_meshes() -> Server {
     let meshes = json!({"items": [{"type": "Mesh", "name": "pay"}, {"type": "Mesh", "name": "ana"}], "revision": 9});
     Server::start(
         Router::new()
-            .route("/v1/meshservices", get(move || async move { Json(services) }))
+            .route(
+                "/v1/meshservices",
+                get(move || async move { Json(services) }),
+            )
             .route("/v1/meshes", get(move || async move { Json(meshes) }))
             .route("/v1/meshes/{mesh}/dataplanes", get(dataplanes)),
     )

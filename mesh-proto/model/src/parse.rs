@@ -175,8 +175,12 @@ fn read(value: Value, mesh: &str, origin: Origin, report: &mut Report) -> Option
         (Value::Object(object), "")
     };
     if content.is_null() {
-        report.add("spec", "is required");
-        return None;
+        if schema.requires_content() {
+            report.add("spec", "is required");
+            return None;
+        }
+        // There is nothing that would have to be said.
+        content = Value::Object(Map::new());
     }
     let mut fit = Fit {
         kind: kind.name,

@@ -44,7 +44,9 @@ pub fn json_schema(kind: &Descriptor) -> Value {
     }
     if kind.spec_field {
         properties["spec"] = content.schema.clone();
-        required.push(json!("spec"));
+        if content.requires_content() {
+            required.push(json!("spec"));
+        }
     } else {
         for (name, schema) in content.schema["properties"]
             .as_object()

@@ -92,6 +92,12 @@ impl ContentSchema {
         }
     }
 
+    /// Whether there are fields that must be given.
+    pub(crate) fn requires_content(&self) -> bool {
+        let required = self.schema["required"].as_array();
+        required.is_some_and(|fields| !fields.is_empty())
+    }
+
     /// The shape of the whole content.
     pub(crate) fn root(&self) -> &Shape {
         &self.root

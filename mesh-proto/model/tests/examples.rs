@@ -4,7 +4,6 @@
 //!   anything.
 //! - `examples/<Kind>/invalid-*.yaml` are refused. Beside each, `invalid-*.expected` holds everything that is reported, as
 //!   `line:column: path: message`. `ISTHMUS_UPDATE_EXPECTED=1 cargo test -p mesh-model --test examples` writes these files.
-//! - In `invalid/`, a line ends in `#! path: message` for each violation that is reported there.
 //!
 //! Nothing else is reported.
 
@@ -48,7 +47,6 @@ fn name(path: &Path) -> String {
 fn valid_texts() -> Vec<(PathBuf, String)> {
     let mut texts_of_kinds = texts(&tests().join("examples"));
     texts_of_kinds.retain(|(path, _)| begins_with(path, "valid-"));
-    texts_of_kinds.extend(texts(&tests().join("valid")));
     texts_of_kinds
 }
 
@@ -107,51 +105,10 @@ fn every_violation_is_reported_at_its_place_and_nothing_else() {
     assert!(wrong.is_empty(), "{wrong}");
 }
 
-/// `line: path: message` of every `#!`.
-fn expected(text: &str) -> Vec<String> {
-    let lines = text.lines().enumerate();
-    lines
-        .flat_map(|(index, line)| {
-            let marks = line.split("#!").skip(1);
-            marks.map(move |mark| format!("{}: {}", index + 1, mark.trim()))
-        })
-        .collect()
-}
-
-#[test]
-fn every_violation_is_reported_at_its_line_and_nothing_else() {
-    let mut wrong = String::new();
-    for (path, text) in texts(&tests().join("invalid")) {
-        let mut found: Vec<String> = violations(&path, &text)
-            .0
-            .iter()
-            .map(|v| format!("{}: {}", v.line, path_and_message(v)))
-            .collect();
-        let mut expected = expected(&text);
-        found.sort();
-        expected.sort();
-        if found != expected {
-            wrong += &format!(
-                "{}\nmissing:\n{}not expected:\n{}",
-                name(&path),
-                list(&expected, &found),
-                list(&found, &expected)
-            );
-        }
-    }
-    assert!(wrong.is_empty(), "{wrong}");
-}
-
-fn list(these: &[String], without: &[String]) -> String {
-    let lines = these.iter().filter(|line| !without.contains(line));
-    lines.map(|line| format!("  {line}\n")).collect()
-}
-
 #[test]
 fn every_kind_that_is_written_has_valid_and_invalid_examples() {
     let valid = valid();
-    let mut invalid = texts(&tests().join("invalid"));
-    invalid.extend(texts(&tests().join("examples")));
+    let mut invalid = texts(&tests().join("examples"));
     invalid.retain(|(path, _)| !begins_with(path, "valid-"));
     for kind in kinds() {
         if kind.writers == Writers::System {
@@ -171,9 +128,7 @@ fn what_may_not_do_what_its_author_expects_is_said() {
         let resources = parse(&text, "").unwrap_or_else(|e| panic!("{e}"));
         let warnings = resources.iter().flat_map(mesh_model::warnings);
         let found: String = warnings.map(|warning| warning + "\n").collect();
-        if path.starts_with(tests().join("examples")) {
-            wrong.extend(golden(&path.with_extension("warnings"), &found));
-        }
+        wrong.extend(golden(&path.with_extension("warnings"), &found));
     }
     assert!(wrong.is_empty(), "{wrong}");
 }

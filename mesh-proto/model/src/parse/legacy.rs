@@ -458,9 +458,20 @@ const ABSENT: &[(&str, &str)] = &[
     ),
 ];
 
+/// Instead of `from` in a policy that has no `rules`, because it is about outgoing traffic.
+const FROM_OF_OUTGOING: &str = "leave it out: this policy is about outgoing traffic; write what is called under `to`, and who calls as `targetRef`";
+
+/// Instead of `from` in a policy that has no `rules`, because it is about the proxy as a whole.
+const FROM_OF_PROXY: &str = "leave it out: this policy is about the proxy as a whole; select proxies by `targetRef`, and write the configuration as `default`";
+
 /// What to write instead of the field at `path`.
 pub(super) fn field(kind: &str, path: &str) -> Option<&'static str> {
-    look_up(FIELDS, kind, path)
+    let shape = || find_kind(kind)?.policy();
+    match (path, shape()) {
+        ("spec.from", Some(shape)) if !shape.rules && shape.proxy => Some(FROM_OF_PROXY),
+        ("spec.from", Some(shape)) if !shape.rules => Some(FROM_OF_OUTGOING),
+        _ => look_up(FIELDS, kind, path),
+    }
 }
 
 /// What to write instead of `word` at `path`.

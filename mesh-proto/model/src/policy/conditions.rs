@@ -3,7 +3,7 @@
 //!
 //! | type | status | reason | about |
 //! | --- | --- | --- | --- |
-//! | `ResolvedRefs` | false | `NoSuchService`, `NoSuchPort`, `NoSuchRoute` | a field that refers to nothing |
+//! | `ResolvedRefs` | false | `NoSuchService`, `NoSuchPort`, `SeveralPorts`, `NoSuchRoute` | a field that refers to nothing, or to one of several |
 //! | `ResolvedRefs` | false | `NotHTTP` | a backend of HTTP requests that takes none |
 //! | `Effective` | false | `SelectsNothing`, `SaysNothing` | a policy without effect |
 //! | `Effective` | false | `NotHTTP` | what is said of HTTP requests to ports that are declared to take none |
@@ -124,10 +124,16 @@ impl OfResource<'_> {
             };
             match reference.resolve(services) {
                 Err(unresolved) => {
-                    let message = format!(
-                        "there is no {}: traffic for it fails",
-                        what(unresolved, &shown(&target), section.as_deref())
-                    );
+                    let shown = shown(&target);
+                    let message = match unresolved {
+                        Unresolved::SeveralPorts => format!(
+                            "{shown} has several ports, and none is named: traffic for it fails"
+                        ),
+                        _ => format!(
+                            "there is no {}: traffic for it fails",
+                            what(unresolved, &shown, section.as_deref())
+                        ),
+                    };
                     self.add("ResolvedRefs", unresolved.reason(), &field, message);
                 }
                 Ok(found) if of_requests && found.port.is_some_and(Port::is_not_http) => {

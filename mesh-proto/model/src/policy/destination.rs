@@ -309,6 +309,9 @@ pub enum Unresolved {
     /// The service has no such port.
     #[error("the service has no such port")]
     NoSuchPort,
+    /// None of the service's ports is named, and it has more than one.
+    #[error("the service has several ports, and none is named")]
+    SeveralPorts,
 }
 
 impl Unresolved {
@@ -318,6 +321,7 @@ impl Unresolved {
         match self {
             Self::NoSuchService => "NoSuchService",
             Self::NoSuchPort => "NoSuchPort",
+            Self::SeveralPorts => "SeveralPorts",
         }
     }
 }
@@ -345,7 +349,11 @@ impl BackendRef {
             .ok_or(Unresolved::NoSuchService)?;
         let port = match self.section() {
             Some(section) => Some(service.port(&section).ok_or(Unresolved::NoSuchPort)?),
-            None => service.ports.first(),
+            None => match service.ports.as_slice() {
+                [] => None,
+                [only] => Some(only),
+                _ => return Err(Unresolved::SeveralPorts),
+            },
         };
         Ok(Backend {
             service,

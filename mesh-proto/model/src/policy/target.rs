@@ -146,7 +146,7 @@ pub struct BackendRef {
     /// The one that has these labels.
     #[serde(default, skip_serializing_if = "Labels::is_empty")]
     pub labels: Labels,
-    /// Its port.
+    /// Its port. May be left out where the service has a single one; of a MeshMultiZoneService it must be said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub port: Option<u16>,
@@ -209,9 +209,8 @@ impl BackendRef {
                 let message = "give either port or sectionName, not both";
                 out.add(format!("{at}.sectionName"), message);
             }
-            // What is outside the mesh has a single port.
-            (None, None) if self.kind != BackendKind::MeshExternalService => {
-                out.add(format!("{at}.port"), "is required");
+            (None, None) if self.kind == BackendKind::MeshMultiZoneService => {
+                out.add(format!("{at}.port"), "is required with a MeshMultiZoneService");
             }
             _ => {}
         }

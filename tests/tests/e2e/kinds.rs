@@ -11,9 +11,11 @@ use crate::installation::OneZone;
 
 /// The valid examples of every kind, which the model's own tests hold to be valid.
 fn examples() -> anyhow::Result<Vec<mesh_model::Resource>> {
-    let examples =
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("../mesh-proto/model/tests/examples");
-    let mut folders: Vec<_> = fs::read_dir(examples)?.flatten().map(|f| f.path()).collect();
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../mesh-proto/model/tests/examples");
+    let mut folders: Vec<_> = fs::read_dir(examples)?
+        .flatten()
+        .map(|f| f.path())
+        .collect();
     folders.sort();
     let mut found = Vec::new();
     for folder in folders {

@@ -210,7 +210,10 @@ impl BackendRef {
                 out.add(format!("{at}.sectionName"), message);
             }
             (None, None) if self.kind == BackendKind::MeshMultiZoneService => {
-                out.add(format!("{at}.port"), "is required with a MeshMultiZoneService");
+                out.add(
+                    format!("{at}.port"),
+                    "is required with a MeshMultiZoneService",
+                );
             }
             _ => {}
         }

@@ -204,7 +204,7 @@ impl Rule {
         };
         let method = match said.method.as_str() {
             "" => None,
-            method if method.bytes().all(is_token) => Some(method.into()),
+            method if is_token(method) => Some(method.into()),
             _ => return Err(("method".to_owned(), InvalidMatch::Method)),
         };
         let headers = said.headers.iter().enumerate();
@@ -273,16 +273,17 @@ fn check_path(path: &str) -> Result<(), InvalidMatch> {
     }
 }
 
-/// RFC 9110 §5.6.2.
-fn is_token(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+/// Whether `text` may be a method, or the name of a header (RFC 9110 §5.6.2).
+#[must_use]
+pub fn is_token(text: &str) -> bool {
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
+    !text.is_empty() && text.bytes().all(allowed)
 }
 
 /// Whether `name` names a header, in lower case.
 #[must_use]
 pub fn is_header_name(name: &str) -> bool {
-    let allowed = |b: u8| is_token(b) && !b.is_ascii_uppercase();
-    !name.is_empty() && name.bytes().all(allowed)
+    is_token(name) && !name.bytes().any(|b| b.is_ascii_uppercase())
 }
 
 impl Header {

@@ -7,7 +7,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-use mesh_model::api::{Key, Problem};
+use mesh_model::api::{CallRequest, Key, Problem};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
@@ -81,14 +81,35 @@ struct CallQuery {
     /// Absent: each port.
     #[serde(default)]
     port: u16,
+    /// Of a request; absent: of whichever. See [`CallRequest::of_parameters`].
+    method: Option<String>,
+    path: Option<String>,
+    headers: Option<String>,
 }
 
 async fn call(
     State(events): Events,
     Path((mesh, from, to)): Path<(String, String, String)>,
-    Query(CallQuery { port }): Query<CallQuery>,
+    Query(query): Query<CallQuery>,
 ) -> Response {
-    let call = Call { from, to, port };
+    let CallQuery {
+        port,
+        method,
+        path,
+        headers,
+    } = query;
+    let request =
+        CallRequest::of_parameters(method.as_deref(), path.as_deref(), headers.as_deref());
+    let request = match request {
+        Ok(request) => request,
+        Err(error) => return problem(StatusCode::BAD_REQUEST, "bad-request", &error.to_string()),
+    };
+    let call = Call {
+        from,
+        to,
+        port,
+        request,
+    };
     ask(&events, Question::Call { mesh, call }).await
 }
 

@@ -297,7 +297,7 @@ fn tls_mode(policies: &Selection<'_>, inbound: &InboundSpec) -> TlsMode {
 }
 
 /// True where requests of HTTP are spoken, of whichever version.
-fn is_http(protocol: Protocol) -> bool {
+pub(crate) fn is_http(protocol: Protocol) -> bool {
     matches!(protocol, Protocol::Http | Protocol::Http2 | Protocol::Grpc)
 }
 

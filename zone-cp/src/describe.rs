@@ -12,9 +12,11 @@ use mesh_proto::{
     document::{self, hex_sha256},
     proxy::{
         Document, IdentityMatch, Inbound, Permissions, Protocol, Proxy, Service, SocketAddress,
-        TcpRoute, Timeouts, Trust, document::Body,
+        TcpRoute, Timeouts, TlsMode, Trust, document::Body,
     },
 };
+
+pub mod http;
 
 use crate::{
     endpoints::{Address, Set},
@@ -39,13 +41,17 @@ fn permission(word: &str, entry: &IdentityMatch) -> String {
     format!("{word} {} ({})", permission::shown(entry), entry.origin)
 }
 
-/// `connectionTimeout 5s (built in)` and so on.
+/// `connectionTimeout 5s (built in)` and so on; for requests `http.requestTimeout 15s (built in)`.
 #[must_use]
 pub fn timeouts(timeouts: &Timeouts) -> Vec<String> {
-    vec![
+    let mut lines = vec![
         format!("connectionTimeout {}", connect(timeouts)),
         format!("idleTimeout {}", idle(timeouts)),
-    ]
+    ];
+    let of_requests = timeouts.http.as_ref().map(http::timeouts);
+    let of_requests = of_requests.into_iter().flatten();
+    lines.extend(of_requests.map(|(name, value)| format!("http.{name} {value}")));
+    lines
 }
 
 fn connect(timeouts: &Timeouts) -> String {
@@ -53,11 +59,17 @@ fn connect(timeouts: &Timeouts) -> String {
 }
 
 fn idle(timeouts: &Timeouts) -> String {
-    let text = match timeouts.idle_ms {
+    with_origin(
+        &milliseconds_or_never(timeouts.idle_ms),
+        &timeouts.idle_origin,
+    )
+}
+
+fn milliseconds_or_never(ms: u32) -> String {
+    match ms {
         0 => "never".to_owned(),
         ms => milliseconds(ms),
-    };
-    with_origin(&text, &timeouts.idle_origin)
+    }
 }
 
 fn milliseconds(ms: u32) -> String {
@@ -76,11 +88,26 @@ fn with_origin(value: &str, origin: &str) -> String {
 /// `90 store:80, 10 store-v2:80 (MeshTCPRoute/…)`.
 #[must_use]
 pub fn route(route: &TcpRoute) -> String {
-    let backends = route.backends.iter();
-    let backends: Vec<_> = backends
-        .map(|b| format!("{} {}", b.weight, service_name(&b.service_document)))
-        .collect();
-    with_origin(&backends.join(", "), &route.origin)
+    with_origin(&http::backends(&route.backends), &route.origin)
+}
+
+/// Where traffic to a service really goes, in the order in which rules are tried. Nothing: to the service.
+#[must_use]
+pub fn routes(service: &Service) -> Vec<String> {
+    match (&service.http_routes, &service.tcp_route) {
+        (Some(routes), _) => routes.rules.iter().map(http::rule).collect(),
+        (None, Some(tcp)) => vec![route(tcp)],
+        (None, None) => Vec::new(),
+    }
+}
+
+/// Time-outs and the spreading over endpoints, with their origins.
+#[must_use]
+pub fn service_settings(service: &Service) -> Vec<String> {
+    let timeouts = service.timeouts.iter().flat_map(timeouts);
+    let balancing = service.load_balancing.iter().map(http::load_balancing);
+    let balancing = balancing.map(|text| format!("loadBalancer {text}"));
+    timeouts.chain(balancing).collect()
 }
 
 /// A service document's name as people say it: `store:80`, or `store.west:80` where only that zone is meant.
@@ -94,6 +121,21 @@ pub fn service_name(document: &str) -> &str {
 pub fn protocol(protocol: Protocol) -> String {
     let name = protocol.as_str_name();
     name.trim_start_matches("PROTOCOL_").to_lowercase()
+}
+
+/// What is to be said of an inbound that takes more than mesh TLS.
+#[must_use]
+pub fn inbound_tls(inbound: &Inbound) -> Option<String> {
+    (inbound.tls() == TlsMode::Permissive).then(|| {
+        "tls permissive: plaintext and TLS of applications are let in, without asking the permissions".to_owned()
+    })
+}
+
+/// `strict`, `permissive`.
+#[must_use]
+pub fn tls(mode: TlsMode) -> String {
+    let name = mode.as_str_name();
+    name.trim_start_matches("TLS_MODE_").to_lowercase()
 }
 
 /// `host:port`.
@@ -228,6 +270,7 @@ fn of_inbound(inbound: &Inbound, settings: &mut Settings) {
     settings.set(&of, "listen", address(inbound.listen.as_ref()));
     settings.set(&of, "application", address(inbound.application.as_ref()));
     settings.set(&of, "protocol", protocol(inbound.protocol()));
+    settings.set(&of, "tls", tls(inbound.tls()));
     settings.set(&of, "service", &inbound.service);
     settings.add(&of, "serverNames", inbound.server_names.iter().cloned());
     if let Some(entries) = &inbound.permissions {
@@ -235,6 +278,13 @@ fn of_inbound(inbound: &Inbound, settings: &mut Settings) {
     }
     if let Some(timeouts) = &inbound.timeouts {
         of_timeouts(&of, timeouts, settings);
+    }
+    for callers in &inbound.caller_timeouts {
+        let shown: Vec<_> = callers.matches.iter().map(permission::shown).collect();
+        let of = format!("{of} for {}", shown.join(", "));
+        if let Some(timeouts) = &callers.timeouts {
+            of_timeouts(&of, timeouts, settings);
+        }
     }
     if let Some(probe) = &inbound.probe {
         let text = format!(
@@ -263,11 +313,20 @@ fn of_service(document: &str, service: &Service, settings: &mut Settings) {
     if let Some(tcp) = &service.tcp_route {
         settings.set(&of, "route", route(tcp));
     }
+    if let Some(routes) = &service.http_routes {
+        settings.add(&of, "requests", routes.rules.iter().map(http::rule));
+    }
+    if let Some(balancing) = &service.load_balancing {
+        settings.set(&of, "loadBalancing", http::load_balancing(balancing));
+    }
 }
 
 fn of_timeouts(of: &str, timeouts: &Timeouts, settings: &mut Settings) {
     settings.set(of, "timeouts.connect", connect(timeouts));
     settings.set(of, "timeouts.idle", idle(timeouts));
+    for (name, value) in timeouts.http.iter().flat_map(http::timeouts) {
+        settings.set(of, &format!("timeouts.http.{name}"), value);
+    }
 }
 
 fn of_trust(trust: &Trust, settings: &mut Settings) {

@@ -4,15 +4,19 @@
 //! evaluation: what a proxy runs is what is explained. Where it does not run what is wanted of it (yet), the answer is
 //! about what it runs, and says so.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use mesh_model::{
-    api::{ExplainedBackend, ExplainedCaller, ExplainedInbound},
+    api::{CallRequest, ExplainedBackend, ExplainedCaller, ExplainedInbound, ExplainedRule},
     identity, permission,
 };
 use mesh_proto::{
     document,
-    proxy::{Document, Permissions, Proxy, Service, document::Body},
+    http_match::Compiled,
+    proxy::{
+        CallerTimeouts, Document, HttpRoutes, HttpRule, Permissions, Protocol, Proxy, RouteBackend,
+        Service, document::Body,
+    },
 };
 
 use crate::{
@@ -34,6 +38,8 @@ pub struct Call {
     pub to: String,
     /// 0: each port.
     pub port: u16,
+    /// What becomes of this request, where the port takes requests of HTTP.
+    pub request: Option<CallRequest>,
 }
 
 /// Where calls of the dataplanes that `from` names go; at most 200 of them.
@@ -42,7 +48,7 @@ pub fn call(mesh: &Mesh, call: &Call) -> Vec<ExplainedCaller> {
     let mut explained = Vec::new();
     for name in callers(mesh, &call.from).iter().take(DATAPLANES_MAX) {
         for reference in references(mesh, name, call) {
-            explained.extend(caller(mesh, name, &reference));
+            explained.extend(caller(mesh, name, &reference, call.request.as_ref()));
         }
     }
     explained
@@ -187,7 +193,12 @@ fn references(mesh: &Mesh, dataplane: &str, call: &Call) -> BTreeSet<ServiceRef>
     references
 }
 
-fn caller(mesh: &Mesh, name: &str, reference: &ServiceRef) -> Option<ExplainedCaller> {
+fn caller(
+    mesh: &Mesh,
+    name: &str,
+    reference: &ServiceRef,
+    request: Option<&CallRequest>,
+) -> Option<ExplainedCaller> {
     let listeners = in_force(mesh, name, document::PROXY)?;
     let proxy = listeners.proxy()?;
     let document_name = reference.document_name();
@@ -203,7 +214,10 @@ fn caller(mesh: &Mesh, name: &str, reference: &ServiceRef) -> Option<ExplainedCa
         service: reference.of.service.clone(),
         port: reference.of.port,
         outbound,
+        request: None,
         route: None,
+        rules: Vec::new(),
+        answer: None,
         backends: Vec::new(),
         settings: Vec::new(),
     };
@@ -222,26 +236,62 @@ fn caller(mesh: &Mesh, name: &str, reference: &ServiceRef) -> Option<ExplainedCa
     };
     let (_, called, note) = find(&document_name)?;
     notes.extend(note);
-    if let Some(timeouts) = &called.timeouts {
-        explained.settings.extend(describe::timeouts(timeouts));
-    }
-    match &called.tcp_route {
-        None => explained.backends.push(backend(mesh, reference, called, 1)),
-        Some(route) => {
-            explained.route = Some(route.origin.clone());
-            for target in &route.backends {
-                explained
-                    .backends
-                    .push(match find(&target.service_document) {
-                        Some((reference, there, note)) => {
-                            notes.extend(note);
-                            backend(mesh, reference, there, target.weight)
-                        }
-                        None => undelivered(&target.service_document, target.weight),
-                    });
-            }
+    let is_http = compiler::is_http(called.protocol());
+    let request = request.filter(|_| {
+        is_http || {
+            let protocol = describe::protocol(called.protocol());
+            notes.insert(format!(
+                "the port takes {protocol}: requests are not looked into"
+            ));
+            false
         }
+    });
+    explained.request = request.map(|request| format!("{} {}", request.method, request.path));
+    let mut timeouts = called.timeouts.clone();
+    let shares: Vec<RouteBackend> = match (&called.http_routes, &called.tcp_route) {
+        (Some(routes), _) => {
+            let rules = concerned(routes, request);
+            explained.rules = rules.iter().map(|rule| explained_rule(rule)).collect();
+            if request.is_some() {
+                let rule = rules.first().copied();
+                explained.answer = answer(rule);
+                explained.route = rule.map(|rule| rule.origin.clone());
+                explained.route.take_if(|origin| origin.is_empty());
+                let own = rule.and_then(|rule| rule.timeouts.clone());
+                if let (Some(own), Some(timeouts)) = (own, &mut timeouts) {
+                    timeouts.http = Some(own);
+                }
+            }
+            together(&rules)
+        }
+        (None, Some(route)) => {
+            explained.route = Some(route.origin.clone());
+            route.backends.clone()
+        }
+        (None, None) => vec![RouteBackend {
+            service_document: document_name.clone(),
+            weight: 1,
+        }],
+    };
+    for RouteBackend {
+        service_document,
+        weight,
+    } in shares
+    {
+        explained.backends.push(match find(&service_document) {
+            Some((reference, there, note)) => {
+                notes.extend(note);
+                backend(mesh, reference, there, weight)
+            }
+            None => undelivered(&service_document, weight),
+        });
     }
+    explained
+        .settings
+        .extend(describe::service_settings(&Service {
+            timeouts,
+            ..called.clone()
+        }));
     if explained.outbound.is_none() {
         notes.insert(format!(
             "dataplane {name} declares no outbound to {}: this is what one would do",
@@ -250,6 +300,65 @@ fn caller(mesh: &Mesh, name: &str, reference: &ServiceRef) -> Option<ExplainedCa
     }
     explained.settings.extend(notes);
     Some(explained)
+}
+
+/// The rules for a request: the one that takes it, where there is one; without a request, all of them.
+fn concerned<'a>(routes: &'a HttpRoutes, request: Option<&CallRequest>) -> Vec<&'a HttpRule> {
+    let Some(request) = request else {
+        return routes.rules.iter().collect();
+    };
+    // A dataplane would have refused what can not be compiled.
+    let Ok(compiled) = Compiled::new(routes) else {
+        return Vec::new();
+    };
+    let (path, query) = match request.path.split_once('?') {
+        Some((path, query)) => (path, Some(query)),
+        None => (request.path.as_str(), None),
+    };
+    let found = compiled.find(&request.method, path, query, request.headers.as_slice());
+    found
+        .and_then(|index| routes.rules.get(index))
+        .into_iter()
+        .collect()
+}
+
+fn explained_rule(rule: &HttpRule) -> ExplainedRule {
+    let timeouts = rule.timeouts.iter().flat_map(describe::http::timeouts);
+    ExplainedRule {
+        matches: describe::http::matches(rule.r#match.as_ref()),
+        origin: Some(rule.origin.clone()).filter(|origin| !origin.is_empty()),
+        filters: describe::http::filters(&rule.filters),
+        backends: describe::http::backends(&rule.backends),
+        settings: timeouts
+            .map(|(name, value)| format!("http.{name} {value}"))
+            .collect(),
+    }
+}
+
+/// What the caller's proxy answers by itself to a request that this rule takes.
+fn answer(rule: Option<&HttpRule>) -> Option<String> {
+    let Some(rule) = rule else {
+        return Some("answers 404: no rule takes this request".to_owned());
+    };
+    if let Some(redirect) = describe::http::redirect(rule) {
+        return Some(describe::http::redirected(redirect));
+    }
+    let has_backend = rule.backends.iter().any(|backend| backend.weight > 0);
+    (!has_backend).then(|| "answers 500: the rule names no backend with a weight".to_owned())
+}
+
+/// The backends of several rules, each once.
+fn together(rules: &[&HttpRule]) -> Vec<RouteBackend> {
+    let mut weights: BTreeMap<&str, u32> = BTreeMap::new();
+    for backend in rules.iter().flat_map(|rule| &rule.backends) {
+        let weight = weights.entry(&backend.service_document).or_default();
+        *weight = (*weight).max(backend.weight);
+    }
+    let backends = weights.into_iter().map(|(document, weight)| RouteBackend {
+        service_document: document.to_owned(),
+        weight,
+    });
+    backends.collect()
 }
 
 fn undelivered(document: &str, weight: u32) -> ExplainedBackend {
@@ -321,11 +430,32 @@ fn let_in(mesh: &Mesh, caller: &str, explained: &mut ExplainedInbound) {
     } else {
         decision.to_string()
     };
+    if !decision.allowed {
+        // The connection of a caller that is known stays; each of its requests is refused.
+        match inbound.protocol() {
+            Protocol::Grpc => explained
+                .reason
+                .push_str("; answered with status 7 of gRPC"),
+            Protocol::Http | Protocol::Http2 => {
+                explained
+                    .reason
+                    .push_str("; answered with 403, or status 7 of gRPC");
+            }
+            Protocol::Unspecified | Protocol::Tcp | Protocol::Tls => {}
+        }
+    }
     explained.allowed = decision.allowed;
     explained.shadow_denied = decision.shadow_denied;
     explained.origin = decision.why.map(|why| why.origin);
-    if let Some(timeouts) = &inbound.timeouts {
+    let includes = |callers: &&CallerTimeouts| {
+        let mut matches = callers.matches.iter();
+        matches.any(|entry| permission::matches(entry, caller))
+    };
+    let of_caller = inbound.caller_timeouts.iter().find(includes);
+    let of_caller = of_caller.and_then(|callers| callers.timeouts.as_ref());
+    if let Some(timeouts) = of_caller.or(inbound.timeouts.as_ref()) {
         explained.settings.extend(describe::timeouts(timeouts));
     }
+    explained.settings.extend(describe::inbound_tls(inbound));
     explained.settings.extend(found.note);
 }

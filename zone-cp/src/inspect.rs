@@ -3,17 +3,18 @@
 use std::collections::BTreeSet;
 
 use mesh_model::{
-    Dataplane, Kind as _, MeshService, Stamp,
+    Dataplane, Kind as _, MeshHTTPRoute, MeshService, Stamp,
     api::{
         DataplaneView, DocumentView, InboundView, Key, OutboundView, ZonePolicy, ZoneService,
         ZoneServicePort,
     },
-    policy::{Destination, ToKind},
+    permission,
+    policy::{self, Destination, ToKind},
     selection,
 };
 use mesh_proto::{
     names::ZoneName,
-    proxy::{Proxy, document::Body},
+    proxy::{Inbound, Proxy, document::Body},
     zone::ZoneStatus,
 };
 use serde_json::{Value, json};
@@ -257,6 +258,13 @@ pub fn policy(mesh: &Mesh, key: &Key) -> Result<Value, Unknown> {
             }
         }
     }
+    let routes = mesh.view().policies.resources.iter();
+    let routes = routes.filter(|route| {
+        let nothing = policy::Service::named(ToKind::MeshService, "");
+        route.get::<MeshHTTPRoute>().is_some()
+            && meant(&Destination::new(&nothing).by_route(&route.meta))
+    });
+    destinations.extend(routes.map(|route| format!("MeshHTTPRoute {}", route.meta.name)));
     destinations.truncate(NAMES_MAX);
     Ok(json!(ZonePolicy {
         zone: zone.to_string(),
@@ -385,8 +393,23 @@ fn inbounds(proxy: &Proxy, registration: &Registration) -> Vec<InboundView> {
                     .as_ref()
                     .map(describe::permissions)
                     .unwrap_or_default(),
+                settings: inbound_settings(inbound),
             }
         })
+        .collect()
+}
+
+fn inbound_settings(inbound: &Inbound) -> Vec<String> {
+    let everyone = inbound.timeouts.iter().flat_map(describe::timeouts);
+    let some = inbound.caller_timeouts.iter().flat_map(|callers| {
+        let shown: Vec<_> = callers.matches.iter().map(permission::shown).collect();
+        let shown = shown.join(", ");
+        let lines = callers.timeouts.iter().flat_map(describe::timeouts);
+        lines.map(move |line| format!("for {shown}: {line}"))
+    });
+    everyone
+        .chain(some)
+        .chain(describe::inbound_tls(inbound))
         .collect()
 }
 
@@ -407,19 +430,18 @@ fn outbounds(
             let document = mesh
                 .tracker(name)
                 .and_then(|t| t.wanted().get(&outbound.service_document).cloned());
-            let identities = match document.as_deref().and_then(|d| d.body.as_ref()) {
-                Some(Body::Service(service)) => service
-                    .zones
-                    .iter()
-                    .flat_map(|z| z.identities.clone())
-                    .collect(),
-                _ => Vec::new(),
+            let service = match document.as_deref().and_then(|d| d.body.as_ref()) {
+                Some(Body::Service(service)) => Some(service),
+                _ => None,
             };
+            let zones = service.into_iter().flat_map(|service| &service.zones);
             OutboundView {
                 listen: describe::address(outbound.listen.as_ref()),
                 service: outbound.service_document.clone(),
                 endpoints: reference.map(|r| endpoints(mesh, r)).unwrap_or_default(),
-                identities,
+                identities: zones.flat_map(|z| z.identities.clone()).collect(),
+                routes: service.map(describe::routes).unwrap_or_default(),
+                settings: service.map(describe::service_settings).unwrap_or_default(),
             }
         })
         .collect()

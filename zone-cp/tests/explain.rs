@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
-use mesh_model::{Dataplane, MeshService, Resource, api::Key};
+use mesh_model::{
+    Dataplane, MeshService, Resource,
+    api::{CallRequest, Key},
+};
 use mesh_proto::{
     discovery::{Ack, DocumentNack, DocumentVersion, Nack, to_dataplane},
     features,
@@ -170,15 +173,46 @@ impl World {
 
     /// Each caller and port in a few lines.
     fn call(&self, from: &str, to: &str, port: u16) -> Vec<String> {
-        let (from, to) = (from.to_owned(), to.to_owned());
+        self.ask(Call {
+            from: from.to_owned(),
+            to: to.to_owned(),
+            port,
+            request: None,
+        })
+    }
+
+    /// The same for `GET /path`, from web to the store.
+    fn request(&self, request: &str, headers: Option<&str>) -> Vec<String> {
+        let (method, path) = request.split_once(' ').unwrap();
+        let request = CallRequest::of_parameters(Some(method), Some(path), headers);
+        self.ask(Call {
+            from: "web".to_owned(),
+            to: "store".to_owned(),
+            port: 80,
+            request: request.unwrap(),
+        })
+    }
+
+    fn ask(&self, call: Call) -> Vec<String> {
         let mut lines = Vec::new();
-        for caller in explain::call(&self.mesh, &Call { from, to, port }) {
+        for caller in explain::call(&self.mesh, &call) {
             let outbound = caller.outbound.as_deref().unwrap_or("no outbound");
             lines.push(format!(
                 "{} by {outbound} to {}:{} as {}",
                 caller.dataplane, caller.service, caller.port, caller.spiffe_id
             ));
             lines.extend(caller.route.map(|route| format!("  by {route}")));
+            for rule in caller.rules {
+                let origin = rule.origin.as_deref().unwrap_or("built in");
+                lines.push(format!("  {}: {} ({origin})", rule.matches, rule.backends));
+                lines.extend(
+                    rule.filters
+                        .into_iter()
+                        .map(|filter| format!("    {filter}")),
+                );
+                lines.extend(rule.settings.into_iter().map(|line| format!("    {line}")));
+            }
+            lines.extend(caller.answer.map(|answer| format!("  {answer}")));
             for backend in caller.backends {
                 let what = backend
                     .error
@@ -485,5 +519,195 @@ fn what_was_imported_shows_its_age_and_where_it_is_from() {
             r#""MeshService" "far" "west""#,
             r#""MeshTrafficPermission" "web-to-store" "global""#,
         ]
+    );
+}
+
+/// The world with requests of HTTP between web and the store, and routes of them.
+fn with_requests() -> World {
+    let world = WORLD.replace(
+        "port: 80, servicePort: 8080}]",
+        "port: 80, servicePort: 8080, protocol: http}]",
+    );
+    let mut world = World::new(&world);
+    world.put(
+        r#"
+type: MeshHTTPRoute
+mesh: pay
+name: shop
+spec:
+  to:
+    - targetRef: {kind: MeshService, name: store}
+      rules:
+        - matches: [{path: {type: PathPrefix, value: /v2}, headers: [{name: x-env, value: dev}]}]
+          default:
+            filters: [{type: URLRewrite, urlRewrite: {path: {type: ReplacePrefixMatch, replacePrefixMatch: /}}}]
+            backendRefs: [{kind: MeshService, name: store, port: 80, weight: 9}, {kind: MeshService, name: none, port: 80}]
+        - matches: [{path: {type: Exact, value: /old}}]
+          default: {filters: [{type: RequestRedirect, requestRedirect: {path: {type: ReplaceFullPath, replaceFullPath: /new}}}]}
+        - matches: [{method: DELETE}]
+          default: {backendRefs: [{kind: MeshService, name: store, port: 80, weight: 0}]}
+---
+type: MeshTimeout
+mesh: pay
+name: patient
+spec: {to: [{targetRef: {kind: MeshHTTPRoute, name: shop}, default: {http: {requestTimeout: 1m}}}]}
+---
+type: MeshTimeout
+mesh: pay
+name: by-caller
+spec:
+  rules:
+    - matches: [{spiffeID: {type: Exact, value: "spiffe://pay.east.mesh.local/workload/web"}}]
+      default: {http: {requestTimeout: 2s}}
+---
+{type: MeshTLS, mesh: pay, name: open, spec: {rules: [{default: {mode: Permissive}}]}}
+"#,
+    );
+    world.ack_all();
+    world
+}
+
+#[test]
+fn a_request_is_followed_by_the_rule_that_takes_it() {
+    let world = with_requests();
+    let lines = world.request("GET /v2/x?y=1", Some("x-env: dev"));
+    assert_eq!(
+        lines[1..8],
+        [
+            "  by MeshHTTPRoute/shop to[0].rules[0]",
+            "  path begins with /v2, header x-env is \"dev\": 1 none:80, 9 store:80 (MeshHTTPRoute/shop to[0].rules[0])",
+            "    rewrites prefix to \"/\"",
+            "    http.requestTimeout 1m (MeshTimeout/patient to[0])",
+            "    http.streamIdleTimeout 30m (built in)",
+            "    http.maxStreamDuration never (built in)",
+            "    http.maxConnectionDuration never (built in)",
+        ]
+    );
+    let rest: Vec<_> = lines[9..].iter().map(String::as_str).collect();
+    assert_eq!(
+        rest[..5],
+        [
+            "  1 none:80: there is no none:80 in any zone",
+            "  9 store:80: 10.0.0.2:80 (east)",
+            "  connectionTimeout 5s (built in)",
+            "  idleTimeout 1h (built in)",
+            "  http.requestTimeout 1m (MeshTimeout/patient to[0])",
+        ]
+    );
+    assert!(rest.contains(&"  loadBalancer leastRequest of 2, slow start 10s (built in)"));
+    // Without the header no rule of the policy takes it, and the called service's time-outs hold.
+    let lines = world.request("GET /v2/x", None);
+    assert_eq!(lines[1], "  every request: 1 store:80 (built in)");
+    assert_eq!(lines[2], "  1 store:80: 10.0.0.2:80 (east)");
+    assert_eq!(lines[5], "  http.requestTimeout 15s (built in)");
+    let redirected = world.request("GET /old", None);
+    assert!(
+        redirected.contains(&"  answers 302: path to /new".to_owned()),
+        "{redirected:?}"
+    );
+    let nowhere = world.request("DELETE /x", None);
+    let answer = "  answers 500: the rule names no backend with a weight".to_owned();
+    assert!(nowhere.contains(&answer), "{nowhere:?}");
+    // Without a request: every rule, in order, and every place that one leads to.
+    let all = world.call("web", "store", 80);
+    let rules: Vec<_> = all
+        .iter()
+        .filter(|line| line.ends_with("(built in)") || line.contains("rules["))
+        .collect();
+    assert!(rules[0].starts_with("  path is /old: "), "{all:?}");
+    assert!(
+        all.contains(&"  every request: 1 store:80 (built in)".to_owned()),
+        "{all:?}"
+    );
+    assert!(
+        all.contains(&"  9 store:80: 10.0.0.2:80 (east)".to_owned()),
+        "{all:?}"
+    );
+}
+
+#[test]
+fn requests_are_not_looked_into_where_a_port_takes_none() {
+    let world = World::new(WORLD);
+    let lines = world.request("GET /x", None);
+    assert_eq!(
+        lines.last().unwrap(),
+        "  the port takes tcp: requests are not looked into"
+    );
+}
+
+#[test]
+fn how_a_refused_request_is_answered_is_said_and_whose_time_outs_hold() {
+    let world = with_requests();
+    let batch = "spiffe://pay.east.mesh.local/workload/batch";
+    assert_eq!(
+        world.inbound("store", 80, batch),
+        [
+            "store-1 main 80: denied: no permission allows it; answered with 403, or status 7 of gRPC"
+        ]
+    );
+    let settings = |caller: &str| {
+        explain::inbound(&world.mesh, "store", 80, caller)[0]
+            .settings
+            .clone()
+    };
+    assert_eq!(
+        settings(WEB)[2],
+        "http.requestTimeout 2s (MeshTimeout/by-caller rules[0])"
+    );
+    assert_eq!(settings(batch)[2], "http.requestTimeout never (built in)");
+    assert!(
+        settings(batch)
+            .last()
+            .unwrap()
+            .starts_with("tls permissive: ")
+    );
+}
+
+#[test]
+fn routes_and_time_outs_of_requests_are_seen_in_dataplanes_policies_and_plans() {
+    let world = with_requests();
+    let zone = "east".parse().unwrap();
+    let web = inspect::dataplane(&world.mesh, &zone, "web-1").unwrap();
+    let routes: Vec<_> = web["outbounds"][0]["routes"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .collect();
+    assert_eq!(routes.len(), 4);
+    assert_eq!(
+        routes[0],
+        "path is /old: answers 302: path to /new; requestTimeout 1m (MeshTimeout/patient to[0]) (MeshHTTPRoute/shop to[0].rules[1])"
+    );
+    let settings = web["outbounds"][0]["settings"].as_array().unwrap();
+    assert!(
+        settings.contains(&"http.requestTimeout 15s (built in)".into()),
+        "{settings:?}"
+    );
+    let settings = web["inbounds"][0]["settings"].as_array().unwrap();
+    let of_web = format!("for {WEB}: http.requestTimeout 2s (MeshTimeout/by-caller rules[0])");
+    assert!(settings.contains(&of_web.as_str().into()), "{settings:?}");
+
+    let key = |kind: &str, name: &str| Key::from(ResourceKey::in_zone(kind, "pay", "", name));
+    let patient = inspect::policy(&world.mesh, &key("MeshTimeout", "patient")).unwrap();
+    assert_eq!(
+        patient["destinations"],
+        serde_json::json!(["MeshHTTPRoute shop"])
+    );
+
+    let plan = world.plan(
+        "",
+        vec![ResourceKey::in_zone("MeshHTTPRoute", "pay", "", "shop")],
+    );
+    let of_store = |change: &mesh_model::api::SettingChange| change.of == "service store:80";
+    let changed: Vec<_> = plan.changes[0]
+        .settings
+        .iter()
+        .filter(|c| of_store(c))
+        .collect();
+    assert_eq!(changed.len(), 4, "{changed:?}");
+    assert!(
+        changed
+            .iter()
+            .all(|c| c.setting == "requests" && c.after.is_none())
     );
 }

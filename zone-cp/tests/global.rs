@@ -488,6 +488,7 @@ async fn global_may_ask_for_explanations_and_plans() {
 
     let mesh = || "pay".to_owned();
     let call = What::ExplainCall(ExplainCall {
+        request: None,
         mesh: mesh(),
         from: "web-1".into(),
         to: "web".into(),

@@ -6,8 +6,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use axum::{Json, extract::State};
-use mesh_model::api::{ExplainedCall, ExplainedCaller, ExplainedInbound, Explanation, Unanswered};
-use mesh_proto::zone::{ExplainCall, ExplainInbound, ResourceKey, query::What};
+use mesh_model::api::{
+    CallRequest, ExplainedCall, ExplainedCaller, ExplainedInbound, Explanation, Unanswered,
+};
+use mesh_proto::zone::{self, ExplainCall, ExplainInbound, ResourceKey, query::What};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
@@ -39,6 +41,13 @@ pub struct ExplainQuery {
     to: String,
     /// Absent: each port.
     port: Option<u16>,
+    /// Method of a request that is asked about, where the port takes requests of HTTP; absent: `GET`. Without `method`, `path`
+    /// and `headers`, each request that may be.
+    method: Option<String>,
+    /// Its path, with the query; absent: `/`.
+    path: Option<String>,
+    /// Its headers: lines of `name: value`.
+    headers: Option<String>,
     #[serde(rename = "consistency")]
     #[schemars(with = "Option<super::query::Consistency>")]
     _consistency: Option<String>,
@@ -55,12 +64,16 @@ pub async fn explain(
     if params.port == Some(0) {
         return Err(Problem::bad_request("port: must be between 1 and 65535"));
     }
+    let (method, path) = (params.method.as_deref(), params.path.as_deref());
+    let request = CallRequest::of_parameters(method, path, params.headers.as_deref())
+        .map_err(|error| Problem::bad_request(error.to_string()))?;
     let zones = zones::zones_of(&app.image(), &mesh, None)?;
     let what = What::ExplainCall(ExplainCall {
         mesh: mesh.clone(),
         from: params.from.clone(),
         to: params.to.clone(),
         port: params.port.unwrap_or_default().into(),
+        request: request.map(to_wire),
     });
     let answers = zones::ask::<Vec<ExplainedCaller>>(&app, &zones, &what).await;
     let mut unanswered = answers.silent();
@@ -123,6 +136,17 @@ pub async fn explain(
             .collect(),
         unanswered,
     }))
+}
+
+fn to_wire(request: CallRequest) -> zone::CallRequest {
+    let headers = request.headers.into_iter();
+    zone::CallRequest {
+        method: request.method,
+        path: request.path,
+        headers: headers
+            .map(|(name, value)| zone::CallHeader { name, value })
+            .collect(),
+    }
 }
 
 /// Why no zone has an answer: nothing of that name is called, or nobody of that name calls.
@@ -237,6 +261,9 @@ fn combine(
     let mut reasons: Vec<String> = Vec::new();
     let mut silent: Vec<String> = Vec::new();
     let mut nothing = false;
+    if let Some(answer) = &caller.answer {
+        reasons.push(format!("{}'s proxy {answer}", caller.dataplane));
+    }
     for backend in caller.backends.iter().filter(|backend| backend.weight > 0) {
         let called = format!("{}:{}", backend.service, backend.port);
         if let Some(error) = &backend.error {
@@ -275,6 +302,7 @@ fn combine(
     let allowed = open.clone().filter(|inbound| inbound.allowed).count();
     let refused = open.clone().count() - allowed;
     let (verdict, decisive) = match (allowed, refused, nothing) {
+        _ if caller.answer.is_some() => ("answered", Some(true)),
         _ if !silent.is_empty() => ("unknown", None),
         (0, _, _) => ("denied", Some(false)),
         (_, 0, false) => ("allowed", Some(true)),
@@ -364,7 +392,10 @@ mod tests {
             service: "store".into(),
             port: 80,
             outbound: Some("127.0.0.1:8080".into()),
+            request: None,
             route: None,
+            rules: vec![],
+            answer: None,
             backends,
             settings: vec![],
         }
@@ -480,6 +511,18 @@ mod tests {
         let (verdict, reason) = explain(vec![backend("store", &["west"])], &[]);
         assert_eq!(verdict, "unknown");
         assert_eq!(reason, "zone west has to say, and does not answer");
+    }
+
+    #[test]
+    fn what_the_callers_proxy_answers_needs_nobody() {
+        let mut caller = caller(vec![]);
+        caller.answer = Some("answers 404: no rule takes this request".into());
+        let call = combine(caller, &BTreeMap::new());
+        assert_eq!(call.verdict, "answered");
+        assert_eq!(
+            call.reason,
+            "web-1's proxy answers 404: no rule takes this request"
+        );
     }
 
     #[test]

@@ -2,7 +2,9 @@
 
 use clap::{Args, ValueEnum};
 use clap_complete::ArgValueCompleter;
-use mesh_model::api::{ExplainedBackend, ExplainedCall, ExplainedInbound, Explanation};
+use mesh_model::api::{
+    CallRequest, ExplainedBackend, ExplainedCall, ExplainedInbound, ExplainedRule, Explanation,
+};
 use serde_json::Value;
 
 use crate::{
@@ -18,6 +20,8 @@ const EXAMPLES: &str = "\
 Examples:
   meshctl explain --from web --to api -m payments
   meshctl explain --from web-1 --to api --port 8080 -m payments -o wide   with the settings in force
+  meshctl explain --from web --to api -m payments --path /v2/x --header x-env=dev
+                                                                          what becomes of this request of HTTP
   meshctl explain --from web --to store -m payments --expect denied       for scripts: 4 where it is not";
 
 /// Explain whether a call is allowed, where it would go, and which policies say so, from what the proxies really run.
@@ -33,6 +37,15 @@ pub(crate) struct Explain {
     /// One of its ports; absent: each.
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     port: Option<u16>,
+    /// Method of a request of HTTP to ask about; GET, where another part of one is given.
+    #[arg(long, value_name = "METHOD")]
+    method: Option<String>,
+    /// Its path, with the query; /, where another part is given.
+    #[arg(long, value_name = "PATH")]
+    path: Option<String>,
+    /// A header of it; may be given more than once.
+    #[arg(long, value_name = "NAME=VALUE")]
+    header: Vec<String>,
     /// Exit with 4 where the answer is another one.
     #[arg(long, value_name = "VERDICT")]
     expect: Option<Verdict>,
@@ -67,6 +80,7 @@ impl Explain {
         let client = Client::new(connection)?;
         let mut query = vec![("from", self.from.clone()), ("to", self.to.clone())];
         query.extend(self.port.map(|port| ("port", port.to_string())));
+        query.extend(self.request()?);
         let answer: Explanation = client.get(&["meshes", &mesh, "explain"], &query).await?;
         let wide = self.output.is_wide();
         let verdicts = |_: &Value| {
@@ -80,6 +94,27 @@ impl Explain {
         output::print(&self.output.show(&Found::one(&answer)?, text, verdicts)?)?;
         inspect::complete(&answer.unanswered)?;
         self.judge(&answer)
+    }
+
+    /// The parameters of the request that is asked about.
+    fn request(&self) -> Result<Vec<(&'static str, String)>, Failure> {
+        let headers = self.header.iter().map(|header| {
+            let named = header.split_once('=');
+            let named = named.map(|(name, value)| format!("{name}: {value}"));
+            named.ok_or_else(|| {
+                Failure::invalid(format!("--header {header}: write it as NAME=VALUE"))
+            })
+        });
+        let headers = headers.collect::<Result<Vec<_>, _>>()?.join("\n");
+        let headers = (!headers.is_empty()).then_some(headers);
+        let (method, path) = (self.method.clone(), self.path.clone());
+        CallRequest::of_parameters(method.as_deref(), path.as_deref(), headers.as_deref())
+            .map_err(|error| Failure::invalid(format!("--{error}")))?;
+        let given = [("method", method), ("path", path), ("headers", headers)];
+        let given = given.into_iter();
+        Ok(given
+            .filter_map(|(name, value)| Some((name, value?)))
+            .collect())
     }
 
     fn judge(&self, answer: &Explanation) -> Result<(), Failure> {
@@ -134,10 +169,17 @@ fn of_call(call: &ExplainedCall, wide: bool) -> String {
             None => "  calls at   nowhere: the dataplane declares no outbound for it".to_owned(),
         },
     ];
+    if let Some(request) = &caller.request {
+        lines.push(format!("  asks       {request}"));
+    }
     if let Some(route) = &caller.route {
         lines.push(format!("  route      {route}"));
     }
-    let several = caller.backends.len() > 1;
+    for rule in &caller.rules {
+        lines.extend(of_rule(rule, caller.request.is_none(), wide));
+    }
+    // Of several rules, each has its own shares.
+    let several = caller.backends.len() > 1 && caller.rules.len() <= 1;
     let total: u32 = caller.backends.iter().map(|backend| backend.weight).sum();
     for backend in &caller.backends {
         lines.extend(of_backend(backend, several.then_some(total), wide));
@@ -166,6 +208,24 @@ fn of_call(call: &ExplainedCall, wide: bool) -> String {
         );
     }
     lines.join("\n")
+}
+
+/// `alone`: nothing else says where the rule is from and where its requests go.
+fn of_rule(rule: &ExplainedRule, alone: bool, wide: bool) -> Vec<String> {
+    let mut lines = vec![format!("  rule       {}", rule.matches)];
+    if alone {
+        let origin = rule.origin.as_deref().unwrap_or("built in");
+        lines.push(format!("    by {origin}"));
+    }
+    lines.extend(rule.filters.iter().map(|filter| format!("    {filter}")));
+    if alone && !rule.backends.is_empty() {
+        lines.push(format!("    to {}", rule.backends));
+    }
+    if alone && wide {
+        let settings = rule.settings.iter();
+        lines.extend(settings.map(|setting| format!("    {setting}")));
+    }
+    lines
 }
 
 fn of_backend(backend: &ExplainedBackend, total: Option<u32>, wide: bool) -> Vec<String> {

@@ -6,6 +6,8 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use mesh_proto::http_match;
+
 use crate::violation::Violation;
 
 /// Stands in the schema where a whole resource stands in the value: the document of the API says once what resources
@@ -520,6 +522,9 @@ pub struct InboundView {
     pub service: String,
     /// `deny|allowWithShadowDeny|allow <match> (<policy>#<rule>)`, in the order they are looked at.
     pub permissions: Vec<String>,
+    /// Effective settings with their origins, one a line; for certain callers with who they are.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub settings: Vec<String>,
 }
 
 /// One outbound of a dataplane.
@@ -534,6 +539,12 @@ pub struct OutboundView {
     pub endpoints: Vec<String>,
     /// SPIFFE IDs it accepts there.
     pub identities: Vec<String>,
+    /// Where connections or requests really go, in the order in which rules are tried; none: to the endpoints.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub routes: Vec<String>,
+    /// Effective settings with their origins, one a line.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub settings: Vec<String>,
 }
 
 /// What became of a resource, where that is worth saying.
@@ -705,7 +716,7 @@ pub struct ExplainedCall {
     /// The called side, one for each inbound that the call may meet.
     pub inbounds: Vec<ExplainedInbound>,
     /// `allowed`: every inbound it can meet lets it in; `denied`: none does, or nothing is there to meet; `mixed`;
-    /// `unknown`: a zone that has a say in it did not answer.
+    /// `answered`: the caller's own proxy answers, and nobody is called; `unknown`: a zone that has a say in it did not answer.
     pub verdict: String,
     /// Why, in one line.
     pub reason: String,
@@ -728,13 +739,110 @@ pub struct ExplainedCaller {
     /// The local address that leads there; absent where the dataplane declares no such outbound.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outbound: Option<String>,
-    /// The route that splits its calls, where there is one.
+    /// The request, `GET /a?b=c`, where one was asked about and the port takes requests of HTTP.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request: Option<String>,
+    /// The route that splits its calls or takes the request, where there is one: `MeshTCPRoute/split to[0].rules[0]`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub route: Option<String>,
-    /// Where its calls go.
+    /// Rules for requests of HTTP: the one that takes the request, or all in the order in which they are tried, where no request
+    /// was asked about.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rules: Vec<ExplainedRule>,
+    /// What the caller's own proxy answers to the request without calling anybody; absent where it does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answer: Option<String>,
+    /// Where its calls go. Of several rules, everywhere that any of them leads to.
     pub backends: Vec<ExplainedBackend>,
     /// Effective settings with their origins, one a line: `connectionTimeout 5s (built in)`.
     pub settings: Vec<String>,
+}
+
+/// A rule for requests of HTTP.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ExplainedRule {
+    /// The requests that it takes, in words.
+    pub matches: String,
+    /// The policy entry it comes from, `MeshHTTPRoute/shop to[0].rules[1]`; absent for the one that is built in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<String>,
+    /// What is changed, in this order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub filters: Vec<String>,
+    /// Where they go, by shares: `9 store:80, 1 store-v2:80`. Empty where a filter answers.
+    pub backends: String,
+    /// Time-outs with their origins, one a line, where they are others than the service's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub settings: Vec<String>,
+}
+
+/// A request of HTTP that is asked about.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CallRequest {
+    /// Its method.
+    pub method: String,
+    /// Its path, with the query.
+    pub path: String,
+    /// Names, in lower case, and values.
+    pub headers: Vec<(String, String)>,
+}
+
+/// Why a request can not be asked about.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidCallRequest {
+    /// Not a method.
+    #[error("method: {0:?} is not a method of HTTP")]
+    Method(String),
+    /// Not a path.
+    #[error("path: must begin with '/' and hold no spaces and no '#'")]
+    Path,
+    /// Not a header.
+    #[error("headers: {0:?} is not \"name: value\"")]
+    Header(String),
+}
+
+impl CallRequest {
+    /// The request that parameters give: `headers` are lines of `name: value`. None of them: no request. A method that is not given
+    /// is `GET`, a path `/`.
+    ///
+    /// # Errors
+    /// Where no such request can be made.
+    pub fn of_parameters(
+        method: Option<&str>,
+        path: Option<&str>,
+        headers: Option<&str>,
+    ) -> Result<Option<Self>, InvalidCallRequest> {
+        if method.is_none() && path.is_none() && headers.is_none() {
+            return Ok(None);
+        }
+        let method = method.unwrap_or("GET");
+        if !http_match::is_token(method) {
+            return Err(InvalidCallRequest::Method(method.to_owned()));
+        }
+        let path = path.unwrap_or("/");
+        let visible = |b: u8| b > b' ' && b != 0x7f && b != b'#';
+        if !path.starts_with('/') || !path.bytes().all(visible) {
+            return Err(InvalidCallRequest::Path);
+        }
+        let lines = headers.unwrap_or_default().lines();
+        let headers = lines.filter(|line| !line.trim().is_empty()).map(|line| {
+            let header = line.split_once(':').map(|(name, value)| {
+                let value = value.trim_matches([' ', '\t']);
+                (name.to_lowercase(), value.to_owned())
+            });
+            let is_good = |(name, value): &(String, String)| {
+                http_match::is_header_name(name) && !value.chars().any(char::is_control)
+            };
+            let refused = || InvalidCallRequest::Header(line.to_owned());
+            header.filter(is_good).ok_or_else(refused)
+        });
+        Ok(Some(Self {
+            method: method.to_owned(),
+            path: path.to_owned(),
+            headers: headers.collect::<Result<_, _>>()?,
+        }))
+    }
 }
 
 /// Where a share of calls goes.

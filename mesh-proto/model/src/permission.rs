@@ -153,7 +153,9 @@ pub fn shown(entry: &IdentityMatch) -> String {
     }
 }
 
-fn matches(entry: &IdentityMatch, caller: &str) -> bool {
+/// True where a match includes the caller with this SPIFFE ID.
+#[must_use]
+pub fn matches(entry: &IdentityMatch, caller: &str) -> bool {
     match &entry.spiffe_id {
         Some(SpiffeId::Exact(id)) => id == caller,
         Some(SpiffeId::Prefix(prefix)) => caller.starts_with(prefix),

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use mesh_model::TokenIssuer;
+use mesh_model::{TokenIssuer, api::CallRequest};
 use mesh_proto::{
     VERSION, features,
     names::MeshName,
@@ -293,6 +293,15 @@ fn question(query: Query) -> Option<Question> {
                 from: explain.from,
                 to: explain.to,
                 port: port(explain.port),
+                request: explain.request.map(|request| CallRequest {
+                    method: request.method,
+                    path: request.path,
+                    headers: request
+                        .headers
+                        .into_iter()
+                        .map(|h| (h.name, h.value))
+                        .collect(),
+                }),
             },
         },
         What::ExplainInbound(explain) => Question::Inbound {

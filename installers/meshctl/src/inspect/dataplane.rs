@@ -21,8 +21,8 @@ Examples:
   meshctl inspect dataplane web-1 -m payments
   meshctl inspect dataplane web-1 -m payments -o json";
 
-/// Show what a dataplane does now, as its zone sees it: documents, permissions with the policy each comes from,
-/// endpoints.
+/// Show what a dataplane does now, as its zone sees it: documents, endpoints, and permissions, routes and time-outs with the
+/// policy each comes from.
 #[derive(Debug, Args)]
 #[command(visible_alias = "dp", after_help = EXAMPLES)]
 pub(super) struct Dataplane {
@@ -104,7 +104,8 @@ fn text(view: &DataplaneView, now: SystemTime) -> String {
         if inbound.permissions.is_empty() {
             lines.push("    nobody may call: no permission allows it".to_owned());
         }
-        lines.extend(inbound.permissions.iter().map(|rule| format!("    {rule}")));
+        let said = inbound.permissions.iter().chain(&inbound.settings);
+        lines.extend(said.map(|line| format!("    {line}")));
     }
     lines.push("\nOutbounds:".to_owned());
     for outbound in &view.outbounds {
@@ -119,6 +120,12 @@ fn text(view: &DataplaneView, now: SystemTime) -> String {
                 .iter()
                 .map(|id| format!("    accepts {id}")),
         );
+        let routes = outbound
+            .routes
+            .iter()
+            .map(|route| format!("    route {route}"));
+        let settings = outbound.settings.iter().map(|line| format!("    {line}"));
+        lines.extend(routes.chain(settings));
     }
     lines.join("\n")
 }
@@ -142,8 +149,10 @@ mod tests {
             "certificateNotAfter": 0, "resource": {},
             "documents": [{"name": "proxy", "wanted": "bbbbbbbbbbbbbbbb", "running": "a", "refused": "no such feature"}],
             "inbounds": [{"name": "http", "listen": "10.0.0.1:80", "application": "127.0.0.1:8080", "state": "ready",
-                          "service": "web", "permissions": ["allow spiffe://x (web-to-api#0)"]}],
-            "outbounds": [{"listen": "127.0.0.1:9000", "service": "api", "endpoints": [], "identities": []}],
+                          "service": "web", "permissions": ["allow spiffe://x (web-to-api#0)"],
+                          "settings": ["idleTimeout 1h (built in)"]}],
+            "outbounds": [{"listen": "127.0.0.1:9000", "service": "api", "endpoints": [], "identities": [],
+                           "routes": ["every request: to 1 api:80 (built in)"]}],
         }))
         .unwrap();
         let text = text(&view, SystemTime::now());
@@ -151,7 +160,9 @@ mod tests {
             "proxy bbbbbbbbbbbb: refused: no such feature",
             "allow spiffe://x (web-to-api#0)",
             "127.0.0.1:9000 -> api",
+            "    idleTimeout 1h (built in)",
             "no endpoint",
+            "    route every request: to 1 api:80 (built in)",
         ] {
             assert!(text.contains(words), "{words} in {text}");
         }

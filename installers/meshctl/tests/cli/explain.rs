@@ -70,6 +70,34 @@ fn an_explanation_says_whether_where_and_by_which_policy() {
 }
 
 #[test]
+fn a_request_is_asked_about_with_its_parts_and_shown_with_its_rule() {
+    let mut answer = explanation("answered");
+    answer["calls"][0]["caller"]["request"] = json!("GET /v2");
+    answer["calls"][0]["caller"]["route"] = json!("MeshHTTPRoute/shop to[0].rules[0]");
+    answer["calls"][0]["caller"]["rules"] = json!([{
+        "matches": "path begins with /v2", "origin": "MeshHTTPRoute/shop to[0].rules[0]",
+        "filters": ["rewrites path to /"], "backends": "90 api:80, 10 api-v2:80",
+    }]);
+    let server = explaining(answer);
+    let line = "explain -m pay --from web --to api --path /v2 --header X-Env=dev --header b=1=2";
+    let (code, out, err) = run(server.meshctl(line));
+    assert_eq!(code, 0, "{err}");
+    assert_eq!(
+        server.seen()[0].uri,
+        "/v1/meshes/pay/explain?from=web&to=api&path=%2Fv2&headers=X-Env%3A+dev%0Ab%3A+1%3D2"
+    );
+    for line in [
+        "  asks       GET /v2",
+        "  route      MeshHTTPRoute/shop to[0].rules[0]",
+        "  rule       path begins with /v2",
+        "    rewrites path to /",
+        "  goes to    api:80, 90 of 100 calls",
+    ] {
+        assert!(out.lines().any(|found| found == line), "{line:?} in\n{out}");
+    }
+}
+
+#[test]
 fn a_script_can_say_what_it_expects() {
     let code = |verdict: &str, expected: &str| {
         let server = explaining(explanation(verdict));
@@ -107,6 +135,11 @@ fn what_can_not_be_asked_is_told() {
         ("explain --from web", "--to"),
         ("explain --from web --to ../x", "is not a name"),
         ("explain --from web --to api --port 0", "0"),
+        ("explain --from web --to api --header x", "NAME=VALUE"),
+        (
+            "explain --from web --to api --path x",
+            "must begin with '/'",
+        ),
         (
             "explain --from web --to api --expect maybe",
             "allowed, denied",

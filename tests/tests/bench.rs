@@ -14,8 +14,8 @@ use serde_json::Value;
 const ROWS: &[&str] = &[
     "idle, client's side: MiB",
     "idle, server's side: MiB",
-    "idle, 100 connections, HTTP/1.1: KiB a connection",
-    "idle, 100 connections, TCP: KiB a connection",
+    "idle, 100 connections, HTTP/1.1: KiB a connection, client's side",
+    "idle, 100 connections, TCP: KiB a connection, server's side",
     "HTTP/1.1, 1 connection: CPU µs a request",
     "HTTP/1.1, 16 connections: p99.9 ms",
     "HTTP/2, 16 connections: CPU µs a request",

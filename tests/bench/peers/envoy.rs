@@ -67,7 +67,7 @@ fn filter(hop: &Hop) -> String {
             "{{name: tcp, typed_config: {{\"@type\": {FILTERS}.network.tcp_proxy.v3.TcpProxy, stat_prefix: {name}, cluster: {name}, idle_timeout: 600s}}}}"
         ),
         Service::Http1 | Service::Http2 | Service::Grpc => format!(
-            "{{name: http, typed_config: {{\"@type\": {FILTERS}.network.http_connection_manager.v3.HttpConnectionManager, stat_prefix: {name}, codec_type: AUTO, http_protocol_options: {{enable_trailers: true}}, \
+            "{{name: http, typed_config: {{\"@type\": {FILTERS}.network.http_connection_manager.v3.HttpConnectionManager, stat_prefix: {name}, codec_type: AUTO, \
              route_config: {{virtual_hosts: [{{name: all, domains: [\"*\"], routes: [{{match: {{prefix: /}}, route: {{cluster: {name}, timeout: 0s}}}}]}}]}}, \
              http_filters: [{{name: router, typed_config: {{\"@type\": {FILTERS}.http.router.v3.Router}}}}]}}}}"
         ),
@@ -82,13 +82,12 @@ fn protocol(side: &Side<'_>, hop: &Hop) -> String {
         (service, Role::Server) => service != Service::Http1,
     };
     let options = if speaks_http2 {
-        "http2_protocol_options: {}"
+        "http2_protocol_options"
     } else {
-        // gRPC ends with trailers.
-        "http_protocol_options: {enable_trailers: true}"
+        "http_protocol_options"
     };
     format!(
-        "    typed_extension_protocol_options: {{envoy.extensions.upstreams.http.v3.HttpProtocolOptions: {{\"@type\": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions, explicit_http_config: {{{options}}}}}}}\n"
+        "    typed_extension_protocol_options: {{envoy.extensions.upstreams.http.v3.HttpProtocolOptions: {{\"@type\": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions, explicit_http_config: {{{options}: {{}}}}}}}}\n"
     )
 }
 

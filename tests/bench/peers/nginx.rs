@@ -18,6 +18,8 @@ http {{
   access_log off;
   keepalive_requests 1000000000;
   keepalive_timeout 600s;
+  # A call of gRPC may go on for as long as it likes.
+  client_max_body_size 0;
   http2_max_concurrent_streams 1000;
   sendfile on;
   client_body_temp_path {own}/body;

@@ -208,3 +208,42 @@ impl Body for Echo {
         SizeHint::default()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{thread, time::Duration};
+
+    use mesh_tests::{
+        ports::Ports,
+        wait::{SOON, eventually},
+    };
+
+    use super::*;
+
+    #[test]
+    fn client_and_application_understand_each_other() {
+        let ports = Ports::new().unwrap();
+        let port = ports.take().unwrap();
+        // Ends with the test's process.
+        thread::spawn(move || serve(port, 1));
+        eventually(SOON, "the application answers", || {
+            answers(Talk::Http1, port)
+        })
+        .unwrap();
+        let many = Shape {
+            connections: 4,
+            streams: 8,
+        };
+        for talk in [
+            Talk::Http1,
+            Talk::Http1Anew,
+            Talk::Http2,
+            Talk::GrpcUnary,
+            Talk::GrpcStream,
+        ] {
+            let mut load = Load::open(talk, (Ipv4Addr::LOCALHOST, port).into(), many).unwrap();
+            let outcome = load.saturate(Duration::from_millis(100)).unwrap();
+            assert!(outcome.count() >= 4.0, "{talk:?}: {outcome:?}");
+        }
+    }
+}

@@ -77,8 +77,14 @@ pub fn listen(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-/// Serves `listener` until the process ends.
-pub async fn serve(listener: UnixListener, admin: Admin, health: Health, metrics: Metrics) {
+/// Serves `listener` until `ended`.
+pub async fn serve(
+    listener: UnixListener,
+    admin: Admin,
+    health: Health,
+    metrics: Metrics,
+    ended: CancellationToken,
+) {
     let handle = move |asked: Asked| {
         let (admin, health, metrics) = (admin.clone(), health.clone(), metrics.clone());
         async move {
@@ -88,7 +94,7 @@ pub async fn serve(listener: UnixListener, admin: Admin, health: Health, metrics
             }
         }
     };
-    serve_with(listener, handle, CancellationToken::new()).await;
+    serve_with(listener, handle, ended).await;
 }
 
 async fn answer(admin: &Admin, asked: &Asked) -> Answer {

@@ -8,7 +8,9 @@ mod listeners;
 
 use std::{
     collections::{BTreeMap, HashSet},
+    io,
     net::SocketAddr,
+    os::unix::net::UnixStream,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -31,12 +33,13 @@ use crate::{
     certificates::{Age, Certificates},
     config::{self, Body, Endpoint},
     discovery::FromZone,
+    handover::{self, Handed},
     metrics::Metrics,
     readiness::{self, Probes},
     record::Reason,
     snapshot::Parts,
     state::State,
-    workers::{Command, Shared, WorkerHandle},
+    workers::{Command, Draining, Shared, WorkerHandle},
 };
 use listeners::Listeners;
 
@@ -111,6 +114,8 @@ pub struct Given {
     pub health: Health,
     pub look_up: Arc<Notify>,
     pub probe_results: mpsc::Sender<readiness::Result>,
+    /// Listeners of a predecessor.
+    pub handed: Vec<Handed>,
 }
 
 impl Control {
@@ -118,7 +123,7 @@ impl Control {
     #[must_use]
     pub fn start(given: Given) -> Self {
         let mut control = Self {
-            listeners: Listeners::new(given.workers.clone()),
+            listeners: Listeners::new(given.workers.clone(), given.handed),
             own: given.own,
             shared: given.shared,
             workers: given.workers,
@@ -713,8 +718,31 @@ impl Control {
             .collect();
         self.listeners.settle(&kept);
         for worker in self.workers.iter() {
-            worker.tell(Command::Drain);
+            worker.tell(Command::Drain(Draining::Inbound));
         }
+    }
+
+    /// Lets a successor have everything: state is kept and let go of, listeners are handed over, nothing more is accepted, and what
+    /// is open ends with the requests it has.
+    ///
+    /// # Errors
+    /// Where the successor has gone meanwhile; this process drains all the same.
+    pub fn hand_over(&mut self, to: UnixStream) -> io::Result<()> {
+        self.keep();
+        self.outbox = None;
+        self.state.release();
+        let listeners = self.listeners.held();
+        let handed = handover::hand_over(to, &listeners);
+        self.listeners.settle(&HashSet::new());
+        for worker in self.workers.iter() {
+            worker.tell(Command::Drain(Draining::All));
+        }
+        handed
+    }
+
+    /// Closes what a predecessor had and this process has no use for, now that it serves.
+    pub fn disinherit(&mut self) {
+        self.listeners.disinherit();
     }
 
     /// Accepts nothing any more and ends what is open.

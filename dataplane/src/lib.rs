@@ -31,6 +31,7 @@
 //! | [`certificates`] | when to ask for a certificate, and what to do with it |
 //! | [`readiness`] | probes of the application |
 //! | [`state`] | what is kept on disk, to start from when the zone is away |
+//! | [`handover`] | listening sockets go to the successor |
 //! | [`workers`] | one thread with one runtime each |
 //! | [`record`], [`metrics`], [`admin`] | what people see |
 //! | [`net`] | options of sockets |
@@ -44,6 +45,7 @@ pub mod certificates;
 pub mod config;
 pub mod control;
 pub mod discovery;
+pub mod handover;
 pub mod http;
 pub mod inbound;
 pub mod ingress;

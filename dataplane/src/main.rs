@@ -1,15 +1,19 @@
 //! `dataplane run`: the proxy as a process.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    io,
+    path::PathBuf,
+    process::{self, ExitCode},
+};
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
-use dataplane::{
-    process,
-    settings::{Settings, Typed},
-};
+use dataplane::settings::{Settings, Typed};
 use mesh_runtime::{config, logging, shutdown};
-use tokio::runtime::LocalOptions;
+use tokio::{
+    runtime::LocalOptions,
+    signal::unix::{SignalKind, signal},
+};
 
 /// The proxy of Isthmus: sidecar and zone ingress
 #[derive(Parser)]
@@ -46,6 +50,20 @@ fn main() -> ExitCode {
     }
 }
 
+/// Starts the program anew, from the file it was started from, which may be a newer version by now. It takes over.
+fn start_successor() -> io::Result<u32> {
+    let mut words = std::env::args_os();
+    let program = words.next().unwrap_or_else(|| "dataplane".into());
+    let mut successor = process::Command::new(program)
+        .args(words)
+        .env("ISTHMUS_TAKE_OVER", "true")
+        .spawn()?;
+    let pid = successor.id();
+    // One that ends at once (of a wrong version, say) must not stay as a zombie.
+    std::thread::spawn(move || successor.wait());
+    Ok(pid)
+}
+
 fn run(config: Option<PathBuf>, typed: Typed) -> anyhow::Result<()> {
     mesh_runtime::init();
     let settings: Settings = config::load(typed, config.as_deref())?.settings()?;
@@ -57,6 +75,15 @@ fn run(config: Option<PathBuf>, typed: Typed) -> anyhow::Result<()> {
         .context("the control runtime could not be started")?;
     runtime.block_on(async {
         let stop = shutdown::on_signal().context("signals can not be handled")?;
-        process::run(settings, Some(level), stop).await
+        let mut upgrade = signal(SignalKind::hangup()).context("signals can not be handled")?;
+        tokio::spawn(async move {
+            while upgrade.recv().await.is_some() {
+                match start_successor() {
+                    Ok(pid) => tracing::info!(pid, "asked to upgrade: a successor is started"),
+                    Err(error) => tracing::error!(%error, "the successor could not be started"),
+                }
+            }
+        });
+        dataplane::process::run(settings, Some(level), stop).await
     })
 }

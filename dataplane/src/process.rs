@@ -20,6 +20,7 @@ use crate::{
     admin::{self, Admin},
     control::{self, Control, Event, Given, Own},
     discovery::Client,
+    handover,
     metrics::{ControlMetrics, Metrics},
     settings::Settings,
     snapshot::Snapshot,
@@ -44,6 +45,18 @@ pub async fn run(
     level: Option<LevelHandle>,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
+    let handed = match settings.take_over {
+        true => handover::take_over(&settings.admin_socket)
+            .context("the running process does not hand over")?,
+        false => None,
+    };
+    let has_taken_over = handed.is_some();
+    if let Some(handed) = &handed {
+        tracing::info!(
+            listeners = handed.len(),
+            "taking over from the running process"
+        );
+    }
     let state = State::open(&settings.state_dir)?;
     let limits = workers::Limits {
         connections: connections_max(settings.limits.connections),
@@ -87,16 +100,25 @@ pub async fn run(
         level,
         stop: stop.clone(),
     };
-    let serving = admin::serve(socket, operator, health.clone(), registry.clone());
-    tokio::spawn(serving);
     let ended = CancellationToken::new();
+    let serving = admin::serve(
+        socket,
+        operator,
+        health.clone(),
+        registry.clone(),
+        ended.clone(),
+    );
+    let mut serving = vec![tokio::spawn(serving)];
+    let handover_path = handover::socket_path(&settings.admin_socket);
+    let successors = admin::listen(&handover_path)
+        .with_context(|| format!("handover socket {}", handover_path.display()))?;
     if let Some(address) = settings.metrics_address {
         let listener = TcpListener::bind(address)
             .await
             .with_context(|| format!("metrics address {address}"))?;
         tracing::info!(address = %listener.local_addr()?, "metrics");
-        let serving = mesh_runtime::admin::serve(listener, health.clone(), registry, ended.clone());
-        tokio::spawn(serving);
+        let metrics = mesh_runtime::admin::serve(listener, health.clone(), registry, ended.clone());
+        serving.push(tokio::spawn(metrics));
     }
 
     // Control, from what is on disk; then the zone.
@@ -118,6 +140,7 @@ pub async fn run(
         health: health.clone(),
         look_up: look_up.clone(),
         probe_results,
+        handed: handed.unwrap_or_default(),
     });
     let (zone_events, mut zone_wanted) = mpsc::channel(EVENTS);
     let client = Client {
@@ -128,7 +151,7 @@ pub async fn run(
         look_up,
         events: zone_events,
     };
-    tokio::spawn(client.run());
+    let client = tokio::spawn(client.run());
 
     let mut ticks = interval(control::TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -143,17 +166,49 @@ pub async fn run(
     };
 
     let mut told_ready = false;
-    loop {
+    let successor = loop {
         if !told_ready && health.not_ready().is_empty() {
             told_ready = true;
             tracing::info!("ready");
-            mesh_runtime::notify_ready();
+            control.disinherit();
+            if has_taken_over {
+                mesh_runtime::notify_taken_over();
+            } else {
+                mesh_runtime::notify_ready();
+            }
         }
         let event = tokio::select! {
             event = next() => event,
-            () = stop.cancelled() => break,
+            Ok((successor, _)) = successors.accept() => break Some(successor),
+            () = stop.cancelled() => break None,
         };
         control.handle(event);
+    };
+    if let Some(successor) = successor {
+        // The zone hears nothing: the workload stays.
+        client.abort();
+        ended.cancel();
+        for serving in serving {
+            let _ = serving.await;
+        }
+        for path in [&settings.admin_socket, &handover_path] {
+            let _ = std::fs::remove_file(path);
+        }
+        drop(successors);
+        tracing::info!("a successor takes over");
+        let handed = successor
+            .into_std()
+            .and_then(|successor| control.hand_over(successor));
+        if let Err(error) = handed {
+            tracing::error!(%error, "the successor has gone before it had everything");
+        }
+        let limit = Instant::now() + settings.drain_timeout;
+        while control.open() > 0 && Instant::now() < limit {
+            sleep(Duration::from_millis(20)).await;
+        }
+        control.stop_all();
+        tracing::info!("stopped");
+        return Ok(());
     }
 
     // Drain: leave, let others hear of it, take nothing new from outside, let open connections end. The application's
@@ -192,7 +247,9 @@ pub async fn run(
         sleep(Duration::from_millis(5)).await;
     }
     ended.cancel();
-    let _ = std::fs::remove_file(&settings.admin_socket);
+    for path in [&settings.admin_socket, &handover_path] {
+        let _ = std::fs::remove_file(path);
+    }
     tracing::info!("stopped");
     Ok(())
 }

@@ -45,6 +45,10 @@ pub struct Typed {
     #[arg(long, env = "ISTHMUS_ADMIN_SOCKET")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub admin_socket: Option<PathBuf>,
+    /// Take over from the process that has the admin socket, if there is one: its listeners go on without a gap, it drains
+    #[arg(long, env = "ISTHMUS_TAKE_OVER")]
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub take_over: bool,
     /// Address for /healthz, /readyz and /metrics [default: none]
     #[arg(long, env = "ISTHMUS_METRICS_ADDRESS")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -134,6 +138,8 @@ pub struct Settings {
     pub state_dir: PathBuf,
     /// The operator's socket.
     pub admin_socket: PathBuf,
+    /// Takes over from the process that has the admin socket.
+    pub take_over: bool,
     /// For probes and Prometheus.
     pub metrics_address: Option<SocketAddr>,
     /// Threads that carry traffic.
@@ -237,6 +243,7 @@ impl Typed {
             admin_socket: self
                 .admin_socket
                 .unwrap_or_else(|| Path::new("/run/isthmus").join(&name).join("admin.sock")),
+            take_over: self.take_over,
             metrics_address: self.metrics_address,
             workers,
             log_level: self.log_level.unwrap_or_else(|| "info".to_owned()),

@@ -26,7 +26,8 @@ use prost::Message;
 /// The proxy's own directory.
 pub struct State {
     directory: PathBuf,
-    _lock: DirLock,
+    /// `None`: a successor has the directory.
+    lock: Option<DirLock>,
     /// What was set aside at start, for the admin socket.
     damaged: Mutex<Vec<String>>,
 }
@@ -94,9 +95,14 @@ impl State {
         })?;
         Ok(Self {
             directory: directory.to_owned(),
-            _lock: files::lock_dir(directory)?,
+            lock: Some(files::lock_dir(directory)?),
             damaged: Mutex::default(),
         })
+    }
+
+    /// Lets a successor have the directory: nothing is written to it any more.
+    pub fn release(&mut self) {
+        self.lock = None;
     }
 
     /// Files that were set aside at start, with where to.
@@ -215,6 +221,9 @@ impl State {
     }
 
     fn write(&self, name: &str, message: &impl Message) {
+        if self.lock.is_none() {
+            return;
+        }
         let path = self.directory.join(name);
         if let Err(error) = files::write_checksummed(&path, &message.encode_to_vec()) {
             tracing::error!(%error, path = %path.display(), "state could not be kept: a restart while the zone is away would not know it");

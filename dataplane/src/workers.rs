@@ -93,12 +93,21 @@ pub enum Command {
     Listen(Vec<(SocketAddr, std::net::TcpListener)>),
     /// Accept no more there.
     Unlisten(Vec<SocketAddr>),
-    /// Let connections from outside take no further requests, and end with those they have.
-    Drain,
+    /// Let connections take no further requests, and end with those they have: those from outside, or all.
+    Drain(Draining),
     /// End all connections.
     CloseAll(Reason),
     /// Describe open connections, at most so many.
     List(usize, oneshot::Sender<Vec<ConnectionView>>),
+}
+
+/// Which connections take no further requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Draining {
+    /// Those from outside: the application's own calls go on while it ends (FIELD c3).
+    Inbound,
+    /// All: a successor has taken over.
+    All,
 }
 
 /// An open connection, for the admin socket.
@@ -491,7 +500,8 @@ fn withdrawn(connection: &Connection, snapshot: &Snapshot) -> Option<Reason> {
 
 /// Takes commands until the control thread has gone.
 async fn run(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>, rechecked: Arc<Notify>) {
-    let mut listeners: HashMap<SocketAddr, listener::Accepting> = HashMap::new();
+    // More than one where a predecessor with more workers handed over its own.
+    let mut listeners: HashMap<SocketAddr, Vec<listener::Accepting>> = HashMap::new();
     tokio::task::spawn_local(sweep_for_ever(worker.clone()));
     loop {
         let command = tokio::select! {
@@ -507,7 +517,7 @@ async fn run(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>, rechecke
                 for (key, listener) in new {
                     match listener::accept_on(&worker, key, listener) {
                         Ok(accepting) => {
-                            listeners.insert(key, accepting);
+                            listeners.entry(key).or_default().push(accepting);
                         }
                         Err(error) => {
                             tracing::error!(%error, %key, "a listener could not be taken up");
@@ -516,11 +526,10 @@ async fn run(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>, rechecke
                 }
             }
             Command::Unlisten(old) => listeners.retain(|key, _| !old.contains(key)),
-            Command::Drain => {
+            Command::Drain(which) => {
                 worker.draining.set(true);
                 for connection in worker.open() {
-                    // The application's own calls go on while it ends (FIELD c3).
-                    if connection.direction == Direction::Inbound {
+                    if which == Draining::All || connection.direction == Direction::Inbound {
                         connection.drain();
                     }
                 }

@@ -8,6 +8,7 @@ use std::{
 };
 
 use crate::{
+    handover::Handed,
     net,
     workers::{Command, WorkerHandle},
 };
@@ -16,6 +17,10 @@ use crate::{
 pub(super) struct Listeners {
     workers: Arc<Vec<WorkerHandle>>,
     open: BTreeMap<SocketAddr, SocketAddr>,
+    /// The same sockets as the workers', to be handed over.
+    held: BTreeMap<SocketAddr, Vec<TcpListener>>,
+    /// From a predecessor, and not used yet.
+    inherited: BTreeMap<SocketAddr, Vec<TcpListener>>,
     /// Bound, and not yet with the workers: their document may still be refused.
     waiting: BTreeMap<SocketAddr, (SocketAddr, Vec<TcpListener>)>,
 }
@@ -38,8 +43,14 @@ fn hint(source: &io::Error) -> &'static str {
 }
 
 impl Listeners {
-    pub(super) fn new(workers: Arc<Vec<WorkerHandle>>) -> Self {
+    pub(super) fn new(workers: Arc<Vec<WorkerHandle>>, handed: Vec<Handed>) -> Self {
+        let mut inherited: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for (address, listener) in handed {
+            inherited.entry(address).or_default().push(listener);
+        }
         Self {
+            held: BTreeMap::new(),
+            inherited,
             workers,
             open: BTreeMap::new(),
             waiting: BTreeMap::new(),
@@ -51,6 +62,10 @@ impl Listeners {
         let mut bound = BTreeMap::new();
         for &address in wanted {
             if self.open.contains_key(&address) || self.waiting.contains_key(&address) {
+                continue;
+            }
+            if let Some(listeners) = self.inherited.remove(&address) {
+                bound.insert(address, (address, listeners));
                 continue;
             }
             // A port of our own may move between addresses, old and new being open for a moment.
@@ -71,14 +86,21 @@ impl Listeners {
             if !wanted.contains(&key) {
                 continue;
             }
-            for (new, listener) in new.iter_mut().zip(listeners) {
-                new.push((key, listener));
+            // As many as workers; of a predecessor with more workers each of its sockets, since each has its own queue.
+            let count = new.len();
+            let held = listeners
+                .iter()
+                .filter_map(|listener| listener.try_clone().ok());
+            self.held.insert(key, held.collect());
+            for (index, listener) in listeners.into_iter().enumerate() {
+                new[index % count].push((key, listener));
             }
             self.open.insert(key, bound);
         }
         let unwanted = |key: &&SocketAddr| !wanted.contains(key);
         let old: Vec<_> = self.open.keys().filter(unwanted).copied().collect();
         self.open.retain(|key, _| wanted.contains(key));
+        self.held.retain(|key, _| wanted.contains(key));
         for (worker, new) in self.workers.iter().zip(new) {
             if !new.is_empty() {
                 worker.tell(Command::Listen(new));
@@ -86,6 +108,20 @@ impl Listeners {
             if !old.is_empty() {
                 worker.tell(Command::Unlisten(old.clone()));
             }
+        }
+    }
+
+    /// The sockets of all listeners, to be handed over.
+    pub(super) fn held(&mut self) -> Vec<Handed> {
+        let held = std::mem::take(&mut self.held).into_iter();
+        let each = held.flat_map(|(key, all)| all.into_iter().map(move |one| (key, one)));
+        each.collect()
+    }
+
+    /// Closes what a predecessor had and this process has no use for.
+    pub(super) fn disinherit(&mut self) {
+        for address in std::mem::take(&mut self.inherited).into_keys() {
+            tracing::info!(%address, "a listener of the predecessor is not needed any more");
         }
     }
 

@@ -63,6 +63,7 @@ impl Proxy {
             resource: serde_json::json!({ "name": name }).to_string(),
             state_dir: dir.clone(),
             admin_socket: socket.clone(),
+            take_over: false,
             metrics_address: None,
             workers: 2,
             log_level: "off".into(),

@@ -27,6 +27,8 @@ pub mod shutdown;
 pub mod tls;
 pub mod transport;
 
+use sd_notify::NotifyState;
+
 /// Makes aws-lc-rs the TLS provider of the process. Calling it again does nothing.
 pub fn init() {
     // An error means that a provider is installed already, which is what is wanted.
@@ -35,7 +37,16 @@ pub fn init() {
 
 /// Tells systemd that the process serves. Does nothing where systemd did not start it.
 pub fn notify_ready() {
-    if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
+    notify(&[NotifyState::Ready]);
+}
+
+/// Tells systemd that this process is ready, and is the service's main one from now on.
+pub fn notify_taken_over() {
+    notify(&[NotifyState::MainPid(std::process::id()), NotifyState::Ready]);
+}
+
+fn notify(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
         tracing::warn!(%error, "systemd could not be told that the process is ready");
     }
 }

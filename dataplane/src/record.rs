@@ -15,7 +15,7 @@ use std::{
     fmt,
     future::poll_fn,
     net::SocketAddr,
-    pin::pin,
+    pin::Pin,
     rc::Rc,
     sync::Arc,
     task::{Context, Poll, Waker},
@@ -396,14 +396,16 @@ impl Connection {
     ///
     /// # Errors
     /// Why it is to end.
-    pub async fn unless_closed<T>(&self, future: impl Future<Output = T>) -> Result<T, Reason> {
-        let mut future = pin!(future);
+    pub async fn unless_closed<T>(
+        &self,
+        mut future: impl Future<Output = T> + Unpin,
+    ) -> Result<T, Reason> {
         poll_fn(|cx| {
             if let Some(reason) = self.close.get() {
                 return Poll::Ready(Err(reason));
             }
             self.remember_waker(cx);
-            future.as_mut().poll(cx).map(Ok)
+            Pin::new(&mut future).poll(cx).map(Ok)
         })
         .await
     }

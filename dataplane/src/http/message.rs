@@ -112,8 +112,7 @@ pub fn strip(headers: &mut HeaderMap) -> ConnectionOptions {
             }
         }
         for name in named {
-            // Nobody may have what routes and identifies a request taken out on the way by naming it here.
-            if !matches!(name, header::HOST | header::CONTENT_LENGTH | header::TE) {
+            if may_be_named(&name) {
                 headers.remove(&name);
             }
         }
@@ -131,6 +130,12 @@ pub fn strip(headers: &mut HeaderMap) -> ConnectionOptions {
         }
     }
     options
+}
+
+/// Nobody may have what frames and identifies a request taken out on the way by naming it in `Connection`.
+#[must_use]
+pub fn may_be_named(name: &HeaderName) -> bool {
+    !matches!(*name, header::HOST | header::CONTENT_LENGTH | header::TE)
 }
 
 /// Trailer fields that would change how a message is read, or who is asked (RFC 9110 §6.5.1): taken out.

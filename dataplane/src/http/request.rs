@@ -63,7 +63,10 @@ pub async fn serve(worker: &Rc<Worker>, side: &Side, connection: &Rc<Connection>
     let is_grpc = call.head.is_grpc();
     let admitted = match side.admit(worker, &snapshot, &mut call.head, &mut record) {
         Ok(admitted) => admitted,
-        Err(refused) => return say(&mut record, call.reply, *refused, is_grpc).await,
+        // Rare, and a request's future should be small.
+        Err(refused) => {
+            return Box::pin(say(&mut record, call.reply, *refused, is_grpc)).await;
+        }
     };
     let mut body = call.body;
     for to in &admitted.mirrors {
@@ -74,19 +77,17 @@ pub async fn serve(worker: &Rc<Worker>, side: &Side, connection: &Rc<Connection>
     let timeouts = admitted.timeouts.clone();
     let mut clock = Clock::new(&timeouts);
     let mut reply = call.reply;
-    let asked = {
-        let asking = ask(
-            worker,
-            &snapshot,
-            &admitted,
-            &call.head,
-            body,
-            &mut reply,
-            &mut record,
-            &mut clock,
-        );
-        asking.await
-    };
+    let asked = ask(
+        worker,
+        &snapshot,
+        &admitted,
+        &call.head,
+        body,
+        &mut reply,
+        &mut record,
+        &mut clock,
+    )
+    .await;
     match asked {
         Ok(asked) => {
             answer(
@@ -101,7 +102,9 @@ pub async fn serve(worker: &Rc<Worker>, side: &Side, connection: &Rc<Connection>
             )
             .await
         }
-        Err(Failure::Answer(failed)) => say(&mut record, reply, *failed, is_grpc).await,
+        Err(Failure::Answer(failed)) => {
+            Box::pin(say(&mut record, reply, *failed, is_grpc)).await;
+        }
         Err(Failure::CallerGone) => reply.abort(H2Reason::CANCEL),
     }
 }
@@ -143,7 +146,7 @@ enum Failure {
 
 /// A request whose answer has begun.
 struct Asked {
-    answered: Box<Answered>,
+    answered: Answered,
     upload: Pump,
     chosen: Option<Chosen>,
 }
@@ -174,8 +177,11 @@ async fn ask(
     };
     let mut sleep = pin!(clock.sleep());
     loop {
-        let leasing = admitted.next.lease(worker, snapshot, needs, record);
-        let leased = match until(leasing, clock, sleep.as_mut(), reply).await {
+        let leased = {
+            let leasing = pin!(admitted.next.lease(worker, snapshot, needs, record));
+            until(leasing, clock, sleep.as_mut(), reply).await
+        };
+        let leased = match leased {
             Ok(Ok(leased)) => leased,
             Ok(Err(end)) => return Err(unreached(record, end)),
             Err(cut) => return Err(cut_short(record, cut)),
@@ -184,12 +190,12 @@ async fn ask(
             .connected
             .get_or_insert_with(|| record.started.elapsed());
         record.attempts += 1;
-        let sending = send(
+        let sending = pin!(send(
             worker,
             leased.lease,
             head,
             body.take().unwrap_or(Body::Empty),
-        );
+        ));
         let (failed, left) = match until(sending, clock, sleep.as_mut(), reply).await {
             Err(cut) => return Err(cut_short(record, cut)),
             Ok(Err(not_sent)) => *not_sent,
@@ -239,12 +245,11 @@ enum Cut {
 
 /// Waits for `future`, but not longer than the clock lets it, nor for a caller that has gone.
 async fn until<T>(
-    future: impl Future<Output = T>,
+    mut future: Pin<&mut impl Future<Output = T>>,
     clock: &mut Clock,
     mut sleep: Pin<&mut Sleep>,
     reply: &mut Reply,
 ) -> Result<T, Cut> {
-    let mut future = pin!(future);
     poll_fn(|cx| {
         if let Poll::Ready(done) = future.as_mut().poll(cx) {
             return Poll::Ready(Ok(done));
@@ -267,7 +272,7 @@ fn poll_answer(
     reply: &mut Reply,
     clock: &mut Clock,
     sleep: Pin<&mut Sleep>,
-) -> Poll<Result<Box<Answered>, Cut>> {
+) -> Poll<Result<Answered, Cut>> {
     if let Poll::Ready(Err(PumpError::From(error))) = sent.upload.poll(cx) {
         return Poll::Ready(Err(Cut::BadBody(error.to_string())));
         // Where the next hop takes no more of it, its answer says why.
@@ -369,7 +374,7 @@ async fn answer(
         has_body,
         hop,
         tunnel: tunnel_to,
-    } = *answered;
+    } = answered;
     side.look_at_answer(&mut head, &mut record);
     if let Some(rule) = &admitted.rule {
         filter_answer(rule, &mut head.headers);

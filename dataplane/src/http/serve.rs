@@ -140,8 +140,12 @@ fn closed(caller: &Caller, reason: Reason) -> End {
 }
 
 /// What comes next on a connection of HTTP/1.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly all are requests, and a box would be one more allocation for each"
+)]
 enum NextRequest {
-    Request(Box<head::ParsedRequest>),
+    Request(head::ParsedRequest),
     /// The caller has ended.
     Ended,
     /// The proxy takes no more on this connection.
@@ -155,7 +159,7 @@ async fn serve_h1(caller: &Caller, connection: &SharedH1, ends_at: Option<Instan
     loop {
         let next = next_request(caller, connection, ends_at).await;
         let parsed = match next {
-            NextRequest::Request(parsed) => *parsed,
+            NextRequest::Request(parsed) => parsed,
             NextRequest::Ended => return completed(ClosedBy::Source),
             NextRequest::Enough(reason) => {
                 finish(connection).await;
@@ -197,7 +201,12 @@ async fn serve_h1(caller: &Caller, connection: &SharedH1, ends_at: Option<Instan
             }
         };
         let call = call_of_h1(caller, connection, parsed, ends_at);
-        let serving = request::serve(&caller.worker, &caller.side, &caller.connection, call);
+        let serving = pin!(request::serve(
+            &caller.worker,
+            &caller.side,
+            &caller.connection,
+            call
+        ));
         if let Err(reason) = caller.connection.unless_closed(serving).await {
             // Whoever waits for the rest of an answer must not take what has come for the whole.
             connection.borrow_mut().break_off();
@@ -264,7 +273,7 @@ async fn next_request(
         let mut h1 = connection.borrow_mut();
         match h1.poll_request(cx) {
             Poll::Ready(Ok(Some(parsed))) => {
-                return Poll::Ready(NextRequest::Request(Box::new(parsed)));
+                return Poll::Ready(NextRequest::Request(parsed));
             }
             Poll::Ready(Ok(None)) => return Poll::Ready(NextRequest::Ended),
             Poll::Ready(Err(error)) => return Poll::Ready(NextRequest::Failed(error)),
@@ -392,7 +401,7 @@ async fn serve_h2(
     let limit = worker.shared.limits.handshake_timeout;
     let mut h2 = match caller
         .connection
-        .unless_closed(timeout(limit, shaking))
+        .unless_closed(pin!(timeout(limit, shaking)))
         .await
     {
         Ok(Ok(Ok(h2))) => h2,

@@ -172,7 +172,7 @@ async fn lease(
                 return Ok(Lease::H1(key, lease));
             }
         }
-        let (socket, made) = connect().await?;
+        let (socket, made) = Box::pin(connect()).await?;
         return Ok(Lease::H1(key, begin_h1(worker, socket, made)));
     }
     loop {
@@ -180,7 +180,7 @@ async fn lease(
             Shared::Lease(lease) => return Ok(Lease::H2(lease)),
             Shared::Wait(made) => made.notified().await,
             Shared::Make(making) => {
-                let (socket, made) = connect().await?;
+                let (socket, made) = Box::pin(connect()).await?;
                 return match making.begin(socket, made).await {
                     Ok(lease) => Ok(Lease::H2(lease)),
                     Err(error) => Err(Failed {
@@ -218,11 +218,15 @@ enum Awaiting {
 }
 
 /// What comes of a request.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly all are answers, and a box would be one more allocation for each"
+)]
 pub enum Arrived {
     /// An interim answer (1xx); more comes.
     Interim(ResponseHead),
     /// The answer.
-    Answer(Box<Answered>),
+    Answer(Answered),
 }
 
 /// The head of an answer, and its body to come.
@@ -404,7 +408,7 @@ impl Sent {
                 else {
                     unreachable!("it was so above");
                 };
-                Poll::Ready(Ok(Arrived::Answer(Box::new(Answered {
+                Poll::Ready(Ok(Arrived::Answer(Answered {
                     head: parsed.head,
                     body,
                     has_body,
@@ -415,7 +419,7 @@ impl Sent {
                         keep_alive: parsed.keep_alive && !is_upgrade,
                         idle_seconds: parsed.idle_seconds,
                     },
-                }))))
+                })))
             }
             Awaiting::H2 {
                 answer,
@@ -449,7 +453,7 @@ impl Sent {
                     tunnel.take(),
                     lease,
                 );
-                Poll::Ready(Ok(Arrived::Answer(Box::new(answered))))
+                Poll::Ready(Ok(Arrived::Answer(answered)))
             }
         }
     }

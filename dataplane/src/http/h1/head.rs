@@ -14,7 +14,7 @@ use http::{
 
 use crate::http::{
     limits::HttpLimits,
-    message::{ConnectionOptions, RequestHead, ResponseHead, Version, strip},
+    message::{ConnectionOptions, RequestHead, ResponseHead, Version, may_be_named},
 };
 
 /// How a body is framed.
@@ -139,39 +139,37 @@ pub fn take_request(
     } else {
         Version::Http11
     };
-    let mut headers = header_map(&bytes, parsed.headers, limits)?;
+    let fields = read_fields(&bytes, parsed.headers, limits)?;
     let (path, named) = read_target(&method, bytes.slice_ref(target.as_bytes()))?;
-    let host = take_host(&mut headers, version)?;
-    let framing = match body_framing(&headers, version)? {
+    if fields.hosts > 1 || fields.hosts == 0 && version == Version::Http11 {
+        return Err(BadHead::Host);
+    }
+    let framing = match fields.framing(version)? {
         // Without a length, a request has no body (RFC 9112 §6.3).
         Framing::UntilClose => Framing::None,
         framing => framing,
     };
-    let upgrade = headers.get(header::UPGRADE).cloned();
     let expects_continue = version == Version::Http11
-        && headers
+        && fields
+            .kept
             .get(header::EXPECT)
             .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
-    let options = strip(&mut headers);
-    let upgrade = upgrade.filter(|_| {
-        options.upgrade
-            && version == Version::Http11
-            && method == Method::GET
-            && framing == Framing::None
-    });
-    let head = RequestHead {
-        method,
-        path,
-        authority: named.or(host),
-        headers,
-        version,
-        upgrade,
-    };
+    let may_upgrade = fields.options.upgrade
+        && version == Version::Http11
+        && method == Method::GET
+        && framing == Framing::None;
     Ok(Some(ParsedRequest {
-        keep_alive: keeps_alive(version, options),
+        keep_alive: keeps_alive(version, fields.options),
         framing,
         expects_continue,
-        head,
+        head: RequestHead {
+            method,
+            path,
+            authority: named.or(fields.host),
+            headers: fields.kept,
+            version,
+            upgrade: fields.upgrade.filter(|_| may_upgrade),
+        },
     }))
 }
 
@@ -199,28 +197,26 @@ pub fn take_response(
     } else {
         Version::Http11
     };
-    let mut headers = header_map(&bytes, parsed.headers, limits)?;
+    let fields = read_fields(&bytes, parsed.headers, limits)?;
     let without_body = *method == Method::HEAD
         || status.is_informational()
         || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-    let framing = match body_framing(&headers, version)? {
+    let framing = match fields.framing(version)? {
         _ if status == StatusCode::SWITCHING_PROTOCOLS => Framing::UntilClose,
         _ if without_body => Framing::None,
         framing => framing,
     };
-    let idle_seconds = headers
-        .get(HeaderName::from_static("keep-alive"))
-        .and_then(|value| announced_idle(value.as_bytes()));
-    let upgrade = headers.get(header::UPGRADE).cloned();
-    let options = strip(&mut headers);
+    let keeps_alive = keeps_alive(version, fields.options);
     Ok(Some(ParsedResponse {
-        keep_alive: keeps_alive(version, options) && framing != Framing::UntilClose,
+        keep_alive: keeps_alive && framing != Framing::UntilClose,
         framing,
-        idle_seconds,
+        idle_seconds: fields.idle_seconds,
         head: ResponseHead {
             status,
-            headers,
-            upgrade: upgrade.filter(|_| status == StatusCode::SWITCHING_PROTOCOLS),
+            headers: fields.kept,
+            upgrade: fields
+                .upgrade
+                .filter(|_| status == StatusCode::SWITCHING_PROTOCOLS),
         },
     }))
 }
@@ -242,7 +238,16 @@ pub fn take_trailers(
     };
     let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
     match httparse::parse_headers(&bytes, &mut fields) {
-        Ok(httparse::Status::Complete((_, fields))) => header_map(&bytes, fields, limits).map(Some),
+        Ok(httparse::Status::Complete((_, fields))) => {
+            if fields.len() > limits.header_fields {
+                return Err(BadHead::TooManyFields);
+            }
+            let mut trailers = HeaderMap::with_capacity(fields.len());
+            for field in fields {
+                append(&mut trailers, &bytes, field)?;
+            }
+            Ok(Some(trailers))
+        }
         Ok(httparse::Status::Partial) => Err(BadHead::Field),
         Err(error) => Err(bad(error)),
     }
@@ -299,24 +304,131 @@ fn bad(error: httparse::Error) -> BadHead {
     }
 }
 
-fn header_map(
+/// Fields of a head, in one pass: those that say how the message is framed and what becomes of the connection are read, the others
+/// kept.
+#[derive(Default)]
+struct Fields {
+    kept: HeaderMap,
+    options: ConnectionOptions,
+    /// What `Connection` names besides.
+    named: Vec<HeaderName>,
+    host: Option<Authority>,
+    hosts: usize,
+    length: Option<u64>,
+    chunked: bool,
+    upgrade: Option<HeaderValue>,
+    idle_seconds: Option<u64>,
+}
+
+fn read_fields(
     bytes: &Bytes,
     fields: &[httparse::Header<'_>],
     limits: &HttpLimits,
-) -> Result<HeaderMap, BadHead> {
+) -> Result<Fields, BadHead> {
     if fields.len() > limits.header_fields {
         return Err(BadHead::TooManyFields);
     }
-    let mut headers = HeaderMap::with_capacity(fields.len());
+    let mut read = Fields {
+        kept: HeaderMap::with_capacity(fields.len()),
+        ..Fields::default()
+    };
     for field in fields {
-        let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| BadHead::Field)?;
-        let value = HeaderValue::from_maybe_shared(bytes.slice_ref(field.value))
-            .map_err(|_| BadHead::Field)?;
-        headers
-            .try_append(name, value)
-            .map_err(|_| BadHead::TooManyFields)?;
+        let is = |name: &str| field.name.eq_ignore_ascii_case(name);
+        // By length first: most fields are none of these.
+        match field.name.len() {
+            4 if is("host") => {
+                read.hosts += 1;
+                read.host = read_host(field.value)?;
+                continue;
+            }
+            10 if is("connection") => {
+                read_connection(field.value, &mut read);
+                continue;
+            }
+            10 if is("keep-alive") => {
+                read.idle_seconds = announced_idle(field.value);
+                continue;
+            }
+            16 if is("proxy-connection") => continue,
+            17 if is("transfer-encoding") => {
+                if read.chunked || !field.value.eq_ignore_ascii_case(b"chunked") {
+                    return Err(BadHead::TransferEncoding);
+                }
+                read.chunked = true;
+                continue;
+            }
+            14 if is("content-length") => {
+                let length = content_length(field.value).ok_or(BadHead::ContentLength)?;
+                if read.length.replace(length).is_some() {
+                    return Err(BadHead::ContentLength);
+                }
+            }
+            7 if is("upgrade") => {
+                let value = HeaderValue::from_maybe_shared(bytes.slice_ref(field.value));
+                read.upgrade = Some(value.map_err(|_| BadHead::Field)?);
+                continue;
+            }
+            2 if is("te") => {
+                let mut codings = field.value.split(|byte| *byte == b',');
+                if codings.any(|te| te.trim_ascii().eq_ignore_ascii_case(b"trailers")) {
+                    let trailers = HeaderValue::from_static("trailers");
+                    read.kept.insert(header::TE, trailers);
+                }
+                continue;
+            }
+            _ => {}
+        }
+        append(&mut read.kept, bytes, field)?;
     }
-    Ok(headers)
+    if read.chunked && read.length.is_some() {
+        return Err(BadHead::LengthAndEncoding);
+    }
+    for name in std::mem::take(&mut read.named) {
+        read.kept.remove(&name);
+    }
+    Ok(read)
+}
+
+fn append(
+    headers: &mut HeaderMap,
+    bytes: &Bytes,
+    field: &httparse::Header<'_>,
+) -> Result<(), BadHead> {
+    let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| BadHead::Field)?;
+    let value = HeaderValue::from_maybe_shared(bytes.slice_ref(field.value));
+    let value = value.map_err(|_| BadHead::Field)?;
+    let appended = headers.try_append(name, value);
+    appended.map(|_| ()).map_err(|_| BadHead::TooManyFields)
+}
+
+fn read_connection(value: &[u8], read: &mut Fields) {
+    for option in value.split(|byte| *byte == b',') {
+        let option = option.trim_ascii();
+        if option.eq_ignore_ascii_case(b"close") {
+            read.options.close = true;
+        } else if option.eq_ignore_ascii_case(b"keep-alive") {
+            read.options.keep_alive = true;
+        } else if option.eq_ignore_ascii_case(b"upgrade") {
+            read.options.upgrade = true;
+        } else if let Ok(name) = HeaderName::from_bytes(option)
+            && may_be_named(&name)
+        {
+            read.named.push(name);
+        }
+    }
+}
+
+fn read_host(value: &[u8]) -> Result<Option<Authority>, BadHead> {
+    // Allowed to be empty where the target has no authority.
+    if value.is_empty() {
+        return Ok(None);
+    }
+    if memchr::memchr(b'@', value).is_some() {
+        return Err(BadHead::Host);
+    }
+    Authority::try_from(value)
+        .map(Some)
+        .map_err(|_| BadHead::Host)
 }
 
 /// The path, and the authority where the target has one (absolute form).
@@ -359,52 +471,16 @@ fn read_target(
     Ok((path, Some(authority)))
 }
 
-fn take_host(headers: &mut HeaderMap, version: Version) -> Result<Option<Authority>, BadHead> {
-    let mut hosts = headers.get_all(header::HOST).iter();
-    let (host, second) = (hosts.next().cloned(), hosts.next());
-    if second.is_some() {
-        return Err(BadHead::Host);
-    }
-    headers.remove(header::HOST);
-    match host {
-        None if version == Version::Http10 => Ok(None),
-        None => Err(BadHead::Host),
-        // Allowed to be empty where the target has no authority.
-        Some(host) if host.is_empty() => Ok(None),
-        Some(host) => {
-            let authority = Authority::try_from(host.as_bytes()).map_err(|_| BadHead::Host)?;
-            if memchr::memchr(b'@', host.as_bytes()).is_some() {
-                return Err(BadHead::Host);
-            }
-            Ok(Some(authority))
+impl Fields {
+    /// How the body comes, by the fields alone.
+    fn framing(&self, version: Version) -> Result<Framing, BadHead> {
+        match (self.length, self.chunked) {
+            (None, true) if version == Version::Http10 => Err(BadHead::EncodingInHttp10),
+            (_, true) => Ok(Framing::Chunked),
+            (Some(0), false) => Ok(Framing::None),
+            (Some(length), false) => Ok(Framing::Length(length)),
+            (None, false) => Ok(Framing::UntilClose),
         }
-    }
-}
-
-/// How the body comes, by the fields alone.
-fn body_framing(headers: &HeaderMap, version: Version) -> Result<Framing, BadHead> {
-    let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
-    let (length, second) = (lengths.next(), lengths.next());
-    let mut encodings = headers.get_all(header::TRANSFER_ENCODING).iter();
-    let (encoding, another) = (encodings.next(), encodings.next());
-    if second.is_some() {
-        return Err(BadHead::ContentLength);
-    }
-    match (length, encoding) {
-        (Some(_), Some(_)) => Err(BadHead::LengthAndEncoding),
-        (None, Some(_)) if version == Version::Http10 => Err(BadHead::EncodingInHttp10),
-        (None, Some(encoding)) => {
-            if another.is_some() || !encoding.as_bytes().eq_ignore_ascii_case(b"chunked") {
-                return Err(BadHead::TransferEncoding);
-            }
-            Ok(Framing::Chunked)
-        }
-        (Some(length), None) => match content_length(length.as_bytes()) {
-            Some(0) => Ok(Framing::None),
-            Some(length) => Ok(Framing::Length(length)),
-            None => Err(BadHead::ContentLength),
-        },
-        (None, None) => Ok(Framing::UntilClose),
     }
 }
 

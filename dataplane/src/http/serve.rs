@@ -36,6 +36,9 @@ use crate::{
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// How long a peer that has been told the end is read and thrown away, so that it can read what it was sent.
 const LINGER: Duration = Duration::from_secs(5);
+/// How long an idle connection that drains waits for one more request, whose answer says that it is the last: closing at once would
+/// meet requests that are on their way.
+const LAST_WORD: Duration = Duration::from_secs(2);
 /// Requests under way at once on a connection from another sidecar, which carries those of many callers.
 const STREAMS_OF_PEERS: u32 = 4096;
 /// Streams that a caller may reset before they are looked at. One that does more is making work for nothing (rapid reset).
@@ -268,6 +271,7 @@ async fn next_request(
     ends_at: Option<Instant>,
 ) -> NextRequest {
     let mut head_timer = None;
+    let mut drain_timer = None;
     let mut end_timer = ends_at.map(|ends_at| Box::pin(sleep_until(ends_at)));
     let waiting = poll_fn(|cx| {
         let mut h1 = connection.borrow_mut();
@@ -280,9 +284,12 @@ async fn next_request(
             Poll::Pending => {}
         }
         if h1.is_drained() {
-            // Between two requests: nothing is lost by going.
             if caller.connection.draining.get() {
-                return Poll::Ready(NextRequest::Enough(Reason::Drained));
+                let timer = drain_timer
+                    .get_or_insert_with(|| Box::pin(sleep_until(Instant::now() + LAST_WORD)));
+                if timer.as_mut().poll(cx).is_ready() {
+                    return Poll::Ready(NextRequest::Enough(Reason::Drained));
+                }
             }
             if let Some(timer) = &mut end_timer
                 && timer.as_mut().poll(cx).is_ready()

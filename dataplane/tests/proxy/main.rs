@@ -6,6 +6,7 @@ mod program;
 mod route;
 #[path = "../support/mod.rs"]
 mod support;
+mod upgrade;
 mod vanished;
 
 use std::{

@@ -35,7 +35,11 @@ impl Process {
     pub(crate) fn sidecar(plan: &Plan<'_>) -> Self {
         let state = plan.dir.join(plan.name);
         fs::create_dir_all(&state).unwrap();
-        let log = plan.dir.join(format!("{}.log", plan.name));
+        // A successor of the same name has a log of its own.
+        let log = (0..)
+            .map(|n| plan.dir.join(format!("{}.{n}.log", plan.name)))
+            .find(|log| !log.exists())
+            .unwrap();
         let built = env!("CARGO_BIN_EXE_dataplane").to_owned();
         let program = std::env::var("ISTHMUS_DATAPLANE").unwrap_or(built);
         let mut words = plan.within.to_vec();
@@ -57,6 +61,16 @@ impl Process {
             .spawn()
             .unwrap();
         Self { child, log }
+    }
+
+    /// The process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits for its end, and says whether it ended well.
+    pub(crate) fn wait(&mut self) -> bool {
+        self.child.wait().unwrap().success()
     }
 
     /// How many descriptors it has open.

@@ -27,7 +27,8 @@ enum Command {
     /// Bring back a node whose data is damaged or gone, while it does not run.
     ///
     /// Where there are other nodes it joins them as a new one, at the next start: `meshctl global recover` on the same
-    /// machine does that, and removes the old one. Give it the same settings as `run`, with --join and --token.
+    /// machine does that, and removes the old one. Give it the same settings as `run`, with --join and --token. One that
+    /// was interrupted is finished by running it again.
     Recover {
         /// TOML file with any of the settings below; flags and environment win over it.
         #[arg(long, env = "ISTHMUS_CONFIG", value_name = "FILE")]
@@ -86,20 +87,15 @@ fn start(command: Command) -> anyhow::Result<()> {
             let config = settings.resolve(config.as_deref())?;
             mesh_runtime::logging::init(&config.log_level)?;
             mesh_runtime::init();
-            if from_snapshot {
-                let rescued = recover::from_snapshot(&config, alone)?;
-                println!("{}", told(&rescued));
-                return Ok(());
-            }
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()?;
-            let rejoined = runtime.block_on(recover::rejoin(&config))?;
-            println!(
-                "joined as node {}; the next start finishes it. What was there is in {}",
-                rejoined.now,
-                rejoined.aside.display()
-            );
+            let recovered = if from_snapshot {
+                recover::from_snapshot(&config.data_dir, alone)?
+            } else {
+                tokio::runtime::Builder::new_current_thread()
+                    .enable_all()
+                    .build()?
+                    .block_on(recover::rejoin(&config))?
+            };
+            println!("{recovered}");
             Ok(())
         }
         Command::ResetAdminToken { data_dir } => {
@@ -111,25 +107,4 @@ fn start(command: Command) -> anyhow::Result<()> {
             Ok(())
         }
     }
-}
-
-/// What is there again, and what may be lost.
-fn told(rescued: &global_cp::store::rescue::Rescued) -> String {
-    let lost = match rescued.acknowledged {
-        Some(acknowledged) if acknowledged > rescued.last => format!(
-            "log entries {} to {} had been acknowledged and are LOST",
-            rescued.last.index + 1,
-            acknowledged.index
-        ),
-        Some(_) => "nothing that is known to have been acknowledged is lost".to_owned(),
-        None => {
-            "what was acknowledged after it is not known, and lost if there was anything".to_owned()
-        }
-    };
-    format!(
-        "back at revision {} (log entry {}), as a new history: {lost}. What was there is in {}",
-        rescued.revision,
-        rescued.last.index,
-        rescued.aside.display()
-    )
 }

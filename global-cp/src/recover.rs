@@ -5,26 +5,30 @@
 //!   the old node.
 //! - [`from_snapshot`], where there are none: its store is made anew from what can still be read.
 //!
-//! What was there is moved into a folder of its own in the data directory. While that goes on, the file `recovering`
-//! stands there, and the node does not start: an empty directory would found an installation.
+//! What was there is moved into a folder of its own in the data directory, and the file `recovering` stands there
+//! meanwhile: the node does not start, since an empty directory would found an installation. A recovery that was
+//! interrupted is brought to its end, or begun anew, by running it again: [`exchange`].
 
 use std::{
-    fs, io,
+    fmt, io,
     path::{Path, PathBuf},
 };
 
 use mesh_proto::zone::NodeAddresses;
-use mesh_runtime::files::{self, LockError};
+use mesh_runtime::files::{self, LockError, ReadError};
+use serde::{Deserialize, Serialize};
 
 use crate::{
-    clock,
     settings::{Config, host_port},
     start::{self, Newcomer, PrepareError},
     store::{
-        directory::{self, DirectoryError},
+        directory::{self, DirectoryError, NodeFile},
         rescue::{self, RescueError, Rescued},
     },
 };
+use exchange::Exchange;
+
+mod exchange;
 
 /// Why a node is not recovered.
 #[derive(Debug, thiserror::Error)]
@@ -53,35 +57,62 @@ pub enum RecoverError {
     Directory(#[from] DirectoryError),
     #[error("{0} has no node.json: nothing says whose data it is")]
     Unknown(PathBuf),
+    #[error("what an interrupted recovery has left to do can not be read: {0}")]
+    Marker(#[from] ReadError),
+    #[error("{0} is of another version of this program: finish the recovery with that one")]
+    Format(PathBuf),
     #[error(transparent)]
     Rescue(#[from] RescueError),
 }
 
-/// A node that has joined as a new one.
+/// A node that is brought back.
 #[derive(Debug)]
-pub struct Rejoined {
-    /// Its id before, where that could be read.
-    pub before: Option<u64>,
-    /// Its id now.
-    pub now: u64,
+pub struct Recovered {
+    /// How.
+    pub outcome: Outcome,
     /// Where everything is that was there before.
     pub aside: PathBuf,
+}
+
+/// How a node is brought back.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Outcome {
+    /// It has joined as a new one, with this id.
+    Rejoined(u64),
+    /// Its store was made anew.
+    Rescued(Rescued),
+}
+
+impl fmt::Display for Recovered {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.outcome {
+            Outcome::Rejoined(id) => {
+                write!(f, "joined as node {id}; the next start finishes it")?;
+            }
+            Outcome::Rescued(rescued) => write!(f, "{rescued}")?,
+        }
+        write!(f, ". What was there is in {}", self.aside.display())
+    }
 }
 
 /// The file that stands in a data directory while it is being recovered.
 #[must_use]
 pub fn marker(data_dir: &Path) -> PathBuf {
-    data_dir.join("recovering")
+    exchange::marker(data_dir)
 }
 
 /// Joins again as a new node at `config.join`. The next start finishes it.
 ///
 /// # Errors
 /// Where the installation refuses, or the system; before the installation has agreed nothing is changed here.
-pub async fn rejoin(config: &Config) -> Result<Rejoined, RecoverError> {
-    let target = config.join.as_ref().ok_or(RecoverError::NoTarget)?;
+pub async fn rejoin(config: &Config) -> Result<Recovered, RecoverError> {
     let data_dir = &config.data_dir;
     let _lock = lock(data_dir)?;
+    if let Some(exchange) = Exchange::interrupted(data_dir)? {
+        return finish(exchange, data_dir);
+    }
+    let target = config.join.as_ref().ok_or(RecoverError::NoTarget)?;
     let before = directory::load(data_dir).ok().flatten();
     let told = |address: std::net::SocketAddr| host_port(&config.advertise_host, address.port());
     let addresses = NodeAddresses {
@@ -90,58 +121,61 @@ pub async fn rejoin(config: &Config) -> Result<Rejoined, RecoverError> {
         raft: told(config.raft_address),
     };
     let newcomer = Newcomer::ask(target, &addresses).await?;
-    let now = newcomer.node.node_id;
+    become_another(data_dir, before, newcomer)
+}
+
+/// Puts a node that the installation has taken in the place of the one before.
+fn become_another(
+    data_dir: &Path,
+    before: Option<NodeFile>,
+    newcomer: Newcomer,
+) -> Result<Recovered, RecoverError> {
     if let Some(before) = &before
         && before.node.cluster_id != newcomer.node.cluster_id
     {
         return Err(RecoverError::OtherCluster {
-            data_dir: data_dir.clone(),
+            data_dir: data_dir.to_owned(),
             found: before.node.cluster_id.clone(),
             wanted: newcomer.node.cluster_id,
         });
     }
-    let aside = begin(data_dir)?;
-    for file in fs::read_dir(data_dir).map_err(io_error(data_dir))? {
-        let path = file.map_err(io_error(data_dir))?.path();
-        let name = path.file_name().unwrap_or_default();
-        let text = name.to_string_lossy();
-        if text == "lock" || text == "recovering" || text.starts_with("damaged-") {
-            continue;
-        }
-        fs::rename(&path, aside.join(name)).map_err(io_error(&path))?;
-    }
-    let first = newcomer.keep(data_dir)?;
-    start::save_first_start(data_dir, &first)?;
-    end(data_dir)?;
-    Ok(Rejoined {
-        before: before.map(|file| file.node.node_id),
-        now,
-        aside,
-    })
+    let now = Outcome::Rejoined(newcomer.node.node_id);
+    let new = Exchange::room(data_dir)?;
+    let first = newcomer.keep(&new)?;
+    point(&new)?;
+    start::save_first_start(&new, &first)?;
+    let exchange = Exchange::decide(data_dir, before.map(|file| file.node), now, |_| true)?;
+    finish(exchange, data_dir)
 }
 
 /// Makes the store anew from what is left of it. With `alone`, other nodes are forgotten. Blocks.
 ///
 /// # Errors
 /// Where nothing is left, or there are other nodes.
-pub fn from_snapshot(config: &Config, alone: bool) -> Result<Rescued, RecoverError> {
-    let data_dir = &config.data_dir;
+pub fn from_snapshot(data_dir: &Path, alone: bool) -> Result<Recovered, RecoverError> {
     let _lock = lock(data_dir)?;
-    let file = directory::load(data_dir)?.ok_or_else(|| RecoverError::Unknown(data_dir.clone()))?;
-    let aside = begin(data_dir)?;
-    let rescued = rescue::rescue(data_dir, &file.node, alone, &aside);
-    let refused = matches!(
-        &rescued,
-        Err(RescueError::Nothing(_) | RescueError::Others { .. })
-    );
-    if refused {
-        // Nothing was moved.
-        fs::remove_dir(&aside).map_err(io_error(&aside))?;
+    if let Some(exchange) = Exchange::interrupted(data_dir)? {
+        return finish(exchange, data_dir);
     }
-    if refused || rescued.is_ok() {
-        end(data_dir)?;
-    }
-    Ok(rescued?)
+    let file =
+        directory::load(data_dir)?.ok_or_else(|| RecoverError::Unknown(data_dir.to_owned()))?;
+    let left = rescue::left(data_dir, &file.node, alone)?;
+    let new = Exchange::room(data_dir)?;
+    point(&new)?;
+    let rescued = left.write(&new)?;
+    let told = Outcome::Rescued(rescued);
+    let exchange = Exchange::decide(data_dir, Some(file.node), told, |name| {
+        rescue::NAMES.contains(&name)
+    })?;
+    finish(exchange, data_dir)
+}
+
+fn finish(exchange: Exchange, data_dir: &Path) -> Result<Recovered, RecoverError> {
+    let aside = exchange.finish(data_dir)?;
+    Ok(Recovered {
+        outcome: exchange.outcome,
+        aside,
+    })
 }
 
 fn lock(data_dir: &Path) -> Result<files::DirLock, RecoverError> {
@@ -149,25 +183,20 @@ fn lock(data_dir: &Path) -> Result<files::DirLock, RecoverError> {
     Ok(files::lock_dir(data_dir)?)
 }
 
-/// From now on the node does not start. Returns the folder for what is moved.
-fn begin(data_dir: &Path) -> Result<PathBuf, RecoverError> {
-    let marker = marker(data_dir);
-    files::write_atomic(&marker, b"", 0o600).map_err(io_error(&marker))?;
-    let begun = clock::now_seconds();
-    let aside = (begun..)
-        .map(|number| data_dir.join(format!("damaged-{number}")))
-        .find(|path| !path.exists())
-        .unwrap_or_else(|| data_dir.join("damaged"));
-    files::ensure_private_dir(&aside).map_err(io_error(&aside))?;
-    Ok(aside)
-}
-
-fn end(data_dir: &Path) -> Result<(), RecoverError> {
-    let marker = marker(data_dir);
-    fs::remove_file(&marker).map_err(io_error(&marker))
-}
-
 fn io_error(path: &Path) -> impl FnOnce(io::Error) -> RecoverError {
     let path = path.to_owned();
     move |source| RecoverError::Io { path, source }
 }
+
+/// A moment at which a crash must do no harm: a test lets it happen here.
+#[cfg(not(test))]
+#[allow(clippy::unnecessary_wraps)]
+fn point(_: &Path) -> Result<(), RecoverError> {
+    Ok(())
+}
+
+#[cfg(test)]
+use tests::point;
+
+#[cfg(test)]
+mod tests;

@@ -7,7 +7,7 @@
 //! | `sealing.key` | the key that seals secrets; on every node, never in the log |
 //! | `identity/` | this node's key and certificate, and the CAs it trusts |
 //! | `first-start` | only during a first start: what it has decided so far, so that a crash at any point is survived |
-//! | `recovering` | only while `global-cp recover` is at work |
+//! | `recovering`, `recovered/` | only while `global-cp recover` is at work, see [`crate::recover`] |
 //! | `damaged-…/` | what was there before a recovery |
 //! | `audit.log` | refused attempts and reads of secrets |
 //! | `control.sock` | for `global-cp reset-admin-token` |
@@ -266,6 +266,28 @@ impl Newcomer {
             node: self.node,
             raft_addresses: self.raft_addresses,
         })
+    }
+}
+
+#[cfg(test)]
+impl Newcomer {
+    /// One that nobody has taken.
+    pub(crate) fn made_up(node: Node) -> Self {
+        let now = OffsetDateTime::now_utc();
+        let ca = InstallationCa::generate(now).unwrap();
+        let key = pki::new_key().unwrap();
+        let subject = ca::node_subject(node.node_id, "cp.example.com");
+        let request = pki::request(&key).unwrap();
+        Self {
+            identity: StoredIdentity {
+                chain: vec![ca.sign(&request, &subject, now, ca::NODE_LIFETIME).unwrap()],
+                anchors: ca.bundle().to_vec(),
+                key,
+            },
+            sealing: SealingKey::generate().unwrap(),
+            node,
+            raft_addresses: vec!["127.0.0.1:1".to_owned()],
+        }
     }
 }
 

@@ -5,12 +5,13 @@
 //! the old one (zones, or nodes that this one was not alone with after all) must not take the two for one.
 
 use std::{
-    fs,
+    fmt,
     path::{Path, PathBuf},
 };
 
 use bytes::Bytes;
 use openraft::Membership;
+use serde::{Deserialize, Serialize};
 
 use super::{
     ENGINES, OpenError,
@@ -28,8 +29,12 @@ use crate::state::{
     keys,
 };
 
+/// What takes the place of those in a data directory.
+pub const NAMES: [&str; 4] = ["store", "snapshots", "acknowledged", "node.json"];
+
 /// What came of it.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Rescued {
     /// The last log entry that is there again.
     pub last: LogId,
@@ -37,8 +42,29 @@ pub struct Rescued {
     pub acknowledged: Option<LogId>,
     /// The newest revision that is there again.
     pub revision: u64,
-    /// Where everything is that was there before.
-    pub aside: PathBuf,
+}
+
+impl fmt::Display for Rescued {
+    /// What is there again, and what may be lost.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "back at revision {} (log entry {}), as a new history: ",
+            self.revision, self.last.index
+        )?;
+        match self.acknowledged {
+            Some(acknowledged) if acknowledged > self.last => write!(
+                f,
+                "log entries {} to {} had been acknowledged and are LOST",
+                self.last.index + 1,
+                acknowledged.index
+            ),
+            Some(_) => f.write_str("nothing that is known to have been acknowledged is lost"),
+            None => f.write_str(
+                "what was acknowledged after it is not known, and lost if there was anything",
+            ),
+        }
+    }
 }
 
 /// Why a store is not made anew.
@@ -47,14 +73,6 @@ pub enum RescueError {
     /// The system refuses, or it is another node's.
     #[error(transparent)]
     Open(#[from] OpenError),
-    /// The system refuses.
-    #[error("{path}: {source}")]
-    Io {
-        /// The file or directory.
-        path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
     /// Nothing whole is left.
     #[error(
         "neither a snapshot nor the state machine nor the log below {0} can be read: nothing is left to go back to on this \
@@ -84,22 +102,25 @@ pub enum RescueError {
     Json(#[from] serde_json::Error),
 }
 
-/// Makes the store below `data_dir` anew; what was there is moved to `aside`. With `alone`, other nodes are forgotten.
-/// Nothing is changed before it is known that it can be done. Blocks.
+/// What is left of a store: enough to make it anew.
+#[derive(Debug)]
+pub struct Left {
+    node: Node,
+    image: Image,
+    last: LogId,
+    vote: Vote,
+    acknowledged: Option<LogId>,
+}
+
+/// Finds what is left of the store below `data_dir`. With `alone`, other nodes are forgotten. Blocks.
 ///
 /// # Errors
-/// Why it can not.
-pub fn rescue(
-    data_dir: &Path,
-    node: &Node,
-    alone: bool,
-    aside: &Path,
-) -> Result<Rescued, RescueError> {
+/// Where nothing is left, or there are other nodes.
+pub fn left(data_dir: &Path, node: &Node, alone: bool) -> Result<Left, RescueError> {
     let store = data_dir.join("store");
     make_directory(&store)?;
     let hold = Hold::take(&store)?;
-    let mark_path = data_dir.join("acknowledged");
-    let mark = watermark::read(&mark_path).unwrap_or_default();
+    let mark = watermark::read(&data_dir.join("acknowledged")).unwrap_or_default();
     let (mut image, log_vote) = what_is_left(data_dir, node, &hold)?;
     let Some(last) = meta_of(&image).last_log_id else {
         return Err(RescueError::Nothing(data_dir.to_owned()));
@@ -113,7 +134,6 @@ pub fn rescue(
     if !others.is_empty() && !alone {
         return Err(RescueError::Others { others });
     }
-
     let node = Node {
         node_uuid: uuid::Uuid::new_v4().to_string(),
         ..node.clone()
@@ -127,47 +147,52 @@ pub fn rescue(
         .max()
         .unwrap_or_default();
     let vote = Vote::new(term + 1, node.node_id);
-
-    for name in ["store", "snapshots", "acknowledged", "node.json"] {
-        let from = data_dir.join(name);
-        let to = aside.join(name);
-        match fs::rename(&from, &to) {
-            Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
-                return Err(RescueError::Io { path: from, source });
-            }
-            _ => {}
-        }
-    }
-    make_directory(&store)?;
-    let database = Database::open(ENGINES.log, &super::log_path(&store, ENGINES.log), &hold)?;
-    let io_error = |path: &Path| {
-        let path = path.to_owned();
-        move |source| RescueError::Io { path, source }
-    };
-    LogStore::begin_behind(&database, &node, last, vote).map_err(io_error(database.path()))?;
-    let snapshots = Snapshots::open(&data_dir.join("snapshots"), &node.cluster_id)?;
-    snapshots.write(&image, &meta_of(&image))?;
-    watermark::make(
-        &mark_path,
-        Mark {
-            last: Some(last),
-            vote: Some(vote),
-        },
-    )
-    .map_err(io_error(&mark_path))?;
-    directory::save(
-        data_dir,
-        &NodeFile {
-            node,
-            via: Vec::new(),
-        },
-    )?;
-    Ok(Rescued {
+    Ok(Left {
+        node,
+        image,
         last,
+        vote,
         acknowledged: mark.last,
-        revision: image.revision(),
-        aside: aside.to_owned(),
     })
+}
+
+impl Left {
+    /// Makes a store of it below `data_dir`, an empty directory, and what else belongs to it: [`NAMES`]. Blocks.
+    ///
+    /// # Errors
+    /// Where the system refuses.
+    pub fn write(self, data_dir: &Path) -> Result<Rescued, RescueError> {
+        let store = data_dir.join("store");
+        make_directory(&store)?;
+        let hold = Hold::take(&store)?;
+        let io_error = |path: &Path| {
+            let path = path.to_owned();
+            move |source| OpenError::Io { path, source }
+        };
+        let database = Database::open(ENGINES.log, &super::log_path(&store, ENGINES.log), &hold)?;
+        LogStore::begin_behind(&database, &self.node, self.last, self.vote)
+            .map_err(io_error(database.path()))?;
+        let snapshots = Snapshots::open(&data_dir.join("snapshots"), &self.node.cluster_id)?;
+        snapshots.write(&self.image, &meta_of(&self.image))?;
+        let mark = Mark {
+            last: Some(self.last),
+            vote: Some(self.vote),
+        };
+        let mark_path = data_dir.join("acknowledged");
+        watermark::make(&mark_path, mark).map_err(io_error(&mark_path))?;
+        directory::save(
+            data_dir,
+            &NodeFile {
+                node: self.node,
+                via: Vec::new(),
+            },
+        )?;
+        Ok(Rescued {
+            last: self.last,
+            acknowledged: self.acknowledged,
+            revision: self.image.revision(),
+        })
+    }
 }
 
 /// The newest state that can be read, and the newest vote.
@@ -237,23 +262,24 @@ fn begin_another_history(image: &mut Image, node: &Node) -> Result<(), RescueErr
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
+    use tempfile::TempDir;
+
     use super::*;
     use crate::store::{self, tests as common};
+
+    /// A second directory that takes the place of the first.
+    fn rescue(dir: &Path, node: &Node, alone: bool) -> Result<(TempDir, Rescued), RescueError> {
+        let new = tempfile::tempdir().unwrap();
+        let rescued = left(dir, node, alone)?.write(new.path())?;
+        Ok((new, rescued))
+    }
 
     #[tokio::test]
     async fn what_a_damaged_log_had_applied_is_there_again_as_another_history() {
         let dir = tempfile::tempdir().unwrap();
-        let aside = dir.path().join("aside");
-        fs::create_dir(&aside).unwrap();
         let node = common::node(1, "ours");
-        directory::save(
-            dir.path(),
-            &NodeFile {
-                node: node.clone(),
-                via: Vec::new(),
-            },
-        )
-        .unwrap();
         let mut store = store::open(dir.path(), &node, true).unwrap();
         common::fill(&mut store, 0..20).await;
         drop(store);
@@ -261,13 +287,13 @@ mod tests {
         fs::write(&log, b"nonsense").unwrap();
         assert!(store::open(dir.path(), &node, false).is_err());
 
-        let rescued = rescue(dir.path(), &node, false, &aside).unwrap();
+        let (new, rescued) = rescue(dir.path(), &node, false).unwrap();
         assert_eq!(rescued.last.index, 19);
         assert_eq!(rescued.acknowledged, Some(rescued.last));
-        assert!(aside.join("store/log.redb").exists());
-        let again = directory::load(dir.path()).unwrap().unwrap().node;
+        assert_eq!(fs::read(&log).unwrap(), b"nonsense");
+        let again = directory::load(new.path()).unwrap().unwrap().node;
         assert_ne!(again.node_uuid, node.node_uuid);
-        let store = store::open(dir.path(), &again, false).unwrap();
+        let store = store::open(new.path(), &again, false).unwrap();
         let image = store.state.image();
         assert_eq!(image.revision(), 20);
         assert!(!image.history_id().is_empty());
@@ -278,8 +304,6 @@ mod tests {
     async fn where_the_state_is_lost_too_snapshot_and_log_give_what_they_have() {
         use openraft::{RaftSnapshotBuilder as _, storage::RaftStateMachine as _};
         let dir = tempfile::tempdir().unwrap();
-        let aside = dir.path().join("aside");
-        fs::create_dir(&aside).unwrap();
         let node = common::node(1, "ours");
         let mut store = store::open(dir.path(), &node, true).unwrap();
         common::fill(&mut store, 0..10).await;
@@ -289,7 +313,7 @@ mod tests {
         drop(store);
         fs::remove_file(dir.path().join("store/state.redb")).unwrap();
         fs::remove_file(dir.path().join("acknowledged")).unwrap();
-        let rescued = rescue(dir.path(), &node, false, &aside).unwrap();
+        let (_, rescued) = rescue(dir.path(), &node, false).unwrap();
         assert_eq!(rescued.last.index, 19);
         assert_eq!(rescued.revision, 20);
         assert_eq!(rescued.acknowledged, None);
@@ -298,9 +322,7 @@ mod tests {
     #[test]
     fn nothing_is_made_of_nothing() {
         let dir = tempfile::tempdir().unwrap();
-        let aside = dir.path().join("aside");
-        fs::create_dir(&aside).unwrap();
-        let error = rescue(dir.path(), &common::node(1, "ours"), true, &aside).unwrap_err();
+        let error = rescue(dir.path(), &common::node(1, "ours"), true).unwrap_err();
         assert!(matches!(error, RescueError::Nothing(_)), "{error}");
     }
 }

@@ -23,7 +23,7 @@ use super::{
 };
 use crate::state::apply::ENTRY_VERSION;
 
-pub(super) fn node(id: u64, cluster: &str) -> Node {
+pub(crate) fn node(id: u64, cluster: &str) -> Node {
     Node {
         node_uuid: format!("disk-{id}"),
         node_id: id,
@@ -68,7 +68,7 @@ fn name(index: u64) -> String {
 }
 
 /// Appends and applies entries `range`, one resource each.
-pub(super) async fn fill(store: &mut Store, range: std::ops::Range<u64>) {
+pub(crate) async fn fill(store: &mut Store, range: std::ops::Range<u64>) {
     for index in range {
         let entry = put(
             1,

@@ -1,8 +1,9 @@
 //! redb: a B-tree that is copied on write, in one file. A commit is one `fdatasync`, and its pages are checksummed, so
 //! that a torn commit is told from a whole one and the one before it counts.
 //!
-//! A write that need not be durable is committed in memory. From time to time such a commit is synced all the same:
-//! until then redb keeps the pages of the last synced one beside the new, and a start after a crash goes back to it.
+//! A write that need not be durable is committed in memory, and a crash goes back to the last one that was synced. Where
+//! no sync comes by itself, one is made: when much has come together, since redb keeps the pages of the last synced commit
+//! beside the new ones; and when nothing more has come for a moment.
 //!
 //! A file never gets smaller by itself, so one that is mostly room is compacted, while it is open too.
 
@@ -12,10 +13,9 @@ use std::{
     ops::Bound,
     os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
-    sync::{
-        PoisonError, RwLock, RwLockReadGuard,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, mpsc},
+    thread,
+    time::Duration,
 };
 
 use redb::{
@@ -33,6 +33,8 @@ const CACHE: usize = 16 << 20;
 const PAGE: u64 = 4096;
 /// Syncs after which it is looked whether a file is mostly room; looking reads all of it.
 const SYNCS_EACH_LOOK: u64 = 16;
+/// How long the last of several writes waits for its sync.
+const MOMENT: Duration = Duration::from_millis(500);
 
 /// When a file is looked after.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,14 +59,38 @@ impl Upkeep {
 
 /// One redb file.
 pub(super) struct Redb {
+    file: Arc<RedbFile>,
+    // Both go before the file, which is closed when the last user of it is gone.
+    unsynced: Option<mpsc::SyncSender<()>>,
+    syncing: Option<thread::JoinHandle<()>>,
+}
+
+struct RedbFile {
     /// Locked for writing only while it is compacted, which redb lets nobody else read meanwhile.
     database: RwLock<Database>,
     path: PathBuf,
     upkeep: Upkeep,
-    /// Bytes written since the last sync.
-    unsynced: AtomicU64,
-    /// Bytes written since it was last looked for room.
-    unlooked: AtomicU64,
+    /// Locked while something is written.
+    written: Mutex<Written>,
+}
+
+/// Bytes written.
+#[derive(Default)]
+struct Written {
+    /// Since the last sync.
+    unsynced: u64,
+    /// Since it was last looked for room.
+    unlooked: u64,
+}
+
+impl Drop for Redb {
+    fn drop(&mut self) {
+        self.unsynced = None;
+        if let Some(thread) = self.syncing.take() {
+            // A panic in it was reported when it happened.
+            let _ = thread.join();
+        }
+    }
 }
 
 fn engine(error: impl Into<redb::Error>) -> ReadError {
@@ -112,17 +138,33 @@ impl Redb {
         if new && let Some(parent) = path.parent() {
             sync_directory(parent).map_err(io_error)?;
         }
-        Ok(Self {
+        let file = Arc::new(RedbFile {
             database: RwLock::new(database),
             path: path.to_owned(),
             upkeep,
-            unsynced: AtomicU64::new(0),
-            unlooked: AtomicU64::new(0),
+            written: Mutex::default(),
+        });
+        let (unsynced, told) = mpsc::sync_channel(1);
+        let of_thread = file.clone();
+        let syncing = thread::Builder::new()
+            .name("store-sync".to_owned())
+            .spawn(move || of_thread.sync_what_is_left(&told))
+            .map_err(io_error)?;
+        Ok(Self {
+            file,
+            unsynced: Some(unsynced),
+            syncing: Some(syncing),
         })
     }
+}
 
+impl RedbFile {
     fn database(&self) -> RwLockReadGuard<'_, Database> {
         self.database.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn written(&self) -> MutexGuard<'_, Written> {
+        self.written.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn begin(&self, durable: bool) -> io::Result<WriteTransaction> {
@@ -135,9 +177,9 @@ impl Redb {
         Ok(transaction)
     }
 
-    fn give_back(&self) -> io::Result<()> {
-        self.unlooked.store(0, Ordering::Relaxed);
-        if self.size_on_disk() <= self.upkeep.compact_above {
+    fn give_back(&self, written: &mut Written) -> io::Result<()> {
+        written.unlooked = 0;
+        if taken(&self.path)? <= self.upkeep.compact_above {
             return Ok(());
         }
         let mut database = self
@@ -145,6 +187,31 @@ impl Redb {
             .write()
             .unwrap_or_else(PoisonError::into_inner);
         give_back(&mut database, &self.path, self.upkeep).map_err(failed)
+    }
+
+    /// Syncs when nothing was told for a moment, until nobody is left who could tell.
+    fn sync_what_is_left(&self, told: &mpsc::Receiver<()>) {
+        while told.recv().is_ok() {
+            loop {
+                match told.recv_timeout(MOMENT) {
+                    Ok(()) => {}
+                    Err(mpsc::RecvTimeoutError::Timeout) => break,
+                    // Closing it syncs as well.
+                    Err(mpsc::RecvTimeoutError::Disconnected) => return,
+                }
+            }
+            let mut written = self.written();
+            if written.unsynced > 0 {
+                let synced = self
+                    .begin(true)
+                    .and_then(|transaction| transaction.commit().map_err(failed));
+                if let Err(error) = synced {
+                    // redb refuses the next write too.
+                    tracing::error!(%error, path = %self.path.display(), "what was written can not be synced");
+                }
+                written.unsynced = 0;
+            }
+        }
     }
 }
 
@@ -188,10 +255,10 @@ impl Engine for Redb {
     }
 
     fn write(&self, batches: Vec<Vec<Raw>>, durable: bool) -> io::Result<()> {
-        let written: u64 = batches.iter().flatten().map(cost).sum();
-        let unsynced = self.unsynced.load(Ordering::Relaxed) + written;
-        let durable = durable || unsynced >= self.upkeep.sync_after;
-        let transaction = self.begin(durable)?;
+        let costs: u64 = batches.iter().flatten().map(cost).sum();
+        let mut written = self.file.written();
+        let durable = durable || written.unsynced + costs >= self.file.upkeep.sync_after;
+        let transaction = self.file.begin(durable)?;
         {
             let mut table = transaction.open_table(RECORDS).map_err(failed)?;
             for change in batches.iter().flatten() {
@@ -211,21 +278,30 @@ impl Engine for Redb {
             }
         }
         transaction.commit().map_err(failed)?;
-        let unsynced = if durable { 0 } else { unsynced };
-        self.unsynced.store(unsynced, Ordering::Relaxed);
-        let unlooked = self.unlooked.fetch_add(written, Ordering::Relaxed) + written;
+        written.unlooked += costs;
+        if durable {
+            written.unsynced = 0;
+        } else {
+            written.unsynced += costs;
+            if let Some(unsynced) = &self.unsynced {
+                // Where it is full, it is told already.
+                let _ = unsynced.try_send(());
+            }
+        }
         let removed = batches
             .iter()
             .flatten()
             .any(|change| matches!(change, Raw::RemoveRange(..)));
-        if removed || unlooked >= SYNCS_EACH_LOOK * self.upkeep.sync_after {
-            self.give_back()?;
+        if removed || written.unlooked >= SYNCS_EACH_LOOK * self.file.upkeep.sync_after {
+            self.file.give_back(&mut written)?;
         }
         Ok(())
     }
 
     fn scan(&self, from: &[u8], to: Option<&[u8]>, each: &mut Each<'_>) -> Result<(), ReadError> {
-        let transaction = self.database().begin_read().map_err(engine)?;
+        // Kept to the end: nothing is compacted while somebody reads.
+        let database = self.file.database();
+        let transaction = database.begin_read().map_err(engine)?;
         let table = transaction.open_table(RECORDS).map_err(engine)?;
         let end = to.map_or(Bound::Unbounded, Bound::Excluded);
         for piece in table
@@ -241,7 +317,8 @@ impl Engine for Redb {
     }
 
     fn replace(&self, pieces: &mut Pieces<'_>) -> io::Result<()> {
-        let transaction = self.begin(true)?;
+        let mut written = self.file.written();
+        let transaction = self.file.begin(true)?;
         transaction.delete_table(RECORDS).map_err(failed)?;
         {
             let mut table = transaction.open_table(RECORDS).map_err(failed)?;
@@ -252,13 +329,13 @@ impl Engine for Redb {
             }
         }
         transaction.commit().map_err(failed)?;
-        self.unsynced.store(0, Ordering::Relaxed);
+        written.unsynced = 0;
         // What was there before.
-        self.give_back()
+        self.file.give_back(&mut written)
     }
 
     fn size_on_disk(&self) -> u64 {
-        taken(&self.path).unwrap_or_default()
+        taken(&self.file.path).unwrap_or_default()
     }
 }
 
@@ -287,25 +364,67 @@ mod tests {
         count
     }
 
+    /// What a crash would leave at this moment.
+    fn left(path: &Path) -> usize {
+        let copy = path.with_extension("copy");
+        fs::copy(path, &copy).unwrap();
+        count(&Redb::open(&copy, SMALL).unwrap())
+    }
+
     #[test]
-    fn what_was_written_without_a_sync_is_synced_after_a_while() {
+    fn what_was_written_without_a_sync_is_synced_when_it_is_much() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("db");
         let engine = Redb::open(&path, SMALL).unwrap();
-        // What a crash would leave at this moment.
-        let left = || {
-            let copy = dir.path().join("copy");
-            fs::copy(&path, &copy).unwrap();
-            count(&Redb::open(&copy, SMALL).unwrap())
-        };
-        for number in 0..15 {
+        let all: Vec<_> = (0..15).map(put).collect();
+        engine.write(all, false).unwrap();
+        assert_eq!(count(&engine), 15);
+        engine.write(vec![put(15)], false).unwrap();
+        assert_eq!(left(&path), 16);
+        engine.write(vec![put(16)], true).unwrap();
+        assert_eq!(left(&path), 17);
+    }
+
+    #[test]
+    fn what_was_written_without_a_sync_is_synced_when_nothing_more_comes() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("db");
+        let engine = Redb::open(&path, SMALL).unwrap();
+        for number in 0..3 {
             engine.write(vec![put(number)], false).unwrap();
         }
-        assert_eq!((count(&engine), left()), (15, 0));
-        engine.write(vec![put(15)], false).unwrap();
-        assert_eq!((count(&engine), left()), (16, 16));
-        engine.write(vec![put(16)], true).unwrap();
-        assert_eq!(left(), 17);
+        // However long it takes.
+        while left(&path) < 3 {
+            thread::yield_now();
+        }
+    }
+
+    /// redb lets nobody read while it compacts, and does not compact while somebody reads.
+    #[test]
+    fn a_write_that_compacts_waits_for_whoever_reads() {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = Arc::new(Redb::open(&dir.path().join("db"), SMALL).unwrap());
+        engine.write((0..4000).map(put).collect(), true).unwrap();
+        let (sender, written) = mpsc::channel();
+        let mut writing = None;
+        engine
+            .scan(&[], None, &mut |_, _| {
+                if writing.is_none() {
+                    let (engine, sender) = (engine.clone(), sender.clone());
+                    writing = Some(thread::spawn(move || {
+                        let change = Raw::RemoveRange(vec![0], vec![0, 0, 15]);
+                        sender.send(engine.write(vec![vec![change]], true)).unwrap();
+                    }));
+                    // Had it not to wait, it would be done now, or refused.
+                    let early = written.recv_timeout(Duration::from_millis(300));
+                    assert!(early.is_err(), "{early:?}");
+                }
+                Ok(true)
+            })
+            .unwrap();
+        written.recv().unwrap().unwrap();
+        writing.unwrap().join().unwrap();
+        assert_eq!(count(&engine), 160);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::{ffi::OsString, path::PathBuf, process::Command};
 use clap::Args;
 use mesh_model::api::{CreateToken, CreatedToken, GlobalStatus, NodeStatus, TokenUse};
 use mesh_runtime::files::{self, ReadError};
-use serde::Deserialize;
+use serde::{Deserialize, de::DeserializeOwned};
 
 use crate::{cli::Connection, client::Client, failure::Failure, output, rollback};
 
@@ -55,6 +55,12 @@ pub(super) struct Recover {
     /// Further settings for global-cp, those it runs with.
     #[arg(last = true, value_name = "SETTING")]
     settings: Vec<OsString>,
+}
+
+/// What is read of `recovering`, which a recovery has left that was interrupted.
+#[derive(Deserialize)]
+struct Marker {
+    node: Option<NodeFile>,
 }
 
 /// What is read of `node.json`.
@@ -112,7 +118,7 @@ impl Recover {
             .map_err(|error| Failure::failed(format!("{}: {error}", self.program.display())))?;
         if !ended.success() {
             return Err(Failure::failed(format!(
-                "{} recover: {ended}. Mend what it says, and run this again",
+                "{} recover: {ended}. Mend what it says, and run this again: it goes on where it was",
                 self.program.display()
             )));
         }
@@ -136,17 +142,26 @@ impl Recover {
         command
     }
 
-    /// The node that is taken out, where one is left that was this machine's.
-    fn old_node(&self, status: &GlobalStatus) -> Result<Option<u64>, Failure> {
-        let path = self.data_dir.join("node.json");
-        let known: Option<NodeFile> = match files::read_checksummed(&path) {
+    /// A file of the data directory; `None` where it is damaged or gone, as so much else may be.
+    fn read<T: DeserializeOwned>(&self, name: &str) -> Option<T> {
+        match files::read_checksummed(&self.data_dir.join(name)) {
             Ok(bytes) => serde_json::from_slice(&bytes).ok(),
-            // Damaged or gone, as so much else may be.
             Err(ReadError::Missing(_)) => None,
             Err(error) => {
                 eprintln!("{error}");
                 None
             }
+        }
+    }
+
+    /// The node that is taken out, where one is left that was this machine's.
+    fn old_node(&self, status: &GlobalStatus) -> Result<Option<u64>, Failure> {
+        // Where one was interrupted, `node.json` may be moved, or a new one in its place.
+        let known = match self.read::<Marker>("recovering") {
+            // It was taken out then, whichever it was.
+            Some(Marker { node: None }) if self.node.is_none() => return Ok(None),
+            Some(marker) => marker.node,
+            None => self.read::<NodeFile>("node.json"),
         };
         choose(
             self.node,

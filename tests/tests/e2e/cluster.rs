@@ -1,6 +1,6 @@
 //! Several global nodes.
 
-use std::fs;
+use std::{fs, os::unix::fs::PermissionsExt as _};
 
 use anyhow::Context as _;
 use mesh_tests::{
@@ -218,9 +218,33 @@ fn a_node_with_a_damaged_log_is_brought_back_by_one_command() {
             }
             Ok(())
         })?;
+        // Killed while it moves what was there, and run again.
+        let killed = world.directory().join("killed");
+        fs::write(
+            &killed,
+            format!(
+                "#!/bin/sh\nexec strace -f -o /dev/null -e trace=rename,renameat,renameat2 \
+                 -e inject=rename,renameat,renameat2:signal=KILL:when=8 {program} \"$@\"\n"
+            ),
+        )?;
+        fs::set_permissions(&killed, fs::Permissions::from_mode(0o700))?;
+        let mut interrupted = arguments.clone();
+        interrupted[6] = killed.into();
+        let ended = global.try_meshctl(&interrupted, "")?;
+        let words = String::from_utf8_lossy(&ended.stderr).into_owned();
+        let data = &global.nodes[damaged].data;
+        anyhow::ensure!(
+            !ended.status.success() && words.contains("run this again"),
+            "{words}"
+        );
+        anyhow::ensure!(
+            data.join("recovering").exists(),
+            "it was not killed in the middle"
+        );
         let done = global.try_meshctl(&arguments, "")?;
         let words = String::from_utf8_lossy(&done.stderr).into_owned();
         anyhow::ensure!(done.status.success(), "{words}");
+        anyhow::ensure!(!global.nodes[damaged].data.join("recovering").exists());
         global.nodes[damaged].process.launch()?;
         global.nodes[damaged].wait_ready()?;
         let api = global.api_of(damaged)?;

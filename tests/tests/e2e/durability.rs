@@ -5,7 +5,7 @@ use std::fs;
 use anyhow::Context as _;
 use mesh_model::api::Written;
 use mesh_tests::{
-    global::{Global, Node},
+    global::{Global, Node, run_with_input},
     process::{Process, Recipe},
     resources,
     wait::{SOON, eventually, until},
@@ -204,6 +204,88 @@ fn a_damaged_store_is_recovered_or_named_but_never_served() {
         }
         Ok(())
     });
+}
+
+/// The only node of an installation, with a damaged log: it goes back to what is left of its store, and does so however
+/// often it is killed meanwhile. Every third file that the recovery renames is the moment of a `kill -9`.
+#[test]
+fn a_lone_node_goes_back_to_what_is_left_even_if_that_is_interrupted() {
+    scene(|world| {
+        let mut global = Global::start(world)?;
+        let api = global.api()?;
+        let names: Vec<_> = (0..20).map(|number| format!("mesh-{number}")).collect();
+        for name in &names {
+            api.apply(&resources::mesh(name))?;
+        }
+        let history = api.status()?.history_id;
+        global.nodes[0].process.terminate(SOON)?;
+        let data = global.nodes[0].data.clone();
+        let log = fs::File::options()
+            .write(true)
+            .open(data.join("store/log.redb"))?;
+        log.set_len(log.metadata()?.len() / 2)?;
+        refuses(&mut global.nodes[0], "--from-snapshot")?;
+        let backup = world.directory().join("backup");
+        copy(&data, &backup)?;
+
+        let mut arguments = global.nodes[0].process.recipe.arguments.clone();
+        arguments[0] = "recover".into();
+        arguments.push("--from-snapshot".into());
+        let recover = Recipe::new(&world.binary("global-cp"));
+        let mut killed = 0;
+        for rename in (1..).step_by(3) {
+            fs::remove_dir_all(&data)?;
+            copy(&backup, &data)?;
+            let trap = format!("inject=rename,renameat,renameat2:signal=KILL:when={rename}");
+            let strace = Recipe::new("strace".as_ref())
+                .flag("-o", "/dev/null")
+                .flag("-e", "trace=rename,renameat,renameat2")
+                .flag("-e", trap)
+                .arg(world.binary("global-cp"));
+            let mut done = run_with_input(&strace, &arguments, "")?;
+            let whole = done.status.success();
+            if !whole {
+                killed += 1;
+                refuses(&mut global.nodes[0], "recover")?;
+                done = run_with_input(&recover, &arguments, "")?;
+            }
+            let words = String::from_utf8_lossy(&done.stdout).into_owned();
+            anyhow::ensure!(
+                done.status.success() && words.contains("back at revision"),
+                "rename {rename}: {words}{}",
+                String::from_utf8_lossy(&done.stderr)
+            );
+            global.nodes[0].process.launch()?;
+            global.nodes[0].wait_ready()?;
+            let api = global.api()?;
+            for name in &names {
+                api.get::<serde_json::Value>(&format!("/v1/meshes/{name}"))
+                    .with_context(|| format!("rename {rename}: {name} is lost"))?;
+            }
+            anyhow::ensure!(api.status()?.history_id != history, "the same history");
+            api.apply(&resources::mesh("after"))?;
+            global.nodes[0].process.kill();
+            let aside = fs::read_dir(&data)?
+                .flatten()
+                .filter(|file| file.file_name().to_string_lossy().starts_with("damaged-"))
+                .count();
+            anyhow::ensure!(aside == 1, "rename {rename}: {aside} folders");
+            if whole {
+                break;
+            }
+        }
+        anyhow::ensure!(killed >= 3, "it was killed {killed} times only");
+        Ok(())
+    });
+}
+
+/// Starts a node that must not run, and says `word`.
+fn refuses(node: &mut Node, word: &str) -> anyhow::Result<()> {
+    node.process.launch()?;
+    let status = node.process.wait_for_end(SOON)?;
+    let words = node.process.last_words();
+    anyhow::ensure!(!status.success() && words.contains(word), "{words}");
+    Ok(())
 }
 
 fn copy(from: &std::path::Path, to: &std::path::Path) -> anyhow::Result<()> {

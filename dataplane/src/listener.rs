@@ -141,7 +141,10 @@ fn is_http(snapshot: &Snapshot, outbound: &Outbound) -> bool {
 }
 
 /// A handshake never uses a certificate that has ended (FIELD b1).
-fn own_certificate(snapshot: &Snapshot) -> Result<(), End> {
+///
+/// # Errors
+/// Why there is none to use.
+pub fn own_certificate(snapshot: &Snapshot) -> Result<(), End> {
     let Some(identity) = &snapshot.identity else {
         return Err(End::refused(
             Reason::NoCertificate,

@@ -5,9 +5,11 @@
 //! that has arrived in part.
 
 use std::{
+    cell::{Cell, RefCell},
     io,
     pin::Pin,
-    task::{Context, Poll, ready},
+    rc::Rc,
+    task::{Context, Poll, Waker, ready},
     time::Duration,
 };
 
@@ -25,6 +27,7 @@ use crate::{
         handshake::Established,
         session::{RECORD_BYTES_MAX, Session, SessionError, Standing},
     },
+    workers::Worker,
 };
 
 /// One read at first.
@@ -85,6 +88,33 @@ pub struct Socket {
     progressed: bool,
     waiting: Option<Waiting>,
     finished: bool,
+    /// Who tells that the peer has gone, where the owner of the socket does not look itself.
+    watch: Option<Watch>,
+}
+
+/// A socket that its worker watches: whoever is sent much and answers nothing may be reading slowly, or be gone.
+struct Watch {
+    worker: Rc<Worker>,
+    watched: Rc<Watched>,
+}
+
+/// The part of a watched socket that the worker sees.
+#[derive(Default)]
+pub struct Watched {
+    /// Since when it has taken nothing.
+    pub waiting: Cell<Option<Waiting>>,
+    gone: Cell<bool>,
+    waker: RefCell<Option<Waker>>,
+}
+
+impl Watched {
+    /// The peer has gone: whoever reads or writes learns it.
+    pub fn give_up(&self) {
+        self.gone.set(true);
+        if let Some(waker) = self.waker.borrow_mut().take() {
+            waker.wake();
+        }
+    }
 }
 
 /// Why no more can be read from a peer.
@@ -147,7 +177,38 @@ impl Socket {
             progressed: false,
             waiting: None,
             finished: false,
+            watch: None,
         }
+    }
+
+    /// From now on the worker looks whether the peer still is there; the owner does not have to ask [`Socket::waiting`].
+    pub fn watched_by(&mut self, worker: &Rc<Worker>) {
+        self.watch = Some(Watch {
+            worker: worker.clone(),
+            watched: Rc::default(),
+        });
+    }
+
+    /// The peer has gone, as the worker has found out.
+    fn is_gone(&mut self, cx: &Context<'_>) -> bool {
+        let Some(watch) = self
+            .watch
+            .as_ref()
+            .filter(|_| self.unanswered > IMPATIENT_BYTES_MAX)
+        else {
+            return false;
+        };
+        if watch.watched.gone.get() {
+            return true;
+        }
+        let mut waker = watch.watched.waker.borrow_mut();
+        if waker
+            .as_ref()
+            .is_none_or(|waker| !waker.will_wake(cx.waker()))
+        {
+            *waker = Some(cx.waker().clone());
+        }
+        false
     }
 
     /// With TLS, after the handshake.
@@ -196,6 +257,14 @@ impl Socket {
         }
         if self.ended {
             return Poll::Ready(Ok(&[]));
+        }
+        if self.is_gone(cx) {
+            return Poll::Ready(Err(ReadError {
+                reason: Reason::PeerVanished,
+                detail: "what was sent has not been acknowledged, however often it was repeated"
+                    .to_owned(),
+                after_its_end: false,
+            }));
         }
         if self.tls.is_some() {
             ready!(self.poll_read_tls(cx, scratch))?;
@@ -330,6 +399,9 @@ impl Socket {
     /// # Errors
     /// Where the connection broke.
     pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.written < self.outgoing.len() && self.is_gone(cx) {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
         while self.written < self.outgoing.len() {
             let bytes = &self.outgoing[self.written..];
             let count = ready!(Pin::new(&mut self.stream).poll_write(cx, bytes))?;
@@ -405,7 +477,20 @@ impl Socket {
         self.progressed |= count > 0;
         if before <= IMPATIENT_BYTES_MAX && self.unanswered > IMPATIENT_BYTES_MAX {
             net::be_patient(&self.stream, true);
+            if let Some(watch) = &self.watch {
+                watch.worker.watch(&watch.watched);
+            }
         }
+        self.tell_watch();
+    }
+
+    fn tell_watch(&mut self) {
+        let Some(watch) = &self.watch else { return };
+        if before_watch(self.unanswered) && watch.watched.waiting.get().is_none() {
+            return;
+        }
+        let (now_ms, watched) = (watch.worker.now_ms(), watch.watched.clone());
+        watched.waiting.set(self.waiting(now_ms));
     }
 
     fn heard(&mut self) {
@@ -416,6 +501,7 @@ impl Socket {
             net::be_patient(&self.stream, false);
         }
         self.unanswered = 0;
+        self.tell_watch();
     }
 
     /// What the worker has to watch, now that no time-out of the kernel's judges the peer.
@@ -437,10 +523,23 @@ impl Socket {
         Some(*waiting)
     }
 
+    /// True where what was sent has met a socket that was closed already: after the peer's end (FIN) comes its refusal (RST), which
+    /// Linux shows as EPIPE. A peer that has read what was sent, and then ends, refuses nothing.
+    #[must_use]
+    pub fn was_refused_after_end(&self) -> bool {
+        let error = self.stream.take_error().ok().flatten();
+        error.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+    }
+
     /// Closing resets the connection.
     pub fn reset_on_close(&self) {
         let _ = SockRef::from(&self.stream).set_linger(Some(Duration::ZERO));
     }
+}
+
+/// True where the kernel judges the peer.
+fn before_watch(unanswered: usize) -> bool {
+    unanswered <= IMPATIENT_BYTES_MAX
 }
 
 fn poll_read(

@@ -7,7 +7,7 @@ use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
     net::SocketAddr,
-    rc::Rc,
+    rc::{Rc, Weak},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -36,7 +36,7 @@ use crate::{
     permission::Decision,
     record::{Connection, Direction, End, Outcome, Reason, Waiting},
     snapshot::Snapshot,
-    socket::Scratch,
+    socket::{Scratch, Watched},
 };
 
 /// Between two looks at a worker's open connections (idle time-outs; time stamps are as coarse).
@@ -216,6 +216,8 @@ pub struct Worker {
     pub handshakes: Rc<Semaphore>,
     /// Connections to the next hop that requests share.
     pub pool: Pool,
+    /// Sockets whose peers may be reading slowly, or be gone.
+    watched: RefCell<Vec<Weak<Watched>>>,
     /// What comes from outside takes no further requests.
     pub draining: Cell<bool>,
     /// Requests that have not ended.
@@ -242,6 +244,7 @@ impl Worker {
             counters: RefCell::new(counters),
             turns: RefCell::default(),
             pool: Pool::default(),
+            watched: RefCell::default(),
             draining: Cell::default(),
             requests_under_way: Cell::default(),
             random: Cell::new(mesh_runtime::backoff::random() | 1),
@@ -320,6 +323,11 @@ impl Worker {
             series.connections.fetch_add(1, Ordering::Relaxed);
             self.shared.open.fetch_sub(1, Ordering::Relaxed);
         }
+    }
+
+    /// Looks from now on whether the peer of a socket still is there.
+    pub fn watch(&self, socket: &Rc<Watched>) {
+        self.watched.borrow_mut().push(Rc::downgrade(socket));
     }
 
     /// Counts a request that has ended.
@@ -424,11 +432,27 @@ impl Worker {
             let connections = table.iter().map(|(_, connection)| connection);
             connections.filter_map(|c| c.waiting.get().filter(|w| due(*w)).map(|w| (c, w.inode)))
         };
-        if watched().next().is_none() {
+        // Those that are heard again are watched again when there is a reason.
+        self.watched.borrow_mut().retain(|socket| {
+            socket
+                .upgrade()
+                .is_some_and(|socket| socket.waiting.get().is_some())
+        });
+        let open = self.watched.borrow();
+        let sockets = || {
+            let sockets = open.iter().filter_map(Weak::upgrade);
+            sockets.filter_map(|s| s.waiting.get().filter(|w| due(*w)).map(|w| (s, w.inode)))
+        };
+        if watched().next().is_none() && sockets().next().is_none() {
             return;
         }
         match net::unanswered() {
             Ok(unanswered) => {
+                for (socket, inode) in sockets() {
+                    if unanswered.contains(&inode) {
+                        socket.give_up();
+                    }
+                }
                 for (connection, inode) in watched() {
                     if unanswered.contains(&inode) {
                         connection.close(Reason::PeerVanished);

@@ -247,6 +247,8 @@ pub enum Sink {
 pub struct H2Sink {
     stream: SendStream<Bytes>,
     left: Bytes,
+    /// `left` is the last of it.
+    ends: bool,
 }
 
 impl H2Sink {
@@ -256,6 +258,7 @@ impl H2Sink {
         Self {
             stream,
             left: Bytes::new(),
+            ends: false,
         }
     }
 
@@ -272,7 +275,9 @@ impl H2Sink {
                 room => room,
             };
             let part = self.left.split_to(room.min(self.left.len()));
-            let sent = self.stream.send_data(part, false);
+            let sent = self
+                .stream
+                .send_data(part, self.ends && self.left.is_empty());
             sent.map_err(|error| stream_error(&error))?;
         }
         Poll::Ready(Ok(()))
@@ -304,6 +309,18 @@ impl Sink {
             Self::None => {}
             Self::H1(connection) => connection.borrow_mut().put_data(&data),
             Self::H2(sink) => sink.left = data,
+        }
+    }
+
+    /// What was put last is the end, where the protocol can say so in one: an end of its own would be an empty frame, which peers
+    /// count as abuse when there are many.
+    fn ends_with_what_is_left(&mut self) -> bool {
+        match self {
+            Self::H2(sink) if !sink.left.is_empty() => {
+                sink.ends = true;
+                true
+            }
+            _ => false,
         }
     }
 
@@ -371,6 +388,9 @@ pub struct Pump {
     from: Body,
     to: Sink,
     state: State,
+    /// What comes next of the body, where that is known already.
+    #[expect(clippy::option_option, reason = "nothing is known, the end is known")]
+    ahead: Option<Option<Result<Part, BodyError>>>,
     /// Bytes that have been moved.
     pub moved: u64,
     /// The last trailers that were moved.
@@ -395,6 +415,7 @@ impl Pump {
             },
             from,
             to,
+            ahead: None,
             moved: 0,
             trailers: None,
         }
@@ -434,10 +455,23 @@ impl Pump {
                 }
                 State::Moving => {
                     ready!(self.to.poll_room(cx)).map_err(PumpError::To)?;
-                    match self.from.poll_next(cx) {
+                    let next = match self.ahead.take() {
+                        Some(ahead) => Poll::Ready(ahead),
+                        None => self.from.poll_next(cx),
+                    };
+                    match next {
                         Poll::Ready(Some(Ok(Part::Data(data)))) => {
                             self.moved += data.len() as u64;
                             self.to.put(data);
+                            if let (Sink::H2(_), Poll::Ready(ahead)) =
+                                (&self.to, self.from.poll_next(cx))
+                            {
+                                if ahead.is_none() && self.to.ends_with_what_is_left() {
+                                    self.state = State::Flushing;
+                                } else {
+                                    self.ahead = Some(ahead);
+                                }
+                            }
                         }
                         Poll::Ready(Some(Ok(Part::Trailers(trailers)))) => {
                             self.trailers = Some(trailers.clone());

@@ -461,6 +461,12 @@ impl H1 {
         self.socket.rest();
     }
 
+    /// True where the peer had closed the connection before what was sent reached it.
+    #[must_use]
+    pub fn was_refused_after_end(&self) -> bool {
+        self.socket.was_refused_after_end()
+    }
+
     /// Closing resets the connection, so that nobody takes half of a message for the whole.
     pub fn break_off(&mut self) {
         self.reading = Reading::Broken;

@@ -12,7 +12,7 @@ use std::{
     rc::Rc,
     sync::Arc,
     task::{Context, Poll, Waker},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::{Bytes, BytesMut};
@@ -77,12 +77,20 @@ pub struct Made {
     pub peer: Option<Rc<VerifiedPeer>>,
     /// The certificate that was shown.
     pub identity: Option<Arc<Identity>>,
+    /// When it takes no further requests, as a policy says.
+    pub ends_at: Option<Instant>,
 }
 
 impl Made {
     /// True while it may be used for a request to `document`, by the snapshot in force now.
     #[must_use]
     pub fn holds(&self, snapshot: &Snapshot, key: &HopKey) -> bool {
+        if self
+            .ends_at
+            .is_some_and(|ends_at| Instant::now() >= ends_at)
+        {
+            return false;
+        }
         let (Some(peer), HopKey::Endpoint { document, zone, .. }) = (&self.peer, key) else {
             return true;
         };

@@ -212,7 +212,12 @@ async fn ask(
                             chosen: leased.chosen,
                         });
                     }
-                    Err(Cut::NoAnswer(failed)) => (failed, sent.upload.take_unmoved()),
+                    Err(Cut::NoAnswer(mut failed)) => {
+                        if failed.stale && !head.is_idempotent() && spare.is_some() {
+                            failed.unprocessed = sent.was_never_read().await;
+                        }
+                        (failed, sent.upload.take_unmoved())
+                    }
                     Err(cut) => {
                         sent.upload.abort(H2Reason::CANCEL);
                         return Err(cut_short(record, cut));

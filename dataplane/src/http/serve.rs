@@ -61,6 +61,7 @@ pub struct Caller {
 
 /// Serves a connection, and says how it ended.
 pub async fn serve(caller: &Caller, mut socket: Socket) -> End {
+    socket.watched_by(&caller.worker);
     let opened = Instant::now();
     let first = first_bytes(caller, &mut socket).await;
     let (is_h2, buffer) = match first {

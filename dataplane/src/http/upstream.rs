@@ -7,6 +7,7 @@ use std::{
     rc::Rc,
     sync::Arc,
     task::{Context, Poll, ready},
+    time::{Duration, Instant},
 };
 
 use futures::Future as _;
@@ -24,7 +25,7 @@ use super::{
 };
 use crate::{
     config::{Protocol, Timeouts},
-    inbound,
+    inbound, listener,
     record::{End, Reason},
     snapshot::{ServiceRoute, Snapshot},
     socket::Socket,
@@ -37,6 +38,10 @@ use crate::{
 const SHARE_FROM: usize = 8;
 /// A connection that has been idle for longer may be being closed at this moment.
 const FRESH_MS: u64 = 1000;
+
+/// How often it is looked whether a request was refused by a socket that had been closed, and how long between two looks.
+const REFUSAL_LOOKS: usize = 20;
+const REFUSAL_PAUSE: Duration = Duration::from_millis(5);
 
 /// Where a request is sent.
 pub enum Next {
@@ -112,8 +117,11 @@ impl Next {
                     let made = Made {
                         peer: None,
                         identity: None,
+                        ends_at: ends_at(timeouts),
                     };
-                    Ok((Socket::plain(stream, Vec::new()), made))
+                    let mut socket = Socket::plain(stream, Vec::new());
+                    socket.watched_by(worker);
+                    Ok((socket, made))
                 };
                 let lease = lease(worker, snapshot, key, shared, needs, connect).await?;
                 Ok(Leased {
@@ -132,12 +140,16 @@ impl Next {
                     let many = endpoint.health.under_way() >= SHARE_FROM;
                     let shared = !needs.own && (needs.prefers_h2 || many);
                     let connect = async || {
+                        may_call(snapshot)?;
                         let (stream, established) = upstream::call(route, endpoint).await?;
                         let made = Made {
                             peer: Some(Rc::new(established.peer.clone())),
                             identity: snapshot.identity.clone(),
+                            ends_at: ends_at(&route.service.timeouts),
                         };
-                        Ok((Socket::tls(stream, established), made))
+                        let mut socket = Socket::tls(stream, established);
+                        socket.watched_by(worker);
+                        Ok((socket, made))
                     };
                     lease(worker, snapshot, key, shared, needs, connect).await
                 };
@@ -151,6 +163,20 @@ impl Next {
             }
         }
     }
+}
+
+/// A handshake never uses a certificate that has ended (FIELD b1).
+fn may_call(snapshot: &Snapshot) -> Result<(), Failed> {
+    listener::own_certificate(snapshot).map_err(|end| Failed {
+        reason: end.reason,
+        detail: end.detail,
+    })
+}
+
+/// When a connection that is made now takes no further requests.
+fn ends_at(timeouts: &Timeouts) -> Option<Instant> {
+    let limit = timeouts.http.max_connection.limit;
+    limit.map(|limit| Instant::now() + limit)
 }
 
 /// A connection to `key`, by `connect` where none waits.
@@ -358,6 +384,21 @@ impl Sent {
             Awaiting::H1(_, lease) => lease.made.peer.clone(),
             Awaiting::H2 { lease, .. } => lease.hop.made.peer.clone(),
         }
+    }
+
+    /// True where it is certain that nobody has read the request: the connection had been closed before it arrived, as can happen to
+    /// one that waited. The peer's refusal takes a moment to come.
+    pub async fn was_never_read(&self) -> bool {
+        let Awaiting::H1(_, lease) = &self.awaiting else {
+            return false;
+        };
+        for _ in 0..REFUSAL_LOOKS {
+            if lease.connection.borrow().was_refused_after_end() {
+                return true;
+            }
+            tokio::time::sleep(REFUSAL_PAUSE).await;
+        }
+        false
     }
 
     /// What comes next of the answer's head.

@@ -18,8 +18,8 @@ use std::{
 use mesh_proto::{
     VERSION,
     discovery::{
-        Ack, Certificate, DocumentNack, DocumentVersion, Documents, EndpointsDelta, Hello, Leaving,
-        Nack, NackKind, Role, ToZone, to_dataplane::Message as FromZoneMessage,
+        Ack, Certificate, DocumentNack, DocumentVersion, Documents, EndpointsDelta, Heartbeat, Hello,
+        Leaving, Nack, NackKind, Role, ToZone, to_dataplane::Message as FromZoneMessage,
         to_zone::Message as ToZoneMessage,
     },
     document, features, proxy as wire,
@@ -561,10 +561,17 @@ impl Control {
             .certificates
             .current()
             .map_or(0, |i| i.not_after.unix_timestamp());
-        self.metrics
-            .control
+        let control = &self.metrics.control;
+        let before = control
             .certificate_not_after
-            .store(not_after, Ordering::Relaxed);
+            .swap(not_after, Ordering::Relaxed);
+        if before != not_after {
+            // People who ask the zone are told at once, not only after the next beat.
+            self.say(ToZoneMessage::Heartbeat(Heartbeat {
+                revision: 0,
+                certificate_not_after: u64::try_from(not_after).unwrap_or(0),
+            }));
+        }
     }
 
     fn take_certificate(&mut self, answer: &Certificate) {

@@ -756,6 +756,30 @@ async fn certificates_are_renewed_without_a_failed_or_cut_connection() {
 }
 
 #[tokio::test]
+async fn the_zone_is_told_of_a_new_certificate_at_once() {
+    let zone = Zone::start(&[DOMAIN]).await;
+    let dir = tempfile::tempdir().unwrap();
+    let trust = zone.trust();
+    zone.change(|world| {
+        // Later than anybody waits here.
+        world.heartbeat_ms = 60_000;
+        let store = store_document(free_port(), 1, allow_any());
+        world.documents.insert("store-1".into(), vec![trust, store]);
+    });
+    let _store = Proxy::start(&zone, &dir, Role::Sidecar, "store-1");
+    let end = zone
+        .hear("when the certificate ends", |_, up| match up {
+            Up::Heartbeat(beat) if beat.certificate_not_after > 0 => {
+                Some(beat.certificate_not_after)
+            }
+            _ => None,
+        })
+        .await;
+    let now = time::OffsetDateTime::now_utc().unix_timestamp();
+    assert!(end > u64::try_from(now).unwrap(), "{end}");
+}
+
+#[tokio::test]
 async fn an_ingress_forwards_by_server_name_without_decrypting() {
     let scene = scene().await;
     let gate = free_port();

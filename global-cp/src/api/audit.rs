@@ -63,6 +63,7 @@ pub struct AuditQuery {
     /// `<type>` or `<type>/<name>`.
     resource: Option<String>,
     #[serde(rename = "consistency")]
+    #[schemars(with = "Option<super::query::Consistency>")]
     _consistency: Option<String>,
 }
 

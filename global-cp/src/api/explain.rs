@@ -40,6 +40,7 @@ pub struct ExplainQuery {
     /// A service.
     to: String,
     /// Absent: each port.
+    #[schemars(range(min = 1))]
     port: Option<u16>,
     /// Method of a request that is asked about, where the port takes requests of HTTP; absent: `GET`. Without `method`, `path`
     /// and `headers`, each request that may be.

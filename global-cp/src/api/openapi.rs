@@ -200,20 +200,28 @@ fn complete_operation(path: &str, method: &str, operation: &mut Map<String, Valu
             parameters.push(header_parameter(
                 "If-Match",
                 "The revision it must have, in quotes",
+                // No number that would not fit.
+                json!({"type": "string", "pattern": "^\"[1-9][0-9]{0,17}\"$"}),
             ));
             if method == "put" {
-                parameters.push(header_parameter("If-None-Match", "`*`: it must not exist"));
+                parameters.push(header_parameter(
+                    "If-None-Match",
+                    "`*`: it must not exist",
+                    json!({"type": "string", "enum": ["*"]}),
+                ));
             }
         }
         parameters.push(header_parameter(
             "X-Request-Id",
             "An id of this write: repeated with the same one, it happens once",
+            json!({"type": "string", "pattern": "^[!-~]{1,128}$"}),
         ));
     }
     if takes_body {
         parameters.push(header_parameter(
             "X-Source-Name",
             "What the body is called in violations",
+            json!({"type": "string"}),
         ));
     }
     let known = operation.entry("parameters").or_insert_with(|| json!([]));
@@ -273,8 +281,8 @@ fn types(path: &str) -> Vec<&'static str> {
     kinds.map(|kind| kind.plural).collect()
 }
 
-fn header_parameter(name: &str, description: &str) -> Value {
-    json!({"in": "header", "name": name, "required": false, "description": description, "schema": {"type": "string"}})
+fn header_parameter(name: &str, description: &str, schema: Value) -> Value {
+    json!({"in": "header", "name": name, "required": false, "description": description, "schema": schema})
 }
 
 /// The schema of every kind, and of a resource of any kind.

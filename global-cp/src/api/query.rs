@@ -46,6 +46,15 @@ pub enum Consistency {
     Stale,
 }
 
+/// Writes are never made on old knowledge: the only word there is for them.
+#[derive(JsonSchema)]
+#[schemars(rename_all = "lowercase")]
+#[allow(dead_code)] // a description
+pub enum ConsistencyOfWrites {
+    /// After everything that was written before the request.
+    Linearizable,
+}
+
 /// One requirement on labels.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Requirement {

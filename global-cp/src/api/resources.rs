@@ -63,7 +63,7 @@ pub struct WriteQuery {
     #[serde(default)]
     zone: String,
     #[serde(rename = "consistency")]
-    #[schemars(with = "Option<super::query::Consistency>")]
+    #[schemars(with = "Option<super::query::ConsistencyOfWrites>")]
     _consistency: Option<String>,
 }
 

@@ -22,8 +22,7 @@ const NOT_ENFORCED: &[(&str, &str, &str)] = &[
     (
         "MeshTimeout",
         "spec.rules[].matches",
-        "at inbounds of protocol tcp or tls a rule for certain callers does nothing, and rules for everyone count; \
-         at those of http, http2 and grpc it is enforced",
+        "at inbounds of protocol tcp or tls only rules for everyone count; at those of http, http2 and grpc each does",
     ),
     (
         "MeshTCPRoute",

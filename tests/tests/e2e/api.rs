@@ -168,6 +168,49 @@ fn who_asks_too_much_is_told_when_to_come_back() {
 }
 
 #[test]
+fn history_is_as_long_as_the_flags_say() {
+    const CHANGES: usize = 30;
+    scene(|world| {
+        let kept = |name: &str, flag: Option<(&str, &str)>| -> anyhow::Result<usize> {
+            let (mut recipe, node) = Node::recipe(world, name)?;
+            if let Some((flag, value)) = flag {
+                recipe = recipe.flag(flag, value);
+            }
+            let global = Global::start_with(world, node, recipe)?;
+            let api = global.api()?;
+            let mut number = 0;
+            let mut change = || -> anyhow::Result<Vec<Value>> {
+                number += 1;
+                let label = format!("labels: {{number: \"{number}\"}}");
+                api.apply(&format!("type: Mesh\nname: payments\n{label}\n"))?;
+                let history: Value = api.get("/v1/meshes/payments/history")?;
+                let items = history["items"].as_array().context("a history")?;
+                Ok(items.clone())
+            };
+            for _ in 1..CHANGES {
+                change()?;
+            }
+            let Some((_, value)) = flag else {
+                return Ok(change()?.len());
+            };
+            // A node says to its cluster how much is kept when it is there; from then on each change sees to it.
+            eventually(SOON, &format!("{value} is kept"), || {
+                let items = change()?;
+                anyhow::ensure!(items.len() < CHANGES, "{} are kept", items.len());
+                Ok(items.len())
+            })
+        };
+        let all = kept("unbounded", None)?;
+        anyhow::ensure!(all == CHANGES, "by default {all} are kept");
+        let by_number = kept("by-number", Some(("--history-changes-max", "5")))?;
+        anyhow::ensure!(by_number == 5, "{by_number} are kept");
+        let by_size = kept("by-size", Some(("--history-bytes-max", "2000")))?;
+        anyhow::ensure!((1..20).contains(&by_size), "{by_size} are kept");
+        Ok(())
+    });
+}
+
+#[test]
 fn ten_thousand_resources_are_listed_in_pages() {
     scene(|world| {
         let global = Global::start(world)?;

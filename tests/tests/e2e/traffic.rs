@@ -3,6 +3,7 @@
 use std::{
     io::{Read as _, Write as _},
     net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     thread,
     time::Duration,
 };
@@ -100,6 +101,101 @@ fn equal_names_in_two_meshes_are_two_services() {
         assert_eq!(who_answers(pair.outbound())?, "store");
         Ok(())
     });
+}
+
+/// FIELD g3: the mesh that goes is the first there was, with its token keys, its CA and open connections.
+#[test]
+fn a_mesh_that_is_deleted_disturbs_no_other() {
+    scene(|world| {
+        let one = OneZone::start(world)?;
+        let pair = Pair::start(&one)?;
+        one.api.apply(&resources::mesh("analytics"))?;
+        one.api
+            .apply(&resources::allow_everyone("analytics", "everyone"))?;
+        let token = one.api.dataplane_token("analytics")?;
+        let plan = |name: &str| Plan::new(world, &one.west, "analytics", name, &token);
+        let echo = mesh_tests::app::Echo::start(world, "cube")?;
+        let port = world.port()?;
+        let cube = plan("cube")?
+            .service("cube")
+            .inbound(port, echo.port())
+            .start()?;
+        let service = format!("cube:{port}");
+        let report = plan("report")?
+            .service("report")
+            .outbound(&service)?
+            .start()?;
+        let outbound = report.to(&service);
+        wait_for_answer(outbound, "cube")?;
+        let authorities = one.west.data.join("ca/analytics/authorities");
+        let authorities = || std::fs::read(&authorities).context("the CA of analytics");
+        let before = (
+            authorities()?,
+            one.api.dataplane("analytics", "cube")?.documents,
+            one.api
+                .get::<serde_json::Value>("/v1/tokenissuers/analytics")?,
+        );
+        let mut open = Conversation::open(outbound)?;
+        open.say("before")?;
+
+        // Somebody calls all the while, and retries nothing.
+        let (stop, answers) = (AtomicBool::new(false), AtomicUsize::new(0));
+        let gone = thread::scope(|scope| {
+            let calling = scope.spawn(|| -> anyhow::Result<()> {
+                while !stop.load(Ordering::Relaxed) {
+                    let who = who_answers(outbound).context("a call failed")?;
+                    anyhow::ensure!(who == "cube", "{who} answers");
+                    answers.fetch_add(1, Ordering::Relaxed);
+                }
+                Ok(())
+            });
+            let gone = (|| {
+                more_answers(&answers)?;
+                one.api.delete("/v1/meshes/payments")?;
+                eventually(SOON, "nothing of payments is left in its zone", || {
+                    anyhow::ensure!(!one.west.data.join("ca/payments").exists(), "its CA is");
+                    anyhow::ensure!(!one.west.data.join("meshes/mesh-payments").exists());
+                    Ok(())
+                })?;
+                more_answers(&answers)
+            })();
+            stop.store(true, Ordering::Relaxed);
+            calling.join().expect("the caller does not panic")?;
+            gone
+        });
+        gone?;
+        assert_eq!(open.say("after")?, "cube: after");
+        let after = (
+            authorities()?,
+            one.api.dataplane("analytics", "cube")?.documents,
+            one.api
+                .get::<serde_json::Value>("/v1/tokenissuers/analytics")?,
+        );
+        anyhow::ensure!(
+            before == after,
+            "analytics was touched:\n{:#?}\n{:#?}",
+            (before.1, before.2),
+            (after.1, after.2)
+        );
+        // The tokens that were there are good, and the CA issues.
+        let late = plan("late")?
+            .service("late")
+            .outbound(&service)?
+            .start()?;
+        wait_for_answer(late.to(&service), "cube")?;
+        drop((pair, cube));
+        Ok(())
+    });
+}
+
+/// Waits for twenty more calls that were answered.
+fn more_answers(answers: &AtomicUsize) -> anyhow::Result<()> {
+    let wanted = answers.load(Ordering::Relaxed) + 20;
+    eventually(SOON, "calls are answered", || {
+        let now = answers.load(Ordering::Relaxed);
+        anyhow::ensure!(now >= wanted, "{now} of {wanted}");
+        Ok(())
+    })
 }
 
 #[test]

@@ -18,8 +18,8 @@ use std::{
 use mesh_proto::{
     VERSION,
     discovery::{
-        Ack, Certificate, DocumentNack, DocumentVersion, Documents, EndpointsDelta, Heartbeat, Hello,
-        Leaving, Nack, NackKind, Role, ToZone, to_dataplane::Message as FromZoneMessage,
+        Ack, Certificate, DocumentNack, DocumentVersion, Documents, EndpointsDelta, Heartbeat,
+        Hello, Leaving, Nack, NackKind, Role, ToZone, to_dataplane::Message as FromZoneMessage,
         to_zone::Message as ToZoneMessage,
     },
     document, features, proxy as wire,

@@ -18,7 +18,8 @@ const ACCEPTANCE: &str = "positive_data_acceptance";
 /// Reads of which it can not: `continue` must be what the page before gave, selectors and times have a grammar, and a
 /// revision must have been reached. Nor can it of any write: it has to agree with rules between fields, with what there
 /// is, and with who owns it.
-const RULES_BEYOND_SCHEMAS: &str = "^/v1/(audit|meshes|meshes/\\{mesh\\}/\\{type\\}|\\{type\\}|rollout/\\{revision\\})$";
+const RULES_BEYOND_SCHEMAS: &str =
+    "^/v1/(audit|meshes|meshes/\\{mesh\\}/\\{type\\}|\\{type\\}|rollout/\\{revision\\})$";
 /// A watch that is begun does not end, and the tool reads answers to their end: it only sees how bad requests are refused.
 const WATCH: &str = "/v1/watch";
 /// The tool would revoke its own token, whose id it reads in a list.

@@ -178,10 +178,7 @@ fn a_mesh_that_is_deleted_disturbs_no_other() {
             (after.1, after.2)
         );
         // The tokens that were there are good, and the CA issues.
-        let late = plan("late")?
-            .service("late")
-            .outbound(&service)?
-            .start()?;
+        let late = plan("late")?.service("late").outbound(&service)?.start()?;
         wait_for_answer(late.to(&service), "cube")?;
         drop((pair, cube));
         Ok(())

@@ -111,6 +111,52 @@ impl Drop for Echo {
     }
 }
 
+/// A workload inside the test that speaks HTTP/1.1: it answers each request with its own name and the head of the request.
+#[derive(Debug)]
+pub struct Mirror {
+    /// Where it listens.
+    pub address: SocketAddr,
+}
+
+impl Mirror {
+    /// Starts one that calls itself `name`. It ends with the test's process.
+    ///
+    /// # Errors
+    /// Where it can not listen.
+    pub fn start(world: &World, name: &str) -> anyhow::Result<Self> {
+        let listener = TcpListener::bind((world.loopback(), world.port()?))?;
+        let address = listener.local_addr()?;
+        let name = name.to_owned();
+        thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let name = name.clone();
+                thread::spawn(move || show(&stream, &name));
+            }
+        });
+        Ok(Self { address })
+    }
+}
+
+/// Answers requests without bodies until the caller ends.
+fn show(stream: &TcpStream, name: &str) -> Option<()> {
+    let mut writer = stream;
+    let mut lines = BufReader::new(stream).lines();
+    loop {
+        let mut body = format!("{name}\n");
+        loop {
+            let line = lines.next()?.ok()?;
+            if line.is_empty() {
+                break;
+            }
+            body.push_str(&line);
+            body.push('\n');
+        }
+        let length = body.len();
+        let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n{body}");
+        writer.write_all(answer.as_bytes()).ok()?;
+    }
+}
+
 /// Ends when the caller does, whichever way.
 fn answer(stream: TcpStream, name: &str) {
     let Ok(mut writer) = stream.try_clone() else {

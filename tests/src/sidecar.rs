@@ -110,6 +110,15 @@ impl Plan {
         self
     }
 
+    /// The same for an application that speaks `protocol`.
+    #[must_use]
+    pub fn inbound_of(mut self, port: u16, application: u16, protocol: &str) -> Self {
+        let inbound = format!("{port}:{application}/{protocol}");
+        self.recipe = self.recipe.flag("--inbound", inbound);
+        self.inbound = Some((self.machine, port).into());
+        self
+    }
+
     /// Lets its workload reach `service` (`name:port`, or `name.zone:port`).
     ///
     /// # Errors

@@ -16,6 +16,7 @@
 //! | [`kinds`] | every kind is written, listed and taken by its zone |
 //! | [`api`] | batches, pages, preconditions, watches, problems |
 //! | [`explain`] | what `explain` says is what a connection does |
+//! | [`requests`] | what `explain` says of a request is what becomes of it |
 //! | [`pages`] | what README and the book tell their readers to type |
 //! | [`watches`] | a watch goes on over restarts and changes of leader |
 //! | [`openapi`] | the API's own description is true: schemathesis |
@@ -34,6 +35,7 @@ mod links;
 mod openapi;
 mod pages;
 mod processes;
+mod requests;
 mod rollout;
 mod tokens;
 mod traffic;

@@ -924,8 +924,8 @@ async fn silent_connections_end_within_their_time() {
             .await
             .unwrap();
         let mut bytes = Vec::new();
-        // It ends by FIN: it was silent, nothing was lost.
-        let ended = timeout(SOON, stream.read_to_end(&mut bytes)).await;
+        // It ends by FIN: it was silent, nothing was lost. One that began before the change would stay for long.
+        let ended = timeout(Duration::from_secs(3), stream.read_to_end(&mut bytes)).await;
         matches!(ended, Ok(Ok(_)))
     })
     .await;

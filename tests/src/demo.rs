@@ -28,6 +28,9 @@ use crate::{
     zone::Zone,
 };
 
+/// Seconds within which a dataplane may be away, as without any setting.
+const GRACE: u32 = 30;
+
 /// What is told to whoever watches.
 pub type Say<'a> = &'a dyn Fn(&str);
 
@@ -143,9 +146,9 @@ impl Demo {
         let global = Global::start_cluster(world, 3)?;
         let api = global.api()?;
         say("zones east and west join, each with an ingress");
-        let mut east = Zone::start(world, &global, "east")?;
+        let mut east = Zone::start_patient(world, &global, "east", GRACE)?;
         east.start_ingress(&api)?;
-        let mut west = Zone::start(world, &global, "west")?;
+        let mut west = Zone::start_patient(world, &global, "west", GRACE)?;
         west.start_ingress(&api)?;
         let mut tenants = Vec::new();
         for mesh in ["payments", "analytics"] {

@@ -250,8 +250,8 @@ fn call_of_h1(
         connection: connection.clone(),
         version: head.version,
         is_head: head.method == Method::HEAD,
-        // A caller that waits for a 100 may never send the body, and nobody could tell it from the next request.
-        keep_alive: parsed.keep_alive && !leaves && !parsed.expects_continue,
+        // Whoever is answered before the body has come, as one that waits for a 100 may be, is told that no more is taken then.
+        keep_alive: parsed.keep_alive && !leaves,
         key: match &tunnel {
             Some(_) => head.headers.get(header::SEC_WEBSOCKET_KEY).cloned(),
             None => None,

@@ -504,15 +504,22 @@ impl Sent {
 fn on_h2(head: &RequestHead) -> Request<()> {
     let mut request = Request::new(());
     let mut parts = uri::Parts::default();
-    parts.scheme = Some(uri::Scheme::HTTP);
-    parts.authority.clone_from(&head.authority);
-    if parts.authority.is_none() {
-        // HTTP/1.0 without Host; a request has to have one here.
-        parts.authority = Some(uri::Authority::from_static("localhost"));
-    }
     parts.path_and_query = Some(head.path.clone());
-    *request.uri_mut() = Uri::from_parts(parts).unwrap_or_default();
     *request.version_mut() = http::Version::HTTP_2;
+    match &head.authority {
+        Some(authority) => {
+            parts.scheme = Some(uri::Scheme::HTTP);
+            parts.authority = Some(authority.clone());
+        }
+        // An upgrade has to have one.
+        None if head.upgrade.is_some() => {
+            parts.scheme = Some(uri::Scheme::HTTP);
+            parts.authority = Some(uri::Authority::from_static("localhost"));
+        }
+        // HTTP/1.0 without Host: h2 leaves it out for what comes from there only.
+        None => *request.version_mut() = http::Version::HTTP_11,
+    }
+    *request.uri_mut() = Uri::from_parts(parts).unwrap_or_default();
     request.headers_mut().clone_from(&head.headers);
     match &head.upgrade {
         Some(protocol) => {

@@ -1,6 +1,8 @@
 //! A zone control plane for tests: it serves what it is told to, signs what it is asked to, and remembers what it hears.
 #![allow(dead_code, unreachable_pub, missing_docs)]
 
+pub mod sidecar;
+
 use std::{
     collections::{BTreeMap, HashMap},
     net::{SocketAddr, TcpListener as StdTcpListener},

@@ -39,8 +39,6 @@ pub struct ParsedRequest {
     pub framing: Framing,
     /// Further requests may come on this connection.
     pub keep_alive: bool,
-    /// The caller waits for a 100 before it sends the body.
-    pub expects_continue: bool,
 }
 
 /// An answer's head, and what it says about its connection.
@@ -149,11 +147,6 @@ pub fn take_request(
         Framing::UntilClose => Framing::None,
         framing => framing,
     };
-    let expects_continue = version == Version::Http11
-        && fields
-            .kept
-            .get(header::EXPECT)
-            .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
     let may_upgrade = fields.options.upgrade
         && version == Version::Http11
         && method == Method::GET
@@ -161,7 +154,6 @@ pub fn take_request(
     Ok(Some(ParsedRequest {
         keep_alive: keeps_alive(version, fields.options),
         framing,
-        expects_continue,
         head: RequestHead {
             method,
             path,

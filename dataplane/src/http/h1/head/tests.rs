@@ -18,7 +18,7 @@ fn a_good_request_is_read_and_what_follows_stays() {
         .unwrap();
     assert_eq!(&buffer[..], b"abcGET");
     assert_eq!(parsed.framing, Framing::Length(3));
-    assert!(parsed.keep_alive && !parsed.expects_continue);
+    assert!(parsed.keep_alive);
     let head = parsed.head;
     assert_eq!(head.method, Method::POST);
     assert_eq!(head.path.as_str(), "/a?b=c");

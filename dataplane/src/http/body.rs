@@ -463,8 +463,9 @@ impl Pump {
                         Poll::Ready(Some(Ok(Part::Data(data)))) => {
                             self.moved += data.len() as u64;
                             self.to.put(data);
-                            if let (Sink::H2(_), Poll::Ready(ahead)) =
-                                (&self.to, self.from.poll_next(cx))
+                            // Only where it helps: what has been looked at is taken from the body.
+                            if matches!(self.to, Sink::H2(_))
+                                && let Poll::Ready(ahead) = self.from.poll_next(cx)
                             {
                                 if ahead.is_none() && self.to.ends_with_what_is_left() {
                                     self.state = State::Flushing;

@@ -106,8 +106,10 @@ async fn serve(stream: TcpStream, seen: &Seen) -> io::Result<()> {
             }
             "/chunked" => {
                 wire.body(&mut head, Framing::None).await?;
-                wire.send("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ntrailer: x-sum\r\n\r\n")
-                    .await?;
+                wire.send(
+                    "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ntrailer: x-sum\r\n\r\n",
+                )
+                .await?;
                 for part in head.body.chunks(3) {
                     let size = format!("{:X}\r\n", part.len());
                     wire.send([size.as_bytes(), part, b"\r\n"].concat()).await?;
@@ -120,24 +122,30 @@ async fn serve(stream: TcpStream, seen: &Seen) -> io::Result<()> {
                 false
             }
             "/http10" => {
-                wire.send("HTTP/1.0 200 OK\r\ncontent-length: 3\r\n\r\nold").await?;
+                wire.send("HTTP/1.0 200 OK\r\ncontent-length: 3\r\n\r\nold")
+                    .await?;
                 false
             }
             "/no-content" => {
-                wire.send("HTTP/1.1 204 No Content\r\nx-a: b\r\n\r\n").await?;
-                true
-            }
-            "/not-modified" => {
-                wire.send("HTTP/1.1 304 Not Modified\r\netag: \"x\"\r\ncontent-length: 100\r\n\r\n")
+                wire.send("HTTP/1.1 204 No Content\r\nx-a: b\r\n\r\n")
                     .await?;
                 true
             }
+            "/not-modified" => {
+                wire.send(
+                    "HTTP/1.1 304 Not Modified\r\netag: \"x\"\r\ncontent-length: 100\r\n\r\n",
+                )
+                .await?;
+                true
+            }
             "/head" => {
-                wire.send("HTTP/1.1 200 OK\r\ncontent-length: 1234\r\nx-a: b\r\n\r\n").await?;
+                wire.send("HTTP/1.1 200 OK\r\ncontent-length: 1234\r\nx-a: b\r\n\r\n")
+                    .await?;
                 true
             }
             "/head-chunked" => {
-                wire.send("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n").await?;
+                wire.send("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
+                    .await?;
                 true
             }
             "/hop-fields" => {
@@ -151,12 +159,16 @@ async fn serve(stream: TcpStream, seen: &Seen) -> io::Result<()> {
                 true
             }
             "/broken" => {
-                wire.send("HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nonly this").await?;
+                wire.send("HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nonly this")
+                    .await?;
                 false
             }
             "/download" => {
                 let length: usize = head.target().split('=').nth(1).unwrap().parse().unwrap();
-                wire.send(format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n")).await?;
+                wire.send(format!(
+                    "HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n"
+                ))
+                .await?;
                 for at in (0..length).step_by(1 << 16) {
                     wire.send(pattern(at, (1 << 16).min(length - at))).await?;
                 }

@@ -97,7 +97,11 @@ async fn run(port: u16, seen: &Seen, steps: &[Step]) -> (Vec<String>, Vec<String
 const GET: &str = "GET /x HTTP/1.1\r\nhost: shop\r\n\r\n";
 
 fn cases() -> Vec<(&'static str, Vec<Step>)> {
-    let get = |path: &str| send(&format!("GET {path} HTTP/1.1\r\nHost: shop\r\nX-A: b\r\n\r\n"));
+    let get = |path: &str| {
+        send(&format!(
+            "GET {path} HTTP/1.1\r\nHost: shop\r\nX-A: b\r\n\r\n"
+        ))
+    };
     let head = |path: &str| send(&format!("HEAD {path} HTTP/1.1\r\nHost: shop\r\n\r\n"));
     let again = || send(GET);
     vec![
@@ -294,7 +298,10 @@ async fn compare(scene: &Scene, seen: &Seen, how: &str) {
             }
         }
         assert_eq!(direct.0, got, "what the caller gets: {name} ({how})");
-        assert_eq!(direct.1, meshed.1, "what the application sees: {name} ({how})");
+        assert_eq!(
+            direct.1, meshed.1,
+            "what the application sees: {name} ({how})"
+        );
     }
 }
 
@@ -312,11 +319,16 @@ async fn http_passes_as_if_there_were_no_proxies_over_http2_between_them() {
     // So many are under way to one endpoint that it is cheaper to share a connection.
     let held = (0..16).map(|_| async {
         let mut wire = Wire::new(scene.connect().await);
-        wire.send("GET /hang HTTP/1.1\r\nHost: shop\r\n\r\n").await.unwrap();
+        wire.send("GET /hang HTTP/1.1\r\nHost: shop\r\n\r\n")
+            .await
+            .unwrap();
         wire
     });
     let held = join_all(held).await;
-    eventually("all of them have come", async || seen.hanging() == held.len()).await;
+    eventually("all of them have come", async || {
+        seen.hanging() == held.len()
+    })
+    .await;
     compare(&scene, &seen, "HTTP/2 between the sidecars").await;
 }
 
@@ -333,7 +345,10 @@ async fn what_is_of_one_hop_stays_there() {
     assert_eq!(answer.field("x-end"), Some("2"));
     assert_eq!(answer.field("x-hop"), None);
     assert_eq!(answer.field("keep-alive"), None);
-    let cookies = answer.fields.iter().filter(|(name, _)| name == "set-cookie");
+    let cookies = answer
+        .fields
+        .iter()
+        .filter(|(name, _)| name == "set-cookie");
     let cookies: Vec<_> = cookies.map(|(_, value)| value.as_str()).collect();
     assert_eq!(cookies, ["a=1", "b=2"]);
     let asked = seen.take().pop().unwrap();
@@ -349,16 +364,22 @@ async fn connect_is_refused_and_counted() {
     let (application, seen) = application().await;
     let scene = scene(Protocol::Http, application).await;
     let mut wire = Wire::new(scene.connect().await);
-    wire.send("CONNECT shop:80 HTTP/1.1\r\nHost: shop:80\r\n\r\nGET / HTTP/1.1\r\nHost: shop\r\n\r\n")
-        .await
-        .unwrap();
+    wire.send(
+        "CONNECT shop:80 HTTP/1.1\r\nHost: shop:80\r\n\r\nGET / HTTP/1.1\r\nHost: shop\r\n\r\n",
+    )
+    .await
+    .unwrap();
     let answer = soon("an answer", wire.answer("CONNECT")).await.unwrap();
     assert_eq!(answer.status(), 405);
     assert!(answer.closes());
     soon("the end", wire.ended()).await.unwrap();
     scene
         .web
-        .counted(&["isthmus_dataplane_requests", "status=\"405\"", "reason=\"bad_request\""])
+        .counted(&[
+            "isthmus_dataplane_requests",
+            "status=\"405\"",
+            "reason=\"bad_request\"",
+        ])
         .await;
     assert!(seen.take().is_empty());
 }
@@ -397,9 +418,11 @@ async fn megabytes_pass_unharmed_both_ways() {
     let scene = scene(Protocol::Http, application).await;
     let up = async {
         let mut wire = Wire::new(scene.connect().await);
-        wire.send(format!("PUT /upload HTTP/1.1\r\nHost: shop\r\nContent-Length: {LENGTH}\r\n\r\n"))
-            .await
-            .unwrap();
+        wire.send(format!(
+            "PUT /upload HTTP/1.1\r\nHost: shop\r\nContent-Length: {LENGTH}\r\n\r\n"
+        ))
+        .await
+        .unwrap();
         let mut so_far = SUM;
         for at in (0..LENGTH).step_by(1 << 20) {
             let part = pattern(at, 1 << 20);
@@ -411,9 +434,11 @@ async fn megabytes_pass_unharmed_both_ways() {
     };
     let down = async {
         let mut wire = Wire::new(scene.connect().await);
-        wire.send(format!("GET /download?length={LENGTH} HTTP/1.1\r\nHost: shop\r\n\r\n"))
-            .await
-            .unwrap();
+        wire.send(format!(
+            "GET /download?length={LENGTH} HTTP/1.1\r\nHost: shop\r\n\r\n"
+        ))
+        .await
+        .unwrap();
         let answer = wire.answer("GET").await.unwrap();
         assert_eq!(answer.body.len(), LENGTH);
         for (at, part) in answer.body.chunks(1 << 20).enumerate() {

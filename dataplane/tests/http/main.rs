@@ -34,11 +34,7 @@ async fn scene(protocol: Protocol, application: u16) -> Scene {
     scene_with(protocol, application, |_| {}).await
 }
 
-async fn scene_with(
-    protocol: Protocol,
-    application: u16,
-    change: impl Fn(&mut Settings),
-) -> Scene {
+async fn scene_with(protocol: Protocol, application: u16, change: impl Fn(&mut Settings)) -> Scene {
     let zone = Zone::start(&[DOMAIN]).await;
     let dir = tempfile::tempdir().unwrap();
     let (outbound_port, inbound_port) = (free_port(), free_port());

@@ -15,7 +15,12 @@ fn frame_of_caller(opcode: u8, payload: &[u8]) -> Vec<u8> {
     let mask = [1, 2, 3, 4];
     let mut frame = vec![0x80 | opcode, 0x80 | u8::try_from(payload.len()).unwrap()];
     frame.extend(mask);
-    frame.extend(payload.iter().enumerate().map(|(n, byte)| byte ^ mask[n % 4]));
+    frame.extend(
+        payload
+            .iter()
+            .enumerate()
+            .map(|(n, byte)| byte ^ mask[n % 4]),
+    );
     frame
 }
 
@@ -73,12 +78,19 @@ async fn server_of_http1() -> u16 {
                 let mut wire = Wire::new(stream);
                 while let Some(head) = wire.head().await? {
                     let is_wanted = head.method() == "GET"
-                        && head.field("upgrade").is_some_and(|u| u.eq_ignore_ascii_case("websocket"))
-                        && head.field("connection").is_some_and(|c| c.eq_ignore_ascii_case("upgrade"))
+                        && head
+                            .field("upgrade")
+                            .is_some_and(|u| u.eq_ignore_ascii_case("websocket"))
+                        && head
+                            .field("connection")
+                            .is_some_and(|c| c.eq_ignore_ascii_case("upgrade"))
                         && head.field("sec-websocket-version") == Some("13")
-                        && head.field("sec-websocket-key").is_some_and(|key| key.len() == 24);
+                        && head
+                            .field("sec-websocket-key")
+                            .is_some_and(|key| key.len() == 24);
                     if !is_wanted || head.target() != "/chat?room=1" {
-                        wire.send("HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n").await?;
+                        wire.send("HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n")
+                            .await?;
                         continue;
                     }
                     // Whichever key the hop before sent: the caller's own answer is looked at there.
@@ -112,7 +124,10 @@ async fn server_of_http2() -> u16 {
         while let Ok((stream, _)) = listener.accept().await {
             tokio::spawn(async move {
                 let mut builder = h2::server::Builder::new();
-                let mut h2 = builder.enable_connect_protocol().handshake::<_, Bytes>(stream).await?;
+                let mut h2 = builder
+                    .enable_connect_protocol()
+                    .handshake::<_, Bytes>(stream)
+                    .await?;
                 while let Some(request) = h2.accept().await {
                     let (request, mut answer) = request?;
                     let protocol = request.extensions().get::<Extended>();
@@ -171,7 +186,12 @@ async fn caller_of_http1(port: u16, ends: Ends) {
     let answer = soon("an answer", wire.answer("GET")).await.unwrap();
     assert_eq!(answer.status(), 101, "{answer:?}");
     assert_eq!(answer.field("upgrade"), Some("websocket"));
-    assert!(answer.field("connection").unwrap().eq_ignore_ascii_case("upgrade"));
+    assert!(
+        answer
+            .field("connection")
+            .unwrap()
+            .eq_ignore_ascii_case("upgrade")
+    );
     assert_eq!(answer.field("sec-websocket-accept"), Some(ACCEPT));
     assert_eq!(answer.field("sec-websocket-protocol"), Some("chat"));
     assert_eq!(answer.field("content-length"), None);
@@ -179,16 +199,23 @@ async fn caller_of_http1(port: u16, ends: Ends) {
     assert!(wire.buffer.is_empty());
     for n in 0..100 {
         let word = format!("word {n}");
-        stream.write_all(&frame_of_caller(TEXT, word.as_bytes())).await.unwrap();
+        stream
+            .write_all(&frame_of_caller(TEXT, word.as_bytes()))
+            .await
+            .unwrap();
         let wanted = frame_of_server(TEXT, word.as_bytes());
         let mut echoed = vec![0; wanted.len()];
-        soon("an echo", stream.read_exact(&mut echoed)).await.unwrap();
+        soon("an echo", stream.read_exact(&mut echoed))
+            .await
+            .unwrap();
         assert_eq!(echoed, wanted);
     }
     let (say, hear) = last_words(ends);
     stream.write_all(&say).await.unwrap();
     let mut heard = Vec::new();
-    soon("the end", stream.read_to_end(&mut heard)).await.unwrap();
+    soon("the end", stream.read_to_end(&mut heard))
+        .await
+        .unwrap();
     assert_eq!(heard, hear);
 }
 
@@ -206,7 +233,9 @@ async fn caller_of_http2(port: u16, ends: Ends) {
     let mut request = Request::new(());
     *request.method_mut() = Method::CONNECT;
     *request.uri_mut() = "http://shop/chat?room=1".parse().unwrap();
-    request.extensions_mut().insert(Extended::from_static("websocket"));
+    request
+        .extensions_mut()
+        .insert(Extended::from_static("websocket"));
     let headers = request.headers_mut();
     headers.insert("sec-websocket-version", "13".parse().unwrap());
     headers.insert("sec-websocket-protocol", "chat".parse().unwrap());
@@ -221,7 +250,8 @@ async fn caller_of_http2(port: u16, ends: Ends) {
     let mut heard = Vec::new();
     for n in 0..100 {
         let word = format!("word {n}");
-        out.send_data(frame_of_caller(TEXT, word.as_bytes()).into(), false).unwrap();
+        out.send_data(frame_of_caller(TEXT, word.as_bytes()).into(), false)
+            .unwrap();
         let wanted = frame_of_server(TEXT, word.as_bytes());
         while heard.len() < wanted.len() {
             let data = soon("an echo", body.data()).await.unwrap().unwrap();
@@ -245,7 +275,14 @@ async fn websocket_passes_over_http1_all_the_way() {
     let scene = scene(Protocol::Http, server_of_http1().await).await;
     caller_of_http1(scene.outbound, Ends::Caller).await;
     caller_of_http1(scene.outbound, Ends::Server).await;
-    scene.web.counted(&["isthmus_dataplane_requests", "status=\"101\"", "reason=\"\""]).await;
+    scene
+        .web
+        .counted(&[
+            "isthmus_dataplane_requests",
+            "status=\"101\"",
+            "reason=\"\"",
+        ])
+        .await;
 }
 
 #[tokio::test]

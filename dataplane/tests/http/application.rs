@@ -180,6 +180,17 @@ async fn serve(stream: TcpStream, seen: &Seen) -> io::Result<()> {
                 head.body = found.clone().into_bytes();
                 answer(&mut wire, &head, found.as_bytes()).await?
             }
+            // Fields of a size, so many of them.
+            path if path.starts_with("/fields/") => {
+                let mut numbers = path.split('/').skip(2).map(|n| n.parse::<usize>().unwrap());
+                let (size, count) = (numbers.next().unwrap(), numbers.next().unwrap());
+                let mut text = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n".to_owned();
+                for n in 0..count {
+                    text.push_str(&format!("x-large-{n}: {}\r\n", "v".repeat(size)));
+                }
+                wire.send(text + "\r\n").await?;
+                true
+            }
             _ => {
                 wire.body(&mut head, Framing::None).await?;
                 echo(&mut wire, &head).await?

@@ -2,7 +2,13 @@
 //! that each byte is theirs to say and to look at.
 
 mod application;
+mod closing;
 mod differential;
+mod floods;
+mod h2spec;
+mod large;
+mod mesh;
+mod smuggling;
 #[path = "../support/mod.rs"]
 mod support;
 mod websocket;

@@ -20,7 +20,9 @@ impl Dice {
             x ^= x >> 7;
             x ^ x << 17
         };
-        let before = self.0.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |x| Some(step(x)));
+        let before = self
+            .0
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |x| Some(step(x)));
         step(before.unwrap()) % sides
     }
 }
@@ -42,8 +44,11 @@ async fn fickle(dice: Dice) -> u16 {
                     }
                     is_first = false;
                     let body = format!("{} {}", asked.target(), asked.text());
-                    wire.send(format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len()))
-                        .await?;
+                    wire.send(format!(
+                        "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}",
+                        body.len()
+                    ))
+                    .await?;
                     let pause = match dice.roll(4) {
                         0 => 0,
                         1 => dice.roll(200),
@@ -78,9 +83,25 @@ async fn a_server_that_closes_idle_connections_costs_nobody_a_request() {
                 let path = format!("/{caller}/{n}");
                 // A body that is sent on while it comes can not be sent twice, one that has come with the head can.
                 let (method, text, body) = match n % 4 {
-                    0 => ("POST", format!("POST {path} HTTP/1.1\r\nHost: shop\r\nContent-Length: 4\r\n\r\nbody"), "body"),
-                    1 => ("PUT", format!("PUT {path} HTTP/1.1\r\nHost: shop\r\nContent-Length: 4\r\n\r\nbody"), "body"),
-                    _ => ("GET", format!("GET {path} HTTP/1.1\r\nHost: shop\r\n\r\n"), ""),
+                    0 => (
+                        "POST",
+                        format!(
+                            "POST {path} HTTP/1.1\r\nHost: shop\r\nContent-Length: 4\r\n\r\nbody"
+                        ),
+                        "body",
+                    ),
+                    1 => (
+                        "PUT",
+                        format!(
+                            "PUT {path} HTTP/1.1\r\nHost: shop\r\nContent-Length: 4\r\n\r\nbody"
+                        ),
+                        "body",
+                    ),
+                    _ => (
+                        "GET",
+                        format!("GET {path} HTTP/1.1\r\nHost: shop\r\n\r\n"),
+                        "",
+                    ),
                 };
                 wire.send(text).await.unwrap();
                 let answer = soon("an answer", wire.answer(method)).await.unwrap();
@@ -92,5 +113,10 @@ async fn a_server_that_closes_idle_connections_costs_nobody_a_request() {
         }
     });
     let failed = futures::future::join_all(callers).await.concat();
-    assert!(failed.is_empty(), "{} of {count}: {:#?}", failed.len(), &failed[..failed.len().min(3)]);
+    assert!(
+        failed.is_empty(),
+        "{} of {count}: {:#?}",
+        failed.len(),
+        &failed[..failed.len().min(3)]
+    );
 }

@@ -39,8 +39,12 @@ async fn rude(port: u16) -> TcpStream {
 async fn others_are_served(scene: &Scene) {
     for _ in 0..16 {
         let mut wire = Wire::new(scene.connect().await);
-        wire.send("GET /other HTTP/1.1\r\nHost: shop\r\n\r\n").await.unwrap();
-        let answer = soon("an answer for others", wire.answer("GET")).await.unwrap();
+        wire.send("GET /other HTTP/1.1\r\nHost: shop\r\n\r\n")
+            .await
+            .unwrap();
+        let answer = soon("an answer for others", wire.answer("GET"))
+            .await
+            .unwrap();
         assert_eq!(answer.status(), 200);
     }
 }
@@ -91,7 +95,10 @@ async fn rapid_resets_end_their_connection_and_nobody_elses() {
     });
     let (error, ()) = tokio::join!(flood, others_are_served(&scene));
     assert!(matches!(error, None | Some(ENHANCE_YOUR_CALM)), "{error:?}");
-    scene.web.counted(&["isthmus_dataplane_requests", "reason=\"bad_request\""]).await;
+    scene
+        .web
+        .counted(&["isthmus_dataplane_requests", "reason=\"bad_request\""])
+        .await;
     others_are_served(&scene).await;
 }
 
@@ -147,7 +154,9 @@ async fn a_caller_may_have_many_requests_under_way_and_more_of_them_wait() {
         let mut sender = sender.clone();
         async move {
             sender = sender.ready().await.unwrap();
-            let request = http::Request::get(format!("http://shop/{n}")).body(()).unwrap();
+            let request = http::Request::get(format!("http://shop/{n}"))
+                .body(())
+                .unwrap();
             let answer = sender.send_request(request, true).unwrap().0;
             answer.await.unwrap().status().as_u16()
         }
@@ -174,14 +183,26 @@ async fn a_head_that_does_not_come_is_answered_with_408() {
     soon("the end", wire.ended()).await.unwrap();
     scene
         .web
-        .counted(&["isthmus_dataplane_requests", "status=\"408\"", "reason=\"headers_timeout\""])
+        .counted(&[
+            "isthmus_dataplane_requests",
+            "status=\"408\"",
+            "reason=\"headers_timeout\"",
+        ])
         .await;
     // An idle connection is no slow head.
     let mut wire = Wire::new(scene.connect().await);
     for _ in 0..2 {
         tokio::time::sleep(Duration::from_millis(400)).await;
-        wire.send("GET /x HTTP/1.1\r\nHost: shop\r\n\r\n").await.unwrap();
-        assert_eq!(soon("an answer", wire.answer("GET")).await.unwrap().status(), 200);
+        wire.send("GET /x HTTP/1.1\r\nHost: shop\r\n\r\n")
+            .await
+            .unwrap();
+        assert_eq!(
+            soon("an answer", wire.answer("GET"))
+                .await
+                .unwrap()
+                .status(),
+            200
+        );
     }
     assert_eq!(seen.len(), 2);
 }

@@ -39,7 +39,10 @@ async fn run(port: u16) -> Option<Vec<String>> {
     let junit = std::fs::read_to_string(report.path()).unwrap();
     let cases = junit.matches("<testcase ").count();
     assert!(cases > 130, "only {cases} cases were run:\n{text}");
-    let failed = junit.split("<testcase ").skip(1).filter(|case| case.contains("<failure"));
+    let failed = junit
+        .split("<testcase ")
+        .skip(1)
+        .filter(|case| case.contains("<failure"));
     Some(
         failed
             .map(|case| {

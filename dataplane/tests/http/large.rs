@@ -14,17 +14,45 @@ struct Size {
 }
 
 const PASS: [Size; 5] = [
-    Size { field: 8 << 10, fields: 1, target: 1 },
-    Size { field: 60 << 10, fields: 1, target: 1 },
-    Size { field: 100 << 10, fields: 1, target: 1 },
-    Size { field: 20, fields: 200, target: 1 },
-    Size { field: 1, fields: 1, target: 16 << 10 },
+    Size {
+        field: 8 << 10,
+        fields: 1,
+        target: 1,
+    },
+    Size {
+        field: 60 << 10,
+        fields: 1,
+        target: 1,
+    },
+    Size {
+        field: 100 << 10,
+        fields: 1,
+        target: 1,
+    },
+    Size {
+        field: 20,
+        fields: 200,
+        target: 1,
+    },
+    Size {
+        field: 1,
+        fields: 1,
+        target: 16 << 10,
+    },
 ];
-const TOO_LARGE: Size = Size { field: 200 << 10, fields: 1, target: 1 };
+const TOO_LARGE: Size = Size {
+    field: 200 << 10,
+    fields: 1,
+    target: 1,
+};
 
 impl Size {
     fn path(self, what: &str) -> String {
-        let Self { field, fields, target } = self;
+        let Self {
+            field,
+            fields,
+            target,
+        } = self;
         format!("/{what}/{field}/{fields}/{}", "t".repeat(target))
     }
 
@@ -44,7 +72,10 @@ async fn over_http1(port: u16, path: &str, size: Option<Size>) -> Answered {
     }
     let _ = wire.send(text + "\r\n").await;
     let answer = soon("an answer", wire.answer("GET")).await.unwrap();
-    let large = answer.fields.iter().filter(|(name, _)| name.starts_with("x-large"));
+    let large = answer
+        .fields
+        .iter()
+        .filter(|(name, _)| name.starts_with("x-large"));
     let bytes = large.map(|(_, value)| value.len()).sum();
     let reason = answer.field("x-isthmus-reason").map(str::to_owned);
     (answer.status(), reason, bytes)
@@ -60,9 +91,14 @@ async fn over_http2(port: u16, path: &str, size: Option<Size>) -> Answered {
     for (name, value) in size.into_iter().flat_map(Size::fields) {
         request = request.header(name, value);
     }
-    let (answer, _) = sender.send_request(request.body(()).unwrap(), true).unwrap();
+    let (answer, _) = sender
+        .send_request(request.body(()).unwrap(), true)
+        .unwrap();
     let answer = soon("an answer", answer).await.unwrap();
-    let large = answer.headers().iter().filter(|(name, _)| name.as_str().starts_with("x-large"));
+    let large = answer
+        .headers()
+        .iter()
+        .filter(|(name, _)| name.as_str().starts_with("x-large"));
     let bytes = large.map(|(_, value)| value.len()).sum();
     let reason = answer.headers().get("x-isthmus-reason");
     let reason = reason.map(|reason| reason.to_str().unwrap().to_owned());
@@ -86,7 +122,10 @@ async fn large_heads_pass_and_larger_ones_are_refused_with_a_reason() {
         }
         eventually("both have been seen", async || seen.len() == 2).await;
         for asked in seen.take() {
-            let large = asked.fields.iter().filter(|(name, _)| name.starts_with("x-large"));
+            let large = asked
+                .fields
+                .iter()
+                .filter(|(name, _)| name.starts_with("x-large"));
             assert_eq!(large.map(|(_, value)| value.len()).sum::<usize>(), bytes);
             assert_eq!(asked.target(), size.path("ask"));
         }
@@ -99,7 +138,10 @@ async fn large_heads_pass_and_larger_ones_are_refused_with_a_reason() {
     }
     let (status, reason, _) = over_http1(port, "/ask", Some(TOO_LARGE)).await;
     assert_eq!((status, reason.as_deref()), (431, Some("bad_request")));
-    scene.web.counted(&["isthmus_dataplane_requests", "status=\"431\""]).await;
+    scene
+        .web
+        .counted(&["isthmus_dataplane_requests", "status=\"431\""])
+        .await;
     // h2 itself answers what is larger than its settings say.
     let (status, _, _) = over_http2(port, "/ask", Some(TOO_LARGE)).await;
     assert_eq!(status, 431);
@@ -109,6 +151,20 @@ async fn large_heads_pass_and_larger_ones_are_refused_with_a_reason() {
     ] {
         assert_eq!(answered, (502, Some("bad_answer".to_owned()), 0));
     }
-    scene.store.counted(&["isthmus_dataplane_requests", "status=\"502\"", "reason=\"bad_answer\""]).await;
-    scene.web.counted(&["isthmus_dataplane_requests", "status=\"502\"", "reason=\"bad_answer\""]).await;
+    scene
+        .store
+        .counted(&[
+            "isthmus_dataplane_requests",
+            "status=\"502\"",
+            "reason=\"bad_answer\"",
+        ])
+        .await;
+    scene
+        .web
+        .counted(&[
+            "isthmus_dataplane_requests",
+            "status=\"502\"",
+            "reason=\"bad_answer\"",
+        ])
+        .await;
 }

@@ -55,7 +55,11 @@ impl Scene {
     /// Connections to `store`'s inbound in the name of `web`.
     pub(crate) fn peer(&self) -> Peer {
         let world = self.zone.world.lock().unwrap();
-        let (leaf, key) = leaf(&world.cas[DOMAIN], &identity("web"), time::Duration::hours(1));
+        let (leaf, key) = leaf(
+            &world.cas[DOMAIN],
+            &identity("web"),
+            time::Duration::hours(1),
+        );
         let mut config = ClientConfig::builder()
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(Anybody))

@@ -57,8 +57,14 @@ fn heads() -> Vec<(String, u16)> {
         ("Transfer-Encoding: xchunked\r\n", 501),
         ("Transfer-Encoding: \"chunked\"\r\n", 501),
         ("Transfer-Encoding:\x0bchunked\r\n", 400),
-        ("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n", 501),
-        ("Transfer-Encoding: chunked\r\nTransfer-encoding: cow\r\n", 501),
+        (
+            "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
+            501,
+        ),
+        (
+            "Transfer-Encoding: chunked\r\nTransfer-encoding: cow\r\n",
+            501,
+        ),
         ("Transfer-Encoding : chunked\r\n", 400),
         ("Transfer-Encoding\r\n : chunked\r\n", 400),
         ("X: a\0b\r\n", 400),
@@ -100,9 +106,18 @@ fn heads() -> Vec<(String, u16)> {
             "POST / HTTP/1.0\r\nHost: shop\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n".into(),
             400,
         ),
-        whole("CONNECT shop:80 HTTP/1.1\r\nHost: shop:80\r\n\r\n".into(), 405),
-        whole(format!("GET /{} HTTP/1.1\r\nHost: shop\r\n\r\n", "a".repeat(70_000)), 414),
-        whole(format!("GET / HTTP/1.1\r\nHost: shop\r\nX: {long}\r\n\r\n"), 431),
+        whole(
+            "CONNECT shop:80 HTTP/1.1\r\nHost: shop:80\r\n\r\n".into(),
+            405,
+        ),
+        whole(
+            format!("GET /{} HTTP/1.1\r\nHost: shop\r\n\r\n", "a".repeat(70_000)),
+            414,
+        ),
+        whole(
+            format!("GET / HTTP/1.1\r\nHost: shop\r\nX: {long}\r\n\r\n"),
+            431,
+        ),
         whole(format!("GET / HTTP/1.1\r\nHost: shop\r\n{many}\r\n"), 431),
     ]);
     cases
@@ -135,7 +150,10 @@ fn bodies() -> Vec<String> {
         &long,
     ];
     let head = "POST / HTTP/1.1\r\nHost: shop\r\nTransfer-Encoding: chunked\r\n\r\n";
-    chunks.iter().map(|chunks| format!("{head}{chunks}{smuggled}")).collect()
+    chunks
+        .iter()
+        .map(|chunks| format!("{head}{chunks}{smuggled}"))
+        .collect()
 }
 
 /// What is answered, and that nothing more is.
@@ -145,12 +163,19 @@ async fn refused(mut wire: Wire<impl AsyncRead + AsyncWrite + Unpin>, request: &
     let _ = wire.send(request).await;
     let answer = soon("an answer", wire.answer("POST")).await;
     let answer = answer.unwrap_or_else(|error| panic!("{shown:?}: {error}"));
-    assert_eq!(answer.field("x-isthmus-reason"), Some("bad_request"), "{shown:?}");
+    assert_eq!(
+        answer.field("x-isthmus-reason"),
+        Some("bad_request"),
+        "{shown:?}"
+    );
     assert!(answer.closes(), "{shown:?}");
     let ended = soon("the end", wire.ended()).await;
     // Where the caller still had something to say, the end may be a reset, but no second answer.
     assert!(
-        ended.as_ref().is_ok() || ended.as_ref().is_err_and(|e| e.kind() != std::io::ErrorKind::InvalidData),
+        ended.as_ref().is_ok()
+            || ended
+                .as_ref()
+                .is_err_and(|e| e.kind() != std::io::ErrorKind::InvalidData),
         "{shown:?}: {ended:?}"
     );
     answer.status()
@@ -162,7 +187,9 @@ async fn bad_requests(proxy: &Proxy) -> u64 {
     let lines = metrics.lines().filter(|line| {
         line.starts_with("isthmus_dataplane_requests") && line.contains("reason=\"bad_request\"")
     });
-    lines.map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum()
+    lines
+        .map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap())
+        .sum()
 }
 
 #[tokio::test]
@@ -179,7 +206,10 @@ async fn what_could_smuggle_a_request_is_refused_and_counted_on_its_way_out() {
         assert_eq!(found, 400, "{:?}", &request[..request.len().min(200)]);
     }
     let all = heads().len() + bodies().len();
-    eventually("all are counted", async || bad_requests(&scene.web).await == all as u64).await;
+    eventually("all are counted", async || {
+        bad_requests(&scene.web).await == all as u64
+    })
+    .await;
     assert_nothing_passed(&seen);
 }
 
@@ -197,13 +227,19 @@ async fn what_could_smuggle_a_request_is_refused_and_counted_on_its_way_in() {
         assert_eq!(found, 400, "{:?}", &request[..request.len().min(200)]);
     }
     let all = heads().len() + bodies().len();
-    eventually("all are counted", async || bad_requests(&scene.store).await == all as u64).await;
+    eventually("all are counted", async || {
+        bad_requests(&scene.store).await == all as u64
+    })
+    .await;
     assert_nothing_passed(&seen);
 }
 
 /// A body that turns out to be malformed may have had a head and a beginning, but neither an end nor a successor.
 fn assert_nothing_passed(seen: &Mutex<Vec<u8>>) {
     let seen = String::from_utf8_lossy(&seen.lock().unwrap()).into_owned();
-    assert!(!seen.contains("smuggled") && !seen.contains("0\r\n\r\n"), "{seen:?}");
+    assert!(
+        !seen.contains("smuggled") && !seen.contains("0\r\n\r\n"),
+        "{seen:?}"
+    );
     assert!(!seen.contains("GET"), "{seen:?}");
 }

@@ -88,7 +88,7 @@ async fn serve(stream: TcpStream, seen: &Seen) -> io::Result<()> {
                 // Which may never come.
                 wire.body(&mut head, Framing::None).await.is_ok()
             }
-            "/hang" => {
+            path if path.starts_with("/hang") => {
                 seen.1.fetch_add(1, Ordering::SeqCst);
                 wire.head().await?;
                 return Ok(());

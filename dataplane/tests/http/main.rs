@@ -8,6 +8,7 @@ mod floods;
 mod h2spec;
 mod large;
 mod mesh;
+mod routes;
 mod smuggling;
 #[path = "../support/mod.rs"]
 mod support;

@@ -5,6 +5,7 @@ mod application;
 mod closing;
 mod differential;
 mod floods;
+mod grpc;
 mod h2spec;
 mod large;
 mod mesh;

@@ -18,7 +18,9 @@ fn rule(path: Path, filters: Vec<Filter>, backends: &[(&str, u32)]) -> HttpRule 
             ..HttpMatch::default()
         }),
         filters: filters
-            .map(|filter| HttpFilter { filter: Some(filter) })
+            .map(|filter| HttpFilter {
+                filter: Some(filter),
+            })
             .collect(),
         backends: backends
             .iter()
@@ -59,7 +61,9 @@ async fn routed(rules: Vec<HttpRule>) -> Routed {
         let mut service = http_service(name, Protocol::Http);
         service.zones[0].identities = vec![identity("store")];
         if name == "store" {
-            service.http_routes = Some(wire::HttpRoutes { rules: rules.clone() });
+            service.http_routes = Some(wire::HttpRoutes {
+                rules: rules.clone(),
+            });
         }
         services.push(seal_service(service));
         if listen == 0 {
@@ -82,7 +86,14 @@ async fn routed(rules: Vec<HttpRule>) -> Routed {
             world.endpoints.insert(there.key.clone(), there);
         });
     }
-    scene.put(&scene.store, "store-1", 1, vec![proxy("store", inbounds, vec![])]).await;
+    scene
+        .put(
+            &scene.store,
+            "store-1",
+            1,
+            vec![proxy("store", inbounds, vec![])],
+        )
+        .await;
     let web = proxy("web", vec![], vec![outbound("store", scene.outbound)]);
     let store_service = services.remove(0);
     services.splice(0..0, [store_service, web]);
@@ -91,7 +102,12 @@ async fn routed(rules: Vec<HttpRule>) -> Routed {
     scene.has_endpoints("green").await;
     let green = seen.pop().unwrap();
     let blue = seen.pop().unwrap();
-    Routed { scene, store, blue, green }
+    Routed {
+        scene,
+        store,
+        blue,
+        green,
+    }
 }
 
 impl Routed {
@@ -102,7 +118,8 @@ impl Routed {
     }
 
     async fn get(&self, path: &str) -> Message {
-        self.ask(&format!("GET {path} HTTP/1.1\r\nHost: shop:8080")).await
+        self.ask(&format!("GET {path} HTTP/1.1\r\nHost: shop:8080"))
+            .await
     }
 
     /// How many requests each has seen since.
@@ -148,7 +165,11 @@ async fn requests_go_where_the_first_rule_that_matches_sends_them() {
         with_header,
         rule(prefix("/p"), vec![], &[("store", 1)]),
         rule(Path::Regex("/r[0-9]+".into()), vec![], &[("blue", 1)]),
-        rule(prefix("/weighted"), vec![], &[("blue", 3), ("green", 1), ("store", 0)]),
+        rule(
+            prefix("/weighted"),
+            vec![],
+            &[("blue", 3), ("green", 1), ("store", 0)],
+        ),
         rule(prefix("/missing"), vec![], &[("blue", 1), ("missing", 1)]),
         rule(prefix("/nowhere"), vec![], &[("nowhere", 1)]),
         rule(prefix("/none"), vec![], &[]),
@@ -161,7 +182,9 @@ async fn requests_go_where_the_first_rule_that_matches_sends_them() {
         ("/p/x?q=1", "\r\nX-A: c", [1, 0, 0]),
         ("/r17", "", [0, 1, 0]),
     ] {
-        let answer = routed.ask(&format!("GET {path} HTTP/1.1\r\nHost: shop{fields}")).await;
+        let answer = routed
+            .ask(&format!("GET {path} HTTP/1.1\r\nHost: shop{fields}"))
+            .await;
         assert_eq!(answer.status(), 200, "{path}");
         eventually(&format!("{path} has come"), async || {
             routed.store.len() + routed.blue.len() + routed.green.len() == 1
@@ -179,8 +202,15 @@ async fn requests_go_where_the_first_rule_that_matches_sends_them() {
         let answer = routed.get(path).await;
         assert_eq!(answer.status(), status, "{path}");
         assert_eq!(answer.field("x-isthmus-reason"), Some(reason), "{path}");
-        let (status, reason) = (format!("status=\"{status}\""), format!("reason=\"{reason}\""));
-        routed.scene.web.counted(&["isthmus_dataplane_requests", &status, &reason]).await;
+        let (status, reason) = (
+            format!("status=\"{status}\""),
+            format!("reason=\"{reason}\""),
+        );
+        routed
+            .scene
+            .web
+            .counted(&["isthmus_dataplane_requests", &status, &reason])
+            .await;
     }
     assert_eq!(routed.seen(), [0, 0, 0]);
     let mut statuses = Vec::new();
@@ -189,15 +219,29 @@ async fn requests_go_where_the_first_rule_that_matches_sends_them() {
     }
     statuses.sort_unstable();
     assert_eq!(statuses, [200, 200, 200, 200, 500, 500, 500, 500]);
-    eventually("a missing backend keeps its share", async || routed.blue.len() == 4).await;
+    eventually("a missing backend keeps its share", async || {
+        routed.blue.len() == 4
+    })
+    .await;
     routed.seen();
     // One connection stays with one worker, which counts exactly.
     let mut wire = Wire::new(routed.scene.connect().await);
     for _ in 0..16 {
-        wire.send("GET /weighted HTTP/1.1\r\nHost: shop\r\n\r\n").await.unwrap();
-        assert_eq!(soon("an answer", wire.answer("GET")).await.unwrap().status(), 200);
+        wire.send("GET /weighted HTTP/1.1\r\nHost: shop\r\n\r\n")
+            .await
+            .unwrap();
+        assert_eq!(
+            soon("an answer", wire.answer("GET"))
+                .await
+                .unwrap()
+                .status(),
+            200
+        );
     }
-    eventually("all have come", async || routed.blue.len() + routed.green.len() == 16).await;
+    eventually("all have come", async || {
+        routed.blue.len() + routed.green.len() == 16
+    })
+    .await;
     assert_eq!(routed.seen(), [0, 12, 4]);
 }
 
@@ -219,24 +263,51 @@ async fn filters_change_what_they_say_and_nothing_else() {
         per_million: 1_000_000,
     };
     let routed = routed(vec![
-        rule(prefix("/asked"), vec![Filter::RequestHeaders(modifier())], &[("blue", 1)]),
-        rule(prefix("/hop-fields"), vec![Filter::ResponseHeaders(modifier())], &[("blue", 1)]),
-        rule(prefix("/old"), vec![Filter::UrlRewrite(rewrite)], &[("blue", 1)]),
+        rule(
+            prefix("/asked"),
+            vec![Filter::RequestHeaders(modifier())],
+            &[("blue", 1)],
+        ),
+        rule(
+            prefix("/hop-fields"),
+            vec![Filter::ResponseHeaders(modifier())],
+            &[("blue", 1)],
+        ),
+        rule(
+            prefix("/old"),
+            vec![Filter::UrlRewrite(rewrite)],
+            &[("blue", 1)],
+        ),
         rule(prefix("/moved"), vec![Filter::Redirect(redirect)], &[]),
-        rule(prefix("/copied"), vec![Filter::Mirror(mirror)], &[("blue", 1)]),
+        rule(
+            prefix("/copied"),
+            vec![Filter::Mirror(mirror)],
+            &[("blue", 1)],
+        ),
     ])
     .await;
     let fields = "X-Gone: 1\r\nX-Set: no\r\nX-Add: 1\r\nX-Stay: 1";
-    routed.ask(&format!("GET /asked HTTP/1.1\r\nHost: shop\r\n{fields}")).await;
+    routed
+        .ask(&format!("GET /asked HTTP/1.1\r\nHost: shop\r\n{fields}"))
+        .await;
     eventually("it has come", async || routed.blue.len() == 1).await;
     let asked = routed.blue.take().pop().unwrap();
     let adds = asked.fields.iter().filter(|(name, _)| name == "x-add");
-    assert_eq!(adds.map(|(_, value)| value.as_str()).collect::<Vec<_>>(), ["1", "added"]);
+    assert_eq!(
+        adds.map(|(_, value)| value.as_str()).collect::<Vec<_>>(),
+        ["1", "added"]
+    );
     assert_eq!(asked.field("x-set"), Some("set"));
-    assert_eq!((asked.field("x-gone"), asked.field("x-stay")), (None, Some("1")));
+    assert_eq!(
+        (asked.field("x-gone"), asked.field("x-stay")),
+        (None, Some("1"))
+    );
 
     let answer = routed.get("/hop-fields").await;
-    assert_eq!((answer.field("x-set"), answer.field("x-end")), (Some("set"), Some("2")));
+    assert_eq!(
+        (answer.field("x-set"), answer.field("x-end")),
+        (Some("set"), Some("2"))
+    );
     assert!(answer.fields.iter().all(|(name, _)| name != "set-cookie"));
     eventually("it has come", async || routed.blue.len() == 1).await;
     routed.blue.take();
@@ -244,19 +315,33 @@ async fn filters_change_what_they_say_and_nothing_else() {
     routed.get("/old/a?b=c").await;
     eventually("it has come", async || routed.blue.len() == 1).await;
     let asked = routed.blue.take().pop().unwrap();
-    assert_eq!((asked.target(), asked.field("host")), ("/new/a?b=c", Some("inside")));
+    assert_eq!(
+        (asked.target(), asked.field("host")),
+        ("/new/a?b=c", Some("inside"))
+    );
 
     let answer = routed.get("/moved/a?b=c").await;
     assert_eq!(answer.status(), 301);
     assert_eq!(answer.field("location"), Some("https://shop/moved/a?b=c"));
 
     let mut wire = Wire::new(routed.scene.connect().await);
-    wire.send("POST /copied HTTP/1.1\r\nHost: shop\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nbody\r\n")
-        .await
-        .unwrap();
+    wire.send(
+        "POST /copied HTTP/1.1\r\nHost: shop\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nbody\r\n",
+    )
+    .await
+    .unwrap();
     wire.send("0\r\n\r\n").await.unwrap();
-    assert_eq!(soon("an answer", wire.answer("POST")).await.unwrap().status(), 200);
-    eventually("both have it", async || routed.blue.len() == 1 && routed.green.len() == 1).await;
+    assert_eq!(
+        soon("an answer", wire.answer("POST"))
+            .await
+            .unwrap()
+            .status(),
+        200
+    );
+    eventually("both have it", async || {
+        routed.blue.len() == 1 && routed.green.len() == 1
+    })
+    .await;
     let [first, copy] = [&routed.blue, &routed.green].map(|seen| seen.take().pop().unwrap());
     assert_eq!((first.target(), first.text()), (copy.target(), copy.text()));
     assert_eq!(copy.text(), "body");
@@ -271,9 +356,28 @@ async fn each_time_out_says_which_it_was() {
     };
     let of = wire::HttpTimeouts::default();
     let routed = routed(vec![
-        limited("/hang/1", wire::HttpTimeouts { request_ms: 200, request_origin: "MeshTimeout/fast to[0]".into(), ..of.clone() }),
-        limited("/hang/2", wire::HttpTimeouts { stream_idle_ms: 200, ..of.clone() }),
-        limited("/hang/3", wire::HttpTimeouts { max_stream_ms: 200, ..of }),
+        limited(
+            "/hang/1",
+            wire::HttpTimeouts {
+                request_ms: 200,
+                request_origin: "MeshTimeout/fast to[0]".into(),
+                ..of.clone()
+            },
+        ),
+        limited(
+            "/hang/2",
+            wire::HttpTimeouts {
+                stream_idle_ms: 200,
+                ..of.clone()
+            },
+        ),
+        limited(
+            "/hang/3",
+            wire::HttpTimeouts {
+                max_stream_ms: 200,
+                ..of
+            },
+        ),
     ])
     .await;
     for (path, reason) in [
@@ -285,11 +389,20 @@ async fn each_time_out_says_which_it_was() {
         assert_eq!(answer.status(), 504, "{path}");
         assert_eq!(answer.field("x-isthmus-reason"), Some(reason), "{path}");
         let reason = format!("reason=\"{reason}\"");
-        let words = ["isthmus_dataplane_requests", "status=\"504\"", "said_by=\"policy\"", &reason];
+        let words = [
+            "isthmus_dataplane_requests",
+            "status=\"504\"",
+            "said_by=\"policy\"",
+            &reason,
+        ];
         routed.scene.web.counted(&words).await;
     }
     // The application's side learns that nobody waits any more.
-    routed.scene.store.counted(&["isthmus_dataplane_requests", "reason=\"client_gone\""]).await;
+    routed
+        .scene
+        .store
+        .counted(&["isthmus_dataplane_requests", "reason=\"client_gone\""])
+        .await;
 }
 
 #[tokio::test]
@@ -298,7 +411,9 @@ async fn a_withdrawn_permission_refuses_the_next_request_of_an_open_connection()
     let scene = scene(Protocol::Http, application).await;
     let mut wire = Wire::new(scene.connect().await);
     let mut ask = async || {
-        wire.send("GET /x HTTP/1.1\r\nHost: shop\r\n\r\n").await.unwrap();
+        wire.send("GET /x HTTP/1.1\r\nHost: shop\r\n\r\n")
+            .await
+            .unwrap();
         soon("an answer", wire.answer("GET")).await.unwrap()
     };
     assert_eq!(ask().await.status(), 200);
@@ -311,7 +426,12 @@ async fn a_withdrawn_permission_refuses_the_next_request_of_an_open_connection()
     assert_eq!(answer.status(), 403);
     assert_eq!(answer.field("x-isthmus-reason"), Some("permission_denied"));
     assert_eq!(seen.len(), 1);
-    let words = ["isthmus_dataplane_requests", "status=\"403\"", "said_by=\"policy\"", "reason=\"permission_denied\""];
+    let words = [
+        "isthmus_dataplane_requests",
+        "status=\"403\"",
+        "said_by=\"policy\"",
+        "reason=\"permission_denied\"",
+    ];
     scene.store.counted(&words).await;
     permit(allow_any()).await;
     assert_eq!(ask().await.status(), 200);

@@ -93,7 +93,9 @@ pub fn route(
         let text = "the route names no backend with a weight".to_owned();
         return failed(StatusCode::INTERNAL_SERVER_ERROR, Reason::NoBackend, text);
     };
-    let Some(reached) = snapshot.services.get(&**backend) else {
+    // A document without zones says that the service does not exist.
+    let reached = snapshot.services.get(&**backend);
+    let Some(reached) = reached.filter(|reached| !reached.service.zones.is_empty()) else {
         let text = format!("the route sends this request to {backend}, which does not exist");
         return failed(StatusCode::INTERNAL_SERVER_ERROR, Reason::NoBackend, text);
     };
@@ -125,7 +127,7 @@ fn without_rules(
         None => called.clone(),
         Some(route) => {
             let backend = route.next().and_then(|next| snapshot.services.get(&**next));
-            match backend {
+            match backend.filter(|backend| !backend.service.zones.is_empty()) {
                 Some(backend) => backend.clone(),
                 None => {
                     let text = "the route sends this request to a service that does not exist";

@@ -594,7 +594,6 @@ impl Clock {
     }
 
     /// The timer that [`Self::poll`] is given.
-    #[must_use]
     pub fn sleep(&self) -> Sleep {
         tokio::time::sleep_until(self.nearest())
     }

@@ -274,7 +274,7 @@ fn take_head(buffer: &mut BytesMut, limits: &HttpLimits) -> Result<Option<Bytes>
 fn could_be_http(start: &[u8]) -> bool {
     let line = start.iter().take_while(|byte| **byte != b'\r').take(16);
     line.into_iter()
-        .all(|byte| (0x20..0x7f).contains(byte) || *byte >= 0x80)
+        .all(|byte| matches!(byte, b'\t' | 0x20..=0x7e | 0x80..))
 }
 
 fn read<T>(parsed: Result<httparse::Status<T>, httparse::Error>) -> Result<(), BadHead> {

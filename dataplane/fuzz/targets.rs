@@ -31,7 +31,10 @@ pub fn request_head(input: &[u8]) {
     let Ok(Some(parsed)) = whole else { return };
     assert!(buffer.len() < input.len());
     let says_length = parsed.head.headers.contains_key("content-length");
-    assert!(!says_length || parsed.framing != Framing::Chunked, "both a length and chunks");
+    assert!(
+        !says_length || parsed.framing != Framing::Chunked,
+        "both a length and chunks"
+    );
     let mut head = parsed.head;
     // Who sends it on speaks HTTP/1.1, and upgrades where it wants to.
     head.upgrade = None;

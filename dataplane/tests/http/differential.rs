@@ -39,7 +39,8 @@ const NOT_COMPARED: [&str; 6] = [
 fn describe(message: &Message) -> String {
     let mut fields = message.fields.clone();
     fields.retain(|(name, value)| {
-        !NOT_COMPARED.contains(&name.as_str()) && !(name == "host" && value.is_empty())
+        let is_empty_host = name == "host" && value.is_empty();
+        !is_empty_host && !NOT_COMPARED.contains(&name.as_str())
     });
     // Fields of one name have an order, those of different names have none.
     fields.sort_by(|a, b| a.0.cmp(&b.0));

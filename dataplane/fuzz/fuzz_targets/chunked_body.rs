@@ -1,3 +1,4 @@
+//! `chunked_body` of `targets.rs` under libFuzzer.
 #![no_main]
 #[path = "../targets.rs"]
 #[allow(dead_code)]

@@ -1,3 +1,4 @@
+//! `request_head` of `targets.rs` under libFuzzer.
 #![no_main]
 #[path = "../targets.rs"]
 #[allow(dead_code)]

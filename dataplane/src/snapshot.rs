@@ -32,6 +32,8 @@ pub struct Snapshot {
     pub trust: Option<Arc<Trust>>,
     /// The proxy's own certificate.
     pub identity: Option<Arc<Identity>>,
+    /// Counts snapshots, so that what was looked at in one need not be looked at again.
+    pub generation: u64,
 }
 
 /// What a listener is for.
@@ -94,6 +96,8 @@ pub struct Parts {
     pub identity: Option<Arc<Identity>>,
     /// By key.
     pub endpoints: HashMap<String, EndpointSet>,
+    /// Of the last snapshot.
+    pub generation: u64,
 }
 
 impl Parts {
@@ -153,6 +157,10 @@ impl Parts {
             services,
             trust: self.trust.clone(),
             identity: self.identity.clone(),
+            generation: {
+                self.generation += 1;
+                self.generation
+            },
         }
     }
 

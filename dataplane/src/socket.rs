@@ -34,6 +34,8 @@ use crate::{
 const READ_BYTES: usize = 16 * 1024;
 /// One read once bulk is seen.
 const READ_BYTES_BULK: usize = 64 * 1024;
+/// What an idle socket may keep of its buffer for the next head.
+const RESTING_BYTES_MAX: usize = 2048;
 /// A peer that was sent more than this and has not answered may have filled its receive window and be reading slowly:
 /// it is no longer judged by how long it takes to acknowledge, but by the worker, which looks whether it does at all.
 const IMPATIENT_BYTES_MAX: usize = 48 * 1024;
@@ -389,7 +391,8 @@ impl Socket {
 
     /// Frees buffers that are worth keeping only while there is something to do.
     pub fn rest(&mut self) {
-        if self.corked.is_empty() {
+        // What holds a head is worth less than making it anew for each request.
+        if self.corked.is_empty() && self.corked.capacity() > RESTING_BYTES_MAX {
             self.corked = Vec::new();
         }
     }

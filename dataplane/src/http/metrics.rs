@@ -93,6 +93,8 @@ pub type SharedSeries = Arc<Mutex<RequestSeries>>;
 #[derive(Default)]
 pub struct RequestCounters {
     known: HashMap<RequestLabels, (Arc<AtomicU64>, Arc<Durations>)>,
+    /// The series of the last request: most often the next one's, too.
+    last: Option<(RequestLabels, Arc<AtomicU64>, Arc<Durations>)>,
     pairs: HashMap<Pair, Arc<Durations>>,
     shared: SharedSeries,
 }
@@ -110,7 +112,13 @@ impl RequestCounters {
     /// Counts one request.
     pub fn count(&mut self, labels: RequestLabels, duration: Duration, trace: Option<&str>) {
         let failed = labels.reason != Reason::None || labels.status == 0 || labels.status >= 500;
-        let (count, durations) = self.series(labels);
+        if self.last.as_ref().is_none_or(|(last, ..)| *last != labels) {
+            let (count, durations) = self.series(labels.clone()).clone();
+            self.last = Some((labels, count, durations));
+        }
+        let Some((_, count, durations)) = &self.last else {
+            return; // It was set above.
+        };
         count.fetch_add(1, Ordering::Relaxed);
         durations.requests.fetch_add(1, Ordering::Relaxed);
         if failed {

@@ -79,6 +79,8 @@ pub struct Made {
     pub identity: Option<Arc<Identity>>,
     /// When it takes no further requests, as a policy says.
     pub ends_at: Option<Instant>,
+    /// The last snapshot by which it was good.
+    pub good_by: Cell<u64>,
 }
 
 impl Made {
@@ -91,6 +93,17 @@ impl Made {
         {
             return false;
         }
+        if self.good_by.get() == snapshot.generation {
+            return true;
+        }
+        let is_good = self.is_good(snapshot, key);
+        if is_good {
+            self.good_by.set(snapshot.generation);
+        }
+        is_good
+    }
+
+    fn is_good(&self, snapshot: &Snapshot, key: &HopKey) -> bool {
         let (Some(peer), HopKey::Endpoint { document, zone, .. }) = (&self.peer, key) else {
             return true;
         };
@@ -111,7 +124,7 @@ impl Made {
 /// All connections of one worker.
 #[derive(Default)]
 pub struct Pool {
-    hops: RefCell<HashMap<HopKey, Hop>>,
+    hops: RefCell<HashMap<HopKey, Hop, foldhash::fast::RandomState>>,
 }
 
 /// Connections to one place.
@@ -276,7 +289,12 @@ impl Pool {
     #[must_use]
     pub fn share(worker: &Rc<Worker>, key: &HopKey, snapshot: &Snapshot) -> Shared {
         let mut hops = worker.pool.hops.borrow_mut();
-        let hop = hops.entry(key.clone()).or_default();
+        if !hops.contains_key(key) {
+            hops.insert(key.clone(), Hop::default());
+        }
+        let Some(hop) = hops.get_mut(key) else {
+            unreachable!("it was put in above");
+        };
         if let Some(shared) = &hop.shared {
             if !shared.closed.get() && !shared.retired.get() && shared.made.holds(snapshot, key) {
                 shared.streams.set(shared.streams.get() + 1);

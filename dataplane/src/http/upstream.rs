@@ -1,6 +1,7 @@
 //! The next hop of a request: a connection to it, the request on it, and the head of its answer.
 
 use std::{
+    cell::Cell,
     future::poll_fn,
     net::SocketAddr,
     pin::Pin,
@@ -118,6 +119,7 @@ impl Next {
                         peer: None,
                         identity: None,
                         ends_at: ends_at(timeouts),
+                        good_by: Cell::new(snapshot.generation),
                     };
                     let mut socket = Socket::plain(stream, Vec::new());
                     socket.watched_by(worker);
@@ -146,6 +148,7 @@ impl Next {
                             peer: Some(Rc::new(established.peer.clone())),
                             identity: snapshot.identity.clone(),
                             ends_at: ends_at(&route.service.timeouts),
+                            good_by: Cell::new(snapshot.generation),
                         };
                         let mut socket = Socket::tls(stream, established);
                         socket.watched_by(worker);

@@ -498,8 +498,12 @@ fn announced_idle(value: &[u8]) -> Option<u64> {
     })
 }
 
+/// Room for a usual head with a small body, so that it is written into one allocation.
+const HEAD_BYTES: usize = 1536;
+
 /// Writes the head of a request.
 pub fn write_request(out: &mut Vec<u8>, head: &RequestHead, framing: Framing) {
+    out.reserve(HEAD_BYTES);
     out.extend_from_slice(head.method.as_str().as_bytes());
     out.push(b' ');
     out.extend_from_slice(head.path.as_str().as_bytes());
@@ -532,6 +536,7 @@ pub fn write_response(
     version: Version,
     keep_alive: bool,
 ) {
+    out.reserve(HEAD_BYTES);
     out.extend_from_slice(b"HTTP/1.1 ");
     out.extend_from_slice(head.status.as_str().as_bytes());
     out.push(b' ');

@@ -20,7 +20,7 @@ use super::Zone;
 
 pub const DOMAIN: &str = "pay.east.mesh.local";
 /// Long enough for anything that must happen soon, on a loaded machine.
-pub const SOON: Duration = Duration::from_secs(20);
+pub const SOON: Duration = Duration::from_secs(60);
 
 /// A proxy that runs on a thread of its own.
 pub struct Proxy {

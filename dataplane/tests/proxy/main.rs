@@ -1,6 +1,8 @@
 //! Whole proxies, each as it runs in its process, with a zone control plane that the test plays.
 
 mod descriptors;
+mod life;
+mod load;
 mod permissive;
 mod program;
 mod route;

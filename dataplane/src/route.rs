@@ -2,7 +2,7 @@
 //! service's connections.
 //!
 //! A backend that is not there keeps its share, and its connections fail: traffic never goes anywhere that no route
-//! says (FIELD d11). Routes of HTTP requests come with the HTTP engine.
+//! says (FIELD d11). Requests of HTTP have routes of their own ([`http::route`](crate::http::route)).
 
 use std::sync::Arc;
 

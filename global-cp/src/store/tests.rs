@@ -106,9 +106,12 @@ impl StoreBuilder<TypeConfig, LogStore, Machine, TempDir> for Builder {
 
 #[test]
 fn openrafts_own_suite_passes_with_every_engine() {
-    for engines in ALL {
-        Suite::test_all(Builder(engines)).unwrap();
-    }
+    // Most of the time is spent waiting for the disk.
+    std::thread::scope(|scope| {
+        for engines in ALL {
+            scope.spawn(move || Suite::test_all(Builder(engines)).unwrap());
+        }
+    });
 }
 
 /// What log and state machine rely on, whichever engine they stand on.

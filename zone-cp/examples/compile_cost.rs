@@ -142,6 +142,7 @@ fn record(resource: &Resource) -> ResourceRecord {
         json: resource.to_json(),
         revision: 1,
         modified_ms: 1,
+        created_revision: 1,
     }
 }
 

@@ -63,6 +63,7 @@ impl Reporter {
                 json: json.clone(),
                 revision: 0,
                 modified_ms: 0,
+                created_revision: 0,
             })
             .collect();
         let gone = known.keys().filter(|key| !self.wanted.contains_key(*key));

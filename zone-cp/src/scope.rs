@@ -28,6 +28,8 @@ pub struct Record {
     pub revision: u64,
     /// Unix milliseconds of its last change, by global's clock. 0: not known.
     pub modified_ms: u64,
+    /// Revision at which it was created. 0: not known.
+    pub created_revision: u64,
     /// Its text, as global encoded it.
     pub json: Arc<[u8]>,
     /// The resource, or why it cannot be read.
@@ -43,6 +45,8 @@ pub struct StoredRecord {
     pub revision: u64,
     /// See [`Record::modified_ms`].
     pub modified_ms: u64,
+    /// See [`Record::created_revision`].
+    pub created_revision: u64,
     /// See [`Record::json`].
     pub json: Vec<u8>,
 }
@@ -93,6 +97,7 @@ impl Scope {
                     &stored.key,
                     stored.revision,
                     stored.modified_ms,
+                    stored.created_revision,
                     stored.json,
                 );
                 (stored.key, record)
@@ -237,7 +242,10 @@ impl Scope {
         }
         for (key, record) in step.put {
             match self.records.get_mut(&key) {
-                Some(known) if *known.json == *record.json => {
+                Some(known)
+                    if *known.json == *record.json
+                        && known.created_revision == record.created_revision =>
+                {
                     known.revision = record.revision;
                     known.modified_ms = record.modified_ms;
                 }
@@ -247,6 +255,7 @@ impl Scope {
                         &key,
                         record.revision,
                         record.modified_ms,
+                        record.created_revision,
                         record.json,
                     );
                     self.records.insert(key.clone(), read);
@@ -258,7 +267,14 @@ impl Scope {
     }
 }
 
-fn read(mesh: &str, key: &Key, revision: u64, modified_ms: u64, json: Vec<u8>) -> Record {
+fn read(
+    mesh: &str,
+    key: &Key,
+    revision: u64,
+    modified_ms: u64,
+    created_revision: u64,
+    json: Vec<u8>,
+) -> Record {
     let resource = match Resource::from_json(&json) {
         Err(violations) => Err(violations.to_string().into()),
         // Whatever a message says, a scope never holds another mesh's resource (invariant 8).
@@ -268,11 +284,15 @@ fn read(mesh: &str, key: &Key, revision: u64, modified_ms: u64, json: Vec<u8>) -
         Ok(resource) if Key::from(resource.key()) != *key => {
             Err(format!("its text is that of {}", resource.key()).into())
         }
-        Ok(resource) => Ok(Arc::new(resource)),
+        Ok(mut resource) => {
+            resource.meta.created_revision = created_revision;
+            Ok(Arc::new(resource))
+        }
     };
     Record {
         revision,
         modified_ms,
+        created_revision,
         json: json.into(),
         resource,
     }

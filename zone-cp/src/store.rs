@@ -116,6 +116,11 @@ impl Store {
             history_id: scope.history_id().to_owned(),
             cursor,
             modified_ms: scope.records().values().map(|r| r.modified_ms).collect(),
+            created: scope
+                .records()
+                .values()
+                .map(|r| r.created_revision)
+                .collect(),
         };
         // Cheap: the texts are shared.
         let records = scope.records().clone();
@@ -191,6 +196,9 @@ struct ScopeHeader {
     /// by, and a file of theirs does not say.
     #[serde(default)]
     modified_ms: Vec<u64>,
+    /// At which revision each was created, in the same way.
+    #[serde(default)]
+    created: Vec<u64>,
 }
 
 /// One line of JSON that says what the file is, then one line a resource: key, revision, text.
@@ -223,6 +231,7 @@ fn decode_scope(content: &[u8], wanted_mesh: &str) -> Option<Scope> {
             key,
             revision,
             modified_ms: header.modified_ms.get(records.len()).copied().unwrap_or(0),
+            created_revision: header.created.get(records.len()).copied().unwrap_or(0),
             json: fields.next()?.to_vec(),
         });
     }
@@ -468,6 +477,7 @@ mod tests {
                 json: resource.to_json(),
                 revision: 3,
                 modified_ms: 100 + at as u64,
+                created_revision: 7 + at as u64,
             }
         });
         scope.take(Changes {
@@ -489,6 +499,7 @@ mod tests {
             history_id: scope.history_id().into(),
             cursor: scope.cursor().unwrap(),
             modified_ms,
+            created: Vec::new(),
         }
     }
 
@@ -503,6 +514,18 @@ mod tests {
         let read = decode_scope(&content, "pay").unwrap();
         assert_eq!(ages(&read), [100, 101]);
         assert_eq!(read.cursor(), Some(5));
+        let created = scope.records().values().map(|r| r.created_revision);
+        let kept = ScopeHeader {
+            created: created.collect(),
+            ..header(&scope, vec![])
+        };
+        let read = decode_scope(&encode_scope(&kept, scope.records()), "pay").unwrap();
+        let created: Vec<u64> = read
+            .records()
+            .values()
+            .map(|r| r.created_revision)
+            .collect();
+        assert_eq!(created, [7, 8]);
 
         let content = encode_scope(&header(&scope, vec![]), scope.records());
         let text = String::from_utf8(content).unwrap();

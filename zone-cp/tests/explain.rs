@@ -60,6 +60,7 @@ fn record(resource: &Resource) -> ResourceRecord {
         json: resource.to_json(),
         revision: 7,
         modified_ms: 5_000,
+        created_revision: 0,
     }
 }
 

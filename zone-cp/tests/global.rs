@@ -103,6 +103,7 @@ async fn what_cannot_be_read_is_a_status_of_its_own_and_stops_nothing() {
         json: json.as_bytes().to_vec(),
         revision: 6,
         modified_ms: 0,
+        created_revision: 0,
     };
     let good = allow("p", "{kind: Mesh}", WEB);
     let changes = Changes {

@@ -78,11 +78,13 @@ impl Case {
             if name.ends_with(".yaml") {
                 let resources = mesh_model::parse(&text, &name)
                     .unwrap_or_else(|v| panic!("{}: {v}", case.name));
-                case.resources
-                    .extend(resources.into_iter().map(|mut resource| {
-                        resource.meta.zone = owner.to_owned();
-                        Arc::new(resource)
-                    }));
+                // The first of a file is the oldest.
+                let resources = resources.into_iter().zip(1..);
+                case.resources.extend(resources.map(|(mut resource, age)| {
+                    resource.meta.zone = owner.to_owned();
+                    resource.meta.created_revision = age;
+                    Arc::new(resource)
+                }));
             } else if name == "unreadable.json" {
                 for line in text.lines().filter(|line| !line.is_empty()) {
                     let value: serde_json::Value = serde_json::from_str(line).unwrap();

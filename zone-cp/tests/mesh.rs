@@ -474,6 +474,7 @@ fn record(resource: &Resource) -> ResourceRecord {
         json: resource.to_json(),
         revision: 0,
         modified_ms: 0,
+        created_revision: 0,
     }
 }
 

@@ -136,6 +136,7 @@ fn changes_of(zone: &KnownZone, changes: &[FutureChange]) -> Option<PlanChanges>
                 json: stored.json.clone(),
                 revision: stored.modified_revision,
                 modified_ms: stored.modified_ms,
+                created_revision: stored.created_revision,
             }),
             _ if was.is_some() => told.delete.push(change.key.clone()),
             _ => {}

@@ -360,6 +360,7 @@ mod tests {
                     json: vec![],
                     revision: 0,
                     modified_ms: 0,
+                    created_revision: 0,
                 })
                 .collect(),
             delete: delete.iter().map(key).collect(),

@@ -242,6 +242,7 @@ mod tests {
             json: vec![b'x'; bytes],
             revision,
             modified_ms: 0,
+            created_revision: 0,
         }
     }
 

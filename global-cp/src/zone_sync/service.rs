@@ -505,6 +505,7 @@ fn record(stored: Stored) -> ResourceRecord {
         json: stored.json,
         revision: stored.modified_revision,
         modified_ms: stored.modified_ms,
+        created_revision: stored.created_revision,
     }
 }
 

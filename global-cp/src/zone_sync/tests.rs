@@ -414,7 +414,7 @@ async fn a_zone_may_report_only_what_is_its_own() {
             r#"{{"mesh":"{mesh}","name":"{name}","spec":{{"ports":[{{"appProtocol":"tcp","port":80}}]}},"type":"MeshService","zone":"{zone}"}}"#
         )
         .into_bytes(),
-        revision: 0, modified_ms: 0, }
+        revision: 0, modified_ms: 0, created_revision: 0, }
     };
     let ingress = Resource::new(
         Meta::new("", "in").in_zone("east"),
@@ -446,12 +446,14 @@ async fn a_zone_may_report_only_what_is_its_own() {
             json: b"{".to_vec(),
             revision: 0,
             modified_ms: 0,
+            created_revision: 0,
         },
         ResourceRecord {
             key: Some(ResourceKey::in_zone("Secret", "pay", "east", "s")),
             json: b"{}".to_vec(),
             revision: 0,
             modified_ms: 0,
+            created_revision: 0,
         },
     ];
     let report = ZoneReport {
@@ -539,6 +541,7 @@ fn record(resource: &Resource) -> ResourceRecord {
         json: resource.to_json(),
         revision: 0,
         modified_ms: 0,
+        created_revision: 0,
     }
 }
 
@@ -559,7 +562,7 @@ async fn the_others_hear_of_a_zones_services_and_of_its_end() {
     let web = ResourceRecord {
         key: Some(key.clone()),
         json: br#"{"mesh":"pay","name":"web","spec":{"ports":[{"appProtocol":"tcp","port":80}]},"type":"MeshService","zone":"east"}"#.to_vec(),
-        revision: 0, modified_ms: 0, };
+        revision: 0, modified_ms: 0, created_revision: 0, };
     east.report(ZoneReport {
         epoch: 1,
         sequence: 1,

@@ -25,6 +25,8 @@ pub struct Meta {
     pub name: String,
     /// Labels.
     pub labels: BTreeMap<String, String>,
+    /// The revision at which it was created, where that is known. 0: not known. It is no part of what people write.
+    pub created_revision: u64,
 }
 
 impl Meta {

@@ -53,8 +53,13 @@ pub(super) fn compile(called: Called<'_>) -> Option<Routes> {
     let merged = called
         .policies
         .outgoing(&MeshHTTPRoute::DESCRIPTOR, called.destination);
-    // How old a policy is is not known here: names decide.
-    let ordered = routes::in_order(&merged, |_| 0);
+    let policies = &called.view.policies;
+    let age = |key: &_| {
+        policies
+            .get(key)
+            .map_or(0, |policy| policy.meta.created_revision)
+    };
+    let ordered = routes::in_order(&merged, age);
     if ordered.is_empty() {
         return None;
     }

@@ -541,6 +541,7 @@ pub fn record(resource: &Resource, revision: u64) -> ResourceRecord {
         json: resource.to_json(),
         revision,
         modified_ms: 0,
+        created_revision: 0,
     }
 }
 

@@ -48,6 +48,7 @@ pub(super) fn take(
         },
         name,
         labels: take_labels(object, origin, report),
+        created_revision: 0,
     };
     if !kind.spec_field && object.remove("spec").is_some() {
         let message = format!("{} has its fields beside `name`, without `spec`", kind.name);

@@ -405,7 +405,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let engine = Arc::new(Redb::open(&dir.path().join("db"), SMALL).unwrap());
         engine.write((0..4000).map(put).collect(), true).unwrap();
-        let (sender, written) = mpsc::channel();
+        let (sender, written) = mpsc::sync_channel(1);
         let mut writing = None;
         engine
             .scan(&[], None, &mut |_, _| {

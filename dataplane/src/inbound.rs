@@ -292,16 +292,29 @@ pub fn still_allowed<'s>(
     name: &str,
     peer: &VerifiedPeer,
 ) -> Result<Decision<'s>, Reason> {
-    if !still_trusted(snapshot, peer) {
-        return Err(Reason::TrustWithdrawn);
-    }
     let inbound = snapshot.targets.values().find_map(|target| match target {
         Target::Inbound(route) if *route.inbound.name == *name => Some(&route.inbound),
         _ => None,
     });
     match inbound {
-        Some(inbound) => Ok(inbound.permissions.decide(&peer.id)),
-        None => Err(Reason::PermissionWithdrawn),
+        Some(inbound) => judge(snapshot, inbound, peer),
+        None if still_trusted(snapshot, peer) => Err(Reason::PermissionWithdrawn),
+        None => Err(Reason::TrustWithdrawn),
+    }
+}
+
+/// What `inbound` says about a verified caller.
+///
+/// # Errors
+/// Where nobody vouches for the caller any more.
+pub fn judge<'i>(
+    snapshot: &Snapshot,
+    inbound: &'i Inbound,
+    peer: &VerifiedPeer,
+) -> Result<Decision<'i>, Reason> {
+    match still_trusted(snapshot, peer) {
+        true => Ok(inbound.permissions.decide(&peer.id)),
+        false => Err(Reason::TrustWithdrawn),
     }
 }
 

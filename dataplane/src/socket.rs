@@ -489,7 +489,8 @@ impl Socket {
 
     fn tell_watch(&mut self) {
         let Some(watch) = &self.watch else { return };
-        if before_watch(self.unanswered) && watch.watched.waiting.get().is_none() {
+        let is_judged_by_kernel = self.unanswered <= IMPATIENT_BYTES_MAX;
+        if is_judged_by_kernel && watch.watched.waiting.get().is_none() {
             return;
         }
         let (now_ms, watched) = (watch.worker.now_ms(), watch.watched.clone());
@@ -538,11 +539,6 @@ impl Socket {
     pub fn reset_on_close(&self) {
         let _ = SockRef::from(&self.stream).set_linger(Some(Duration::ZERO));
     }
-}
-
-/// True where the kernel judges the peer.
-fn before_watch(unanswered: usize) -> bool {
-    unanswered <= IMPATIENT_BYTES_MAX
 }
 
 fn poll_read(

@@ -75,20 +75,12 @@ pub async fn reach_service(
     };
     let attempt = async |endpoint: &Endpoint| call(route, endpoint).await;
     let reached = reach(worker, route, own_zone, trying, attempt).await;
-    let ((stream, established), chosen) = reached?;
+    let ((stream, established), outstanding) = reached?;
     Ok(Reached {
         stream,
         established,
-        outstanding: chosen.outstanding,
+        outstanding,
     })
-}
-
-/// The endpoint that was reached.
-pub struct Chosen {
-    /// Its place in the set.
-    pub index: usize,
-    /// Counts what goes to it.
-    pub outstanding: Outstanding,
 }
 
 /// Tries endpoints of `route` until `attempt` succeeds with one. `trying` is told of each.
@@ -101,7 +93,7 @@ pub async fn reach<T>(
     own_zone: &ZoneName,
     trying: impl Fn(&Endpoint),
     attempt: impl AsyncFn(&Endpoint) -> Result<T, Failed>,
-) -> Result<(T, Chosen), End> {
+) -> Result<(T, Outstanding), End> {
     let endpoints = route.endpoints.load();
     // Fail closed: an endpoint in a zone the document does not know has no identities to check against.
     let left_out = indices(&endpoints, |e| !route.zones.contains_key(&e.zone));
@@ -177,7 +169,6 @@ pub async fn reach_endpoint(
     let attempt = async |endpoint: &Endpoint| connect(endpoint).await;
     attempt_each(worker, &attempts, foreign, trying, attempt)
         .await
-        .map(|(stream, chosen)| (stream, chosen.outstanding))
         .map_err(|failed| none_reached(worker, &route.endpoints, endpoints.is_empty(), failed))
 }
 
@@ -203,7 +194,7 @@ async fn attempt_each<T>(
     mut tried: Vec<usize>,
     trying: impl Fn(&Endpoint),
     attempt: impl AsyncFn(&Endpoint) -> Result<T, Failed>,
-) -> Result<(T, Chosen), Option<Failed>> {
+) -> Result<(T, Outstanding), Option<Failed>> {
     let begun = Instant::now();
     let timeouts = attempts.timeouts;
     let mut now = begun;
@@ -229,7 +220,7 @@ async fn attempt_each<T>(
         let failed = match timeout(limit, attempt(endpoint)).await {
             Ok(Ok(reached)) => {
                 endpoint.health.succeeded();
-                return Ok((reached, Chosen { index, outstanding }));
+                return Ok((reached, outstanding));
             }
             Ok(Err(failed)) => failed,
             Err(_) => Failed {

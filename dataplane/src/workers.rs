@@ -220,8 +220,6 @@ pub struct Worker {
     watched: RefCell<Vec<Weak<Watched>>>,
     /// What comes from outside takes no further requests.
     pub draining: Cell<bool>,
-    /// Requests that have not ended.
-    pub requests_under_way: Cell<usize>,
     counters: RefCell<Counters>,
     requests: RefCell<RequestCounters>,
     turns: RefCell<HashMap<Arc<str>, u64>>,
@@ -246,7 +244,6 @@ impl Worker {
             pool: Pool::default(),
             watched: RefCell::default(),
             draining: Cell::default(),
-            requests_under_way: Cell::default(),
             random: Cell::new(mesh_runtime::backoff::random() | 1),
             started: Instant::now(),
             now_ms: Cell::new(0),

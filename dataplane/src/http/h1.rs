@@ -13,7 +13,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use bytes::{Buf as _, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Method};
 
 use self::{
@@ -471,14 +471,6 @@ impl H1 {
     pub fn break_off(&mut self) {
         self.reading = Reading::Broken;
         self.socket.reset_on_close();
-    }
-
-    /// The socket, and what has been read from it and not been used.
-    #[must_use]
-    pub fn into_parts(self) -> (Socket, Bytes) {
-        let mut buffer = self.buffer;
-        let rest = buffer.copy_to_bytes(buffer.len());
-        (self.socket, rest)
     }
 }
 

@@ -317,14 +317,6 @@ impl Pool {
         })
     }
 
-    /// True where there is a connection of HTTP/2 to `key` already.
-    #[must_use]
-    pub fn has_shared(&self, key: &HopKey) -> bool {
-        let hops = self.hops.borrow();
-        let shared = hops.get(key).and_then(|hop| hop.shared.as_ref());
-        shared.is_some_and(|shared| !shared.closed.get() && !shared.retired.get())
-    }
-
     /// Lets go of what has been idle for too long, or has been closed by its peer. Called by the worker's sweep.
     pub fn sweep(&self, worker: &Worker) {
         let now = worker.now_ms();
@@ -346,31 +338,10 @@ impl Pool {
         });
     }
 
-    /// Connections that are kept (idle and shared), for whoever looks.
-    #[must_use]
-    pub fn len(&self) -> (usize, usize) {
-        let hops = self.hops.borrow();
-        let idle = hops.values().map(|hop| hop.idle.len()).sum();
-        (
-            idle,
-            hops.values().filter(|hop| hop.shared.is_some()).count(),
-        )
-    }
-
     /// True where nothing is kept.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.hops.borrow().is_empty()
-    }
-
-    /// The oldest idle connection's age in milliseconds, for tests and the admin socket.
-    #[must_use]
-    pub fn oldest_ms(&self, now_ms: u64) -> u64 {
-        let hops = self.hops.borrow();
-        let ages = hops.values().flat_map(|hop| &hop.idle);
-        ages.map(|idle| now_ms.saturating_sub(idle.since_ms))
-            .max()
-            .unwrap_or(0)
     }
 }
 

@@ -130,9 +130,6 @@ impl RequestRecord {
                 id
             }
         };
-        worker
-            .requests_under_way
-            .set(worker.requests_under_way.get() + 1);
         Self {
             worker: worker.clone(),
             connection: connection.clone(),
@@ -234,9 +231,6 @@ fn request_id(worker: &Worker) -> Option<HeaderValue> {
 impl Drop for RequestRecord {
     fn drop(&mut self) {
         let worker = self.worker.clone();
-        worker
-            .requests_under_way
-            .set(worker.requests_under_way.get() - 1);
         if !self.ended && self.reason == Reason::None {
             // Dropped without a word: whoever asked has gone with its connection, or the worker ends.
             let reason = self.connection.close.get().unwrap_or(Reason::ClientGone);

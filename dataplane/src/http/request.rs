@@ -34,10 +34,9 @@ use super::{
     upstream::{Answered, Arrived, Needs, Next, NoAnswer, Sent, UsedHop, send},
 };
 use crate::{
-    config::{HttpTimeouts, Timeout},
+    config::{HttpTimeouts, Outstanding, Timeout},
     record::{Connection, End, Limit, Reason},
     snapshot::Snapshot,
-    upstream::Chosen,
     workers::Worker,
 };
 
@@ -148,7 +147,7 @@ enum Failure {
 struct Asked {
     answered: Answered,
     upload: Pump,
-    chosen: Option<Chosen>,
+    outstanding: Option<Outstanding>,
 }
 
 /// Sends the request and waits for the head of its answer. Sends it again, on another connection, where the first was closed
@@ -209,7 +208,7 @@ async fn ask(
                         return Ok(Asked {
                             answered,
                             upload: sent.upload,
-                            chosen: leased.chosen,
+                            outstanding: leased.outstanding,
                         });
                     }
                     Err(Cut::NoAnswer(mut failed)) => {
@@ -259,13 +258,7 @@ async fn until<T>(
         if let Poll::Ready(done) = future.as_mut().poll(cx) {
             return Poll::Ready(Ok(done));
         }
-        if let Poll::Ready((reason, timeout)) = clock.poll(cx, sleep.as_mut(), 0) {
-            return Poll::Ready(Err(Cut::Time(reason, timeout)));
-        }
-        match reply.poll_gone(cx) {
-            Poll::Ready(error) => Poll::Ready(Err(Cut::CallerGone(error.to_string()))),
-            Poll::Pending => Poll::Pending,
-        }
+        poll_cut(cx, clock, sleep.as_mut(), 0, reply).map(Err)
     })
     .await
 }
@@ -293,13 +286,29 @@ fn poll_answer(
             Poll::Pending => break,
         }
     }
-    if let Poll::Ready((reason, timeout)) = clock.poll(cx, sleep, sent.upload.moved) {
-        return Poll::Ready(Err(Cut::Time(reason, timeout)));
+    poll_cut(cx, clock, sleep, sent.upload.moved, reply).map(Err)
+}
+
+/// Ready once a limit is over, or nobody waits for the answer any more.
+fn poll_cut(
+    cx: &mut Context<'_>,
+    clock: &mut Clock,
+    sleep: Pin<&mut Sleep>,
+    moved: u64,
+    reply: &mut Reply,
+) -> Poll<Cut> {
+    if let Poll::Ready((reason, timeout)) = clock.poll(cx, sleep, moved) {
+        return Poll::Ready(Cut::Time(reason, timeout));
     }
-    match reply.poll_gone(cx) {
-        Poll::Ready(error) => Poll::Ready(Err(Cut::CallerGone(error.to_string()))),
-        Poll::Pending => Poll::Pending,
-    }
+    reply
+        .poll_gone(cx)
+        .map(|error| Cut::CallerGone(error.to_string()))
+}
+
+/// Which limit was over, and whose it is, for the record.
+fn over(reason: Reason, timeout: &Timeout) -> String {
+    let limit = timeout.limit.unwrap_or_default();
+    format!("{reason} {}", Limit(limit, &timeout.origin))
 }
 
 fn unreached(record: &mut RequestRecord, end: End) -> Failure {
@@ -332,8 +341,7 @@ fn cut_short(record: &mut RequestRecord, cut: Cut) -> Failure {
                 record.destination,
                 Limit(limit, "")
             );
-            let detail = format!("{reason} {}", Limit(limit, &timeout.origin));
-            record.fail(SaidBy::Policy, reason, detail);
+            record.fail(SaidBy::Policy, reason, over(reason, &timeout));
             Failure::Answer(Box::new(Answer::new(
                 StatusCode::GATEWAY_TIMEOUT,
                 reason,
@@ -371,7 +379,7 @@ async fn answer(
     let Asked {
         answered,
         mut upload,
-        chosen: _under_way,
+        outstanding: _under_way,
     } = asked;
     let Answered {
         mut head,
@@ -474,11 +482,7 @@ impl Broken {
             Self::Up(PumpError::To(error)) | Self::Down(PumpError::From(error)) => {
                 (SaidBy::Upstream, Reason::Truncated, error.to_string())
             }
-            Self::Time(reason, timeout) => {
-                let limit = timeout.limit.unwrap_or_default();
-                let detail = format!("{reason} {}", Limit(limit, &timeout.origin));
-                (SaidBy::Policy, reason, detail)
-            }
+            Self::Time(reason, timeout) => (SaidBy::Policy, reason, over(reason, &timeout)),
         }
     }
 }

@@ -16,7 +16,7 @@ use crate::{
     config::{HttpRule, HttpTimeouts},
     inbound,
     permission::Decision,
-    record::{Direction, Reason},
+    record::Reason,
     snapshot::{ServiceRoute, Snapshot, Target},
     tls::verify::{VerifiedPeer, denied},
     workers::Worker,
@@ -140,15 +140,6 @@ impl Side {
         };
         found.unwrap_or_else(|| Arc::new(HttpTimeouts::built_in()))
     }
-
-    /// Which way requests go.
-    #[must_use]
-    pub fn direction(&self) -> Direction {
-        match self {
-            Self::Inbound(_) => Direction::Inbound,
-            Self::Outbound(_) => Direction::Outbound,
-        }
-    }
 }
 
 impl InboundSide {
@@ -226,17 +217,17 @@ impl InboundSide {
         let Some(peer) = &self.peer else {
             return Ok(verdict);
         };
-        if !inbound::still_trusted(snapshot, peer) {
-            let detail = format!("nobody vouches for {} any more", peer.id);
-            return Err((Reason::TrustWithdrawn, None, detail));
-        }
-        match inbound.permissions.decide(&peer.id) {
-            Decision::Allowed { by } => verdict.policy = Some(by.into()),
-            Decision::ShadowDenied { by } => {
+        match inbound::judge(snapshot, inbound, peer) {
+            Err(reason) => {
+                let detail = format!("nobody vouches for {} any more", peer.id);
+                return Err((reason, None, detail));
+            }
+            Ok(Decision::Allowed { by }) => verdict.policy = Some(by.into()),
+            Ok(Decision::ShadowDenied { by }) => {
                 verdict.policy = Some(by.into());
                 verdict.shadow = true;
             }
-            Decision::Denied { by } => {
+            Ok(Decision::Denied { by }) => {
                 let detail = denied(&peer.id, by).to_string();
                 return Err((Reason::PermissionDenied, by.map(Into::into), detail));
             }

@@ -13,7 +13,7 @@ use std::{
 
 use futures::Future as _;
 use h2::{Reason as H2Reason, RecvStream, client::ResponseFuture};
-use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header, uri};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, header, uri};
 use mesh_proto::names::ZoneName;
 
 use super::{
@@ -25,13 +25,13 @@ use super::{
     reply::is_bodiless,
 };
 use crate::{
-    config::{Protocol, Timeouts},
+    config::{Outstanding, Protocol, Timeouts},
     inbound, listener,
     record::{End, Reason},
     snapshot::{ServiceRoute, Snapshot},
     socket::Socket,
     tls::verify::VerifiedPeer,
-    upstream::{self, Chosen, Failed},
+    upstream::{self, Failed},
     workers::Worker,
 };
 
@@ -77,7 +77,7 @@ pub struct Leased {
     /// The connection.
     pub lease: Lease,
     /// Counts the request at its endpoint.
-    pub chosen: Option<Chosen>,
+    pub outstanding: Option<Outstanding>,
 }
 
 /// What a request needs of its connection.
@@ -128,7 +128,7 @@ impl Next {
                 let lease = lease(worker, snapshot, key, shared, needs, connect).await?;
                 Ok(Leased {
                     lease,
-                    chosen: None,
+                    outstanding: None,
                 })
             }
             Self::Service { route, own_zone } => {
@@ -158,10 +158,10 @@ impl Next {
                 };
                 let reached = upstream::reach(worker, route, own_zone, trying, attempt).await;
                 record.endpoint = last.into_inner();
-                let (lease, chosen) = reached?;
+                let (lease, outstanding) = reached?;
                 Ok(Leased {
                     lease,
-                    chosen: Some(chosen),
+                    outstanding: Some(outstanding),
                 })
             }
         }
@@ -646,6 +646,3 @@ fn no_answer(error: &h2::Error, lease: &H2Lease) -> NoAnswer {
         stale: error.is_io() || going_away,
     }
 }
-
-/// What applications may not say in the name of the mesh.
-pub const OF_THE_MESH: HeaderName = super::reply::REASON_HEADER;

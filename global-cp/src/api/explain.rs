@@ -31,6 +31,11 @@ const NAMED_MAX: usize = 3;
 /// Called sides asked about for one explanation: callers of one identity that go the same way count as one.
 const INBOUND_QUESTIONS_MAX: usize = 500;
 
+// What `CallRequest::of_parameters` takes, as the published description says it.
+const TOKEN_PATTERN: &str = r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$";
+const PATH_PATTERN: &str = r"^/[^\x00-\x20\x7f#]*$";
+const HEADERS_PATTERN: &str = r"^([!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\x00-\x1f\x7f-\x9f]*(\n|$))*$";
+
 /// Parameters.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -44,10 +49,13 @@ pub struct ExplainQuery {
     port: Option<u16>,
     /// Method of a request that is asked about, where the port takes requests of HTTP; absent: `GET`. Without `method`, `path`
     /// and `headers`, each request that may be.
+    #[schemars(regex(pattern = TOKEN_PATTERN))]
     method: Option<String>,
     /// Its path, with the query; absent: `/`.
+    #[schemars(regex(pattern = PATH_PATTERN))]
     path: Option<String>,
     /// Its headers: lines of `name: value`.
+    #[schemars(regex(pattern = HEADERS_PATTERN))]
     headers: Option<String>,
     #[serde(rename = "consistency")]
     #[schemars(with = "Option<super::query::Consistency>")]

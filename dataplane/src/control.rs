@@ -18,9 +18,9 @@ use std::{
 use mesh_proto::{
     VERSION,
     discovery::{
-        Ack, Certificate, DocumentNack, DocumentVersion, Documents, EndpointsDelta, Heartbeat,
-        Hello, Leaving, Nack, NackKind, Role, ToZone, to_dataplane::Message as FromZoneMessage,
-        to_zone::Message as ToZoneMessage,
+        Ack, Answer, Certificate, DocumentNack, DocumentVersion, Documents, EndpointsDelta,
+        Heartbeat, Hello, Leaving, Nack, NackKind, Question, Role, ToZone, answer, question,
+        to_dataplane::Message as FromZoneMessage, to_zone::Message as ToZoneMessage,
     },
     document, features, proxy as wire,
     spiffe::SpiffeId,
@@ -243,11 +243,22 @@ impl Control {
             FromZoneMessage::Documents(documents) => self.take_documents(documents),
             FromZoneMessage::Endpoints(delta) => self.apply_endpoints(&delta),
             FromZoneMessage::Certificate(answer) => self.take_certificate(&answer),
+            FromZoneMessage::Question(question) => self.answer(question),
             // A second welcome says nothing new; the others end in the client.
             FromZoneMessage::Welcome(_)
             | FromZoneMessage::Heartbeat(_)
             | FromZoneMessage::GoAway(_) => {}
         }
+    }
+
+    fn answer(&mut self, question: Question) {
+        let what = question.what.map(|what| match what {
+            question::What::CountRequests(asked) => {
+                answer::What::RequestCounts(self.metrics.request_counts(&asked.service))
+            }
+        });
+        let id = question.id;
+        self.say(ToZoneMessage::Answer(Answer { id, what }));
     }
 
     fn hello(&self) -> Hello {

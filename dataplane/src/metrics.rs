@@ -12,6 +12,7 @@ use std::{
     },
 };
 
+use mesh_proto::discovery::RequestCounts;
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, NoLabelSet},
@@ -160,6 +161,17 @@ struct Merged {
 type ByteKey = (Arc<str>, Arc<str>, Arc<str>, Direction);
 
 impl Metrics {
+    /// What all workers have counted of requests of `service`, as caller or called; of all where it is empty.
+    #[must_use]
+    pub fn request_counts(&self, service: &str) -> RequestCounts {
+        http::metrics::counts(&self.requests(), service)
+    }
+
+    fn requests(&self) -> Vec<SharedSeries> {
+        let workers = self.workers.iter();
+        workers.map(|worker| worker.requests.clone()).collect()
+    }
+
     fn merged(&self) -> Merged {
         let mut connections: HashMap<Labels, Sum> = HashMap::new();
         let mut bytes: HashMap<ByteKey, Sum> = HashMap::new();
@@ -245,12 +257,7 @@ impl Collector for Metrics {
                 .encode_family(&byte_labels(key, &zone, "sent"))?
                 .encode_counter::<NoLabelSet, u64, u64>(&sum.shadow_denied, None)?;
         }
-        let requests: Vec<_> = self
-            .workers
-            .iter()
-            .map(|worker| worker.requests.clone())
-            .collect();
-        http::metrics::encode(&requests, &zone, &mut encoder)?;
+        http::metrics::encode(&self.requests(), &zone, &mut encoder)?;
         self.encode_process(&mut encoder)
     }
 }

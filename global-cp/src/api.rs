@@ -24,6 +24,7 @@
 //! | [`zones`] | asking zones what only they know |
 //! | [`dataplanes`] | dataplanes, asked of their zones |
 //! | [`explain`] | whether a call is allowed, and where it goes |
+//! | [`requests`] | what dataplanes have counted of requests, asked of their zones |
 //! | [`inspect`] | a policy as it takes effect, a service as zones know it |
 //! | [`plan`] | what a batch would change in what proxies do |
 //! | [`openapi`] | the API's own description |
@@ -64,6 +65,7 @@ pub mod openapi;
 pub mod plan;
 pub mod problem;
 pub mod query;
+pub mod requests;
 pub mod resources;
 pub mod rollback;
 pub mod serve;
@@ -271,6 +273,16 @@ fn routes() -> ApiRouter<App> {
                 about(
                     "inspectDataplane",
                     "A dataplane with its effective configuration",
+                ),
+            ),
+        )
+        .api_route(
+            "/v1/meshes/{mesh}/requests",
+            get_with(
+                requests::count,
+                about(
+                    "countRequests",
+                    "What the dataplanes of a mesh have counted of requests of HTTP",
                 ),
             ),
         )

@@ -26,6 +26,9 @@ pub const INGRESS_SNI: &str = "ingress.sni";
 /// Trust anchors of several trust domains.
 pub const TRUST_DOMAINS: &str = "trust.domains";
 
+/// Answers what the zone asks on its stream.
+pub const QUESTIONS: &str = "questions";
+
 /// Every feature this version of the dataplane has.
 pub const DATAPLANE: &[&str] = &[
     INBOUND_MTLS,
@@ -39,6 +42,7 @@ pub const DATAPLANE: &[&str] = &[
     LOAD_BALANCING,
     INGRESS_SNI,
     TRUST_DOMAINS,
+    QUESTIONS,
 ];
 
 /// Per-mesh cursors with tombstones.

@@ -83,6 +83,13 @@ pub enum Question {
     },
     /// What changes would change, as `mesh_model::api::ZonePlan`.
     Plan(PlanChanges),
+    /// What dataplanes have counted of requests, as `mesh_model::api::ZoneRequests`. They are asked.
+    Requests {
+        /// The mesh.
+        mesh: String,
+        /// Only what this service asked or was asked; empty: all.
+        service: String,
+    },
     /// What global has given of a mesh, or ("") of what is outside any mesh: where each resource comes from, and how old
     /// it is.
     Resources {

@@ -6,6 +6,7 @@
 
 mod clock;
 mod dataplanes;
+mod gather;
 mod global;
 mod push;
 mod questions;
@@ -110,6 +111,7 @@ pub struct Zone {
     reporter: Reporter,
     trust_problems: BTreeMap<MeshName, String>,
     plans: questions::Plans,
+    gatherings: gather::Gatherings,
 
     started_ms: u64,
     /// Registrations were lost: what is missing may come back until the grace period is over.
@@ -197,6 +199,7 @@ impl Zone {
             reporter: Reporter::new(loaded.epoch),
             trust_problems: BTreeMap::new(),
             plans: questions::Plans::default(),
+            gatherings: gather::Gatherings::default(),
             started_ms: now,
             additive: loaded.registrations_damaged,
             ticks: 0,
@@ -219,6 +222,7 @@ impl Zone {
         let mut tick = tokio::time::interval(TICK);
         loop {
             let (push_at, save_at) = (self.push_at, self.save_at);
+            let gathered_at = self.gatherings.ends_at();
             tokio::select! {
                 event = events.recv() => match event {
                     Some(event) => self.handle_batch(event, &mut events),
@@ -226,6 +230,7 @@ impl Zone {
                 },
                 () = at(push_at) => self.push(),
                 () = at(save_at) => self.save(),
+                () = at(gathered_at) => self.gatherings.end_overdue(),
                 _ = tick.tick() => self.handle_tick(),
                 () = stop.cancelled() => break,
             }

@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use mesh_model::api::{ExplainedCaller, ExplainedInbound, ZonePlan, ZonePolicy, ZoneService};
 use mesh_proto::{
-    discovery::DocumentVersion,
+    discovery::{self, DocumentVersion, to_dataplane},
     zone::{
-        Changes, ExplainCall, ExplainInbound, GoAway, InspectDataplane, InspectPolicy,
-        InspectService, ListDataplanes, PlanChanges, Query, QueryAnswer, ResourceKey,
-        ResourceRecord, query::What, to_global, to_zone,
+        Changes, CountRequests, ExplainCall, ExplainInbound, GoAway, InspectDataplane,
+        InspectPolicy, InspectService, ListDataplanes, PlanChanges, Query, QueryAnswer,
+        ResourceKey, ResourceRecord, query::What, to_global, to_zone,
     },
 };
 use serde_json::json;
@@ -454,6 +454,92 @@ async fn asked(stream: &mut ZoneStream, what: Option<What>) -> QueryAnswer {
         if let to_global::Message::Answer(answer) = stream.next().await {
             assert_eq!(answer.id, 42);
             return answer;
+        }
+    }
+}
+
+#[tokio::test]
+async fn dataplanes_of_the_mesh_are_asked_what_they_have_counted_and_who_goes_is_said() {
+    let installation = Installation::new();
+    let mut global = FakeGlobal::start(&installation).await;
+    let zone = RunningZone::start(&installation, GRACE).await;
+    let mut stream = global.stream().await;
+    stream
+        .introduce(&installation, 5, &[allow("p", "{kind: Mesh}", WEB)])
+        .await;
+    stream
+        .status("the mesh is known", |s| s.revision == 5)
+        .await;
+    let token = installation.token("pay", json!({}));
+    let mut connected = Vec::new();
+    for name in ["web-1", "web-2"] {
+        let web = Newcomer::new(token.clone(), &dataplane(name, "web", "10.0.0.1", &[]));
+        let mut web = web.connect(&zone, &installation).await.unwrap();
+        web.until("documents", |d| d.documents.len() == 2).await;
+        connected.push(web);
+    }
+    let count = |mesh: &str| {
+        What::CountRequests(CountRequests {
+            mesh: mesh.into(),
+            service: "store".into(),
+        })
+    };
+    let answering = async {
+        let mut leaving = connected.pop().unwrap();
+        asked_to_count(&mut leaving).await;
+        drop(leaving);
+        let web = &mut connected[0];
+        let id = asked_to_count(web).await;
+        let counts = |requests| discovery::RequestCounts {
+            bounds: vec![0.1, f64::NAN],
+            pairs: vec![discovery::PairCounts {
+                source: "web".into(),
+                destination: "store".into(),
+                requests,
+                ..discovery::PairCounts::default()
+            }],
+            omitted: 0,
+        };
+        // The first is to another question.
+        for (id, requests) in [(id + 7, 1), (id, 3), (id, 5)] {
+            let what = Some(discovery::answer::What::RequestCounts(counts(requests)));
+            let answer = discovery::Answer { id, what };
+            web.say(discovery::to_zone::Message::Answer(answer)).await;
+        }
+    };
+    let (answer, ()) = tokio::join!(asked(&mut stream, Some(count("pay"))), answering);
+    let counted: mesh_model::api::ZoneRequests = serde_json::from_slice(&answer.json).unwrap();
+    assert_eq!(counted.silent, ["web-2"]);
+    let [web] = &*counted.dataplanes else {
+        panic!("{counted:?}")
+    };
+    assert_eq!((&*web.name, &*web.session), ("web-1", "session 1"));
+    assert_eq!(web.bounds, [0.1]);
+    assert_eq!(
+        (web.pairs[0].requests, web.pairs[0].durations.len()),
+        (3, 2)
+    );
+    // Who does not answer is waited for no longer than is good for whoever asked.
+    let answer = asked(&mut stream, Some(count("pay"))).await;
+    let counted: mesh_model::api::ZoneRequests = serde_json::from_slice(&answer.json).unwrap();
+    assert_eq!(counted.silent, ["web-1"]);
+    let unknown = asked(&mut stream, Some(count("nobodys"))).await;
+    assert!(unknown.error.contains("nobodys"));
+    zone.stop().await;
+}
+
+/// The id of the question that came.
+async fn asked_to_count(dataplane: &mut FakeDataplane) -> u64 {
+    loop {
+        if let to_dataplane::Message::Question(question) = dataplane.next().await.unwrap() {
+            let asked = discovery::CountRequests {
+                service: "store".into(),
+            };
+            assert_eq!(
+                question.what,
+                Some(discovery::question::What::CountRequests(asked))
+            );
+            return question.id;
         }
     }
 }

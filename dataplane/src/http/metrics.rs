@@ -2,6 +2,7 @@
 //! scrape (durations carry a `worker` label instead, since their exemplars can not be merged).
 
 use std::{
+    cmp::Reverse,
     collections::HashMap,
     fmt,
     sync::{
@@ -11,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use mesh_proto::discovery::{PairCounts, RequestCounts};
 use prometheus_client::{
     encoding::{DescriptorEncoder, EncodeMetric as _, NoLabelSet},
     metrics::{MetricType, exemplar::HistogramWithExemplars},
@@ -159,6 +161,43 @@ impl RequestCounters {
     }
 }
 
+/// Pairs that are told at most.
+const PAIRS_MAX: usize = 200;
+
+/// What all workers have counted of `service`, as caller or called; of all where it is empty.
+pub(crate) fn counts(workers: &[SharedSeries], service: &str) -> RequestCounts {
+    let mut pairs: HashMap<Pair, PairCounts> = HashMap::new();
+    for worker in workers {
+        let worker = worker.lock().unwrap_or_else(PoisonError::into_inner);
+        for (pair, durations) in &worker.durations {
+            if !service.is_empty() && *pair.source != *service && *pair.destination != *service {
+                continue;
+            }
+            let counts = pairs.entry(pair.clone()).or_insert_with(|| PairCounts {
+                source: pair.source.to_string(),
+                destination: pair.destination.to_string(),
+                inbound: pair.direction == Direction::Inbound,
+                durations: vec![0; durations.buckets.len()],
+                ..PairCounts::default()
+            });
+            counts.requests += durations.requests.load(Ordering::Relaxed);
+            counts.failed += durations.failed.load(Ordering::Relaxed);
+            for (sum, bucket) in counts.durations.iter_mut().zip(&durations.buckets) {
+                *sum += bucket.load(Ordering::Relaxed);
+            }
+        }
+    }
+    let mut pairs: Vec<_> = pairs.into_values().collect();
+    pairs.sort_by_key(|pair| Reverse(pair.requests));
+    let omitted = pairs.len().saturating_sub(PAIRS_MAX);
+    pairs.truncate(PAIRS_MAX);
+    RequestCounts {
+        bounds: BUCKETS.to_vec(),
+        pairs,
+        omitted: u32::try_from(omitted).unwrap_or(u32::MAX),
+    }
+}
+
 /// Writes what all workers have counted.
 pub(crate) fn encode(
     workers: &[SharedSeries],
@@ -220,4 +259,61 @@ pub(crate) fn encode(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn labels(source: &str, destination: &str, status: u16) -> RequestLabels {
+        RequestLabels {
+            mesh: "pay".into(),
+            source: source.into(),
+            destination: destination.into(),
+            direction: Direction::Outbound,
+            method: "GET",
+            status,
+            grpc_status: None,
+            said_by: SaidBy::Upstream,
+            reason: Reason::None,
+            route: Arc::default(),
+        }
+    }
+
+    #[test]
+    fn counts_of_all_workers_are_one_and_only_of_the_service_that_is_asked_about() {
+        let workers = [SharedSeries::default(), SharedSeries::default()];
+        for worker in &workers {
+            let mut counters = RequestCounters::new(worker.clone());
+            let quick = Duration::from_millis(2);
+            counters.count(labels("web", "store", 200), quick, None);
+            counters.count(labels("web", "store", 503), Duration::from_secs(90), None);
+            counters.count(labels("web", "bank", 200), quick, None);
+        }
+        let of_store = counts(&workers, "store");
+        let [pair] = &*of_store.pairs else {
+            panic!("{of_store:?}")
+        };
+        assert_eq!((&*pair.source, &*pair.destination), ("web", "store"));
+        assert_eq!((pair.requests, pair.failed, pair.inbound), (4, 2, false));
+        let mut durations = [0; BUCKETS.len() + 1];
+        (durations[2], durations[BUCKETS.len()]) = (2, 2);
+        assert_eq!(pair.durations, durations);
+        assert_eq!(counts(&workers, "web").pairs.len(), 2);
+        assert_eq!(counts(&workers, "").pairs.len(), 2);
+    }
+
+    #[test]
+    fn of_too_many_pairs_those_with_the_fewest_requests_are_left_out_and_counted() {
+        let worker = SharedSeries::default();
+        let mut counters = RequestCounters::new(worker.clone());
+        for n in 0..PAIRS_MAX + 3 {
+            let name = format!("s{n}");
+            counters.count(labels("web", &name, 200), Duration::ZERO, None);
+        }
+        counters.count(labels("web", "s202", 200), Duration::ZERO, None);
+        let counts = counts(&[worker], "");
+        assert_eq!((counts.pairs.len(), counts.omitted), (PAIRS_MAX, 3));
+        assert_eq!(counts.pairs[0].destination, "s202");
+    }
 }

@@ -240,6 +240,31 @@ async fn a_plan_asks_the_zones_concerned_what_would_change_and_writes_nothing() 
 }
 
 #[tokio::test]
+async fn requests_are_counted_by_the_zones_of_the_mesh() {
+    let node = node().await;
+    let counted = |question: What| match question {
+        What::CountRequests(asked) => {
+            assert_eq!((&*asked.mesh, &*asked.service), ("pay", "store"));
+            Ok(
+                json!({"zone": "a lie", "silent": ["old-1"], "dataplanes": [{
+                "name": "store-1", "session": "a", "bounds": [0.1], "omitted": 0, "pairs": [{
+                    "source": "web", "destination": "store", "direction": "inbound", "requests": 3, "failed": 1,
+                    "durations": [2, 1]}]}]}),
+            )
+        }
+        other => Err(format!("not understood: {other:?}")),
+    };
+    node.play_zone("west", counted).await;
+    let answer = node.get("/v1/meshes/pay/requests?service=store").await.ok();
+    let west = &answer["zones"][0];
+    assert_eq!(west["zone"], "west", "{answer}");
+    assert_eq!(west["silent"], json!(["old-1"]));
+    assert_eq!(west["dataplanes"][0]["pairs"][0]["requests"], 3);
+    // East answers what is no answer to this question.
+    assert_eq!(answer["unanswered"][0]["zone"], "east", "{answer}");
+}
+
+#[tokio::test]
 async fn what_a_zone_says_of_another_mesh_is_dropped() {
     let node = node().await;
     node.play_zone("west", west).await;
@@ -254,6 +279,7 @@ async fn a_tenant_asks_no_zone_about_another_mesh() {
     for path in [
         "/v1/meshes/pay/explain?from=web&to=store",
         "/v1/meshes/pay/services/store",
+        "/v1/meshes/pay/requests",
         "/v1/meshes/pay/meshtrafficpermissions/web-to-store/inspect",
     ] {
         let real = node.get_as(&tenant, path).await;

@@ -17,6 +17,7 @@
 //! | [`apply`], [`delete`], [`edit`], [`rollback`] | commands that write |
 //! | [`get`], [`watch`], [`history`], [`audit`] | commands that show what is stored |
 //! | [`diff`], [`plan`], [`inspect`], [`explain`], [`check`] | commands that say what would be, what is, and why |
+//! | [`top`] | requests of services as they are counted |
 //! | [`token`], [`global`], [`version`], [`zone`] | one command group each |
 //! | [`import`] | Kuma's forms to ours; needs no server |
 //! | `reference` | in tests: the book's page about all of this |
@@ -58,6 +59,7 @@ mod rollback;
 mod rollout;
 mod sources;
 mod token;
+mod top;
 mod version;
 mod watch;
 mod zone;

@@ -632,6 +632,68 @@ pub struct Plan {
     pub unanswered: Vec<Unanswered>,
 }
 
+/// What the dataplanes of a mesh have counted of requests of HTTP, for `meshctl top`. Numbers only grow while a dataplane runs: two
+/// answers say what happened between them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RequestCounts {
+    /// The mesh.
+    pub mesh: String,
+    /// One for each zone that answered.
+    pub zones: Vec<ZoneRequests>,
+    /// Zones that did not answer, with the reason: what they have counted is missing above.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unanswered: Vec<Unanswered>,
+}
+
+/// What the dataplanes of one zone have counted.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ZoneRequests {
+    /// The zone.
+    pub zone: String,
+    /// Those that answered.
+    pub dataplanes: Vec<DataplaneRequests>,
+    /// Connected dataplanes that did not answer in time, or are too old to be asked.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub silent: Vec<String>,
+}
+
+/// What one dataplane has counted since it started.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DataplaneRequests {
+    /// Its name.
+    pub name: String,
+    /// Another one after each start, from which all counts begin at nothing.
+    pub session: String,
+    /// Upper bounds of the durations that are told apart, in seconds.
+    pub bounds: Vec<f64>,
+    /// Who called whom.
+    pub pairs: Vec<PairRequests>,
+    /// Pairs with few requests that are not told, since they are too many.
+    #[serde(default)]
+    pub omitted: u32,
+}
+
+/// Requests of one caller to one service, as one dataplane counted them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PairRequests {
+    /// Who called.
+    pub source: String,
+    /// The service that was called.
+    pub destination: String,
+    /// `inbound`: counted beside the called application; `outbound`: beside the caller's.
+    pub direction: String,
+    /// All that have ended.
+    pub requests: u64,
+    /// Those that were not answered, or with 5xx, or by the mesh.
+    pub failed: u64,
+    /// How many took no longer than each bound and longer than the one before; as last how many took longer than all.
+    pub durations: Vec<u64>,
+}
+
 /// A zone that did not answer a question.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]

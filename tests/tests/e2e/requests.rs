@@ -3,6 +3,7 @@
 use std::{
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpStream},
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 use anyhow::Context as _;
@@ -14,7 +15,7 @@ use mesh_tests::{
     wait::{SOON, eventually},
     world::{World, scene},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::installation::OneZone;
 
@@ -27,7 +28,7 @@ struct Shop {
     /// Their ports.
     store: u16,
     next: u16,
-    _called: Vec<(Sidecar, Mirror)>,
+    called: Vec<(Sidecar, Mirror)>,
 }
 
 impl Shop {
@@ -57,7 +58,7 @@ impl Shop {
             web,
             store,
             next,
-            _called: called,
+            called,
         })
     }
 
@@ -142,6 +143,59 @@ fn contradiction(call: &ExplainedCall, answer: &Answer) -> Option<String> {
             answer.who()
         )
     })
+}
+
+/// What `meshctl top` shows of `store` in one interval in which it is called all the time.
+fn top(shop: &Shop, request: &str, by: &str) -> anyhow::Result<Value> {
+    let done = AtomicBool::new(false);
+    let address = shop.address();
+    std::thread::scope(|threads| {
+        let caller = threads.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                send(address, request, &[])?;
+            }
+            anyhow::Ok(())
+        });
+        let arguments = ["top", "-m", MESH, "--service", "store", "--by", by];
+        let options = ["--interval", "1", "--once", "-o", "json"];
+        let shown = shop
+            .one
+            .global
+            .meshctl(&[&arguments[..], &options].concat());
+        done.store(true, Ordering::Relaxed);
+        caller.join().expect("the caller does not panic")?;
+        Ok(serde_json::from_str(&shown?)?)
+    })
+}
+
+#[test]
+fn top_shows_who_calls_whom_how_many_fail_and_how_long_it_takes() {
+    scene(|world| {
+        let mut shop = Shop::start(world)?;
+        let shown = top(&shop, "GET /", "pair")?;
+        let line = &shown["items"][0];
+        anyhow::ensure!(
+            (&line["source"], &line["destination"]) == (&json!("web"), &json!("store")),
+            "{shown}"
+        );
+        anyhow::ensure!(
+            line["requests"].as_u64() > Some(0) && line["failed"] == 0,
+            "{shown}"
+        );
+        anyhow::ensure!(line["p50Seconds"].as_f64() > Some(0.0), "{shown}");
+        anyhow::ensure!(shown["missing"] == json!([]), "{shown}");
+        // Its callers know that it is away.
+        shop.called.clear();
+        let shown = top(&shop, "GET /", "destination")?;
+        let line = &shown["items"][0];
+        anyhow::ensure!(
+            line["destination"] == "store" && line.get("source").is_none(),
+            "{shown}"
+        );
+        anyhow::ensure!(line["requests"].as_u64() > Some(0), "{shown}");
+        anyhow::ensure!(line["failedPercent"] == 100.0, "{shown}");
+        Ok(())
+    });
 }
 
 #[test]

@@ -126,6 +126,9 @@ impl Zone {
         let Some(peer) = self.streams.get(&stream).cloned() else {
             return; // Its stream was ended here.
         };
+        if let to_zone::Message::Answer(answer) = message {
+            return self.gatherings.take(stream, answer);
+        }
         match &peer.mesh {
             Some(mesh) => self.handle_dataplane(mesh, &peer.name, message),
             None => self.handle_ingress(&peer.name, message),
@@ -183,6 +186,8 @@ impl Zone {
                 self.registrations_to_save.insert(Some(mesh_name.clone()));
                 self.save_soon();
             }
+            // Taken before.
+            to_zone::Message::Answer(_) => {}
             to_zone::Message::Hello(_) => {
                 if let Some((_, outgoing)) = slot.streams.get(name) {
                     outgoing.end(Status::invalid_argument("hello came twice"));
@@ -216,7 +221,9 @@ impl Zone {
                     outgoing.send(message);
                 }
             }
-            to_zone::Message::Readiness(_) | to_zone::Message::Heartbeat(_) => return,
+            to_zone::Message::Readiness(_)
+            | to_zone::Message::Heartbeat(_)
+            | to_zone::Message::Answer(_) => return,
             to_zone::Message::Hello(_) => {
                 if let Some((_, outgoing)) = self.ingress_streams.get(name) {
                     outgoing.end(Status::invalid_argument("hello came twice"));
@@ -228,6 +235,7 @@ impl Zone {
     }
 
     pub(super) fn handle_gone(&mut self, stream: StreamId, heard_ms: u64, reason: &str) {
+        self.gatherings.gone(stream);
         let Some(peer) = self.streams.remove(&stream) else {
             return;
         };

@@ -311,6 +311,10 @@ fn question(query: Query) -> Option<Question> {
             caller: explain.caller_spiffe_id,
         },
         What::PlanChanges(changes) => Question::Plan(changes),
+        What::CountRequests(count) => Question::Requests {
+            mesh: count.mesh,
+            service: count.service,
+        },
     })
 }
 

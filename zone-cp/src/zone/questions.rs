@@ -38,6 +38,9 @@ impl Zone {
         self.settle();
         let answer = match question {
             Question::Plan(changes) => return self.plan(changes, reply),
+            Question::Requests { mesh, service } => {
+                return self.gather_requests(&mesh, service, reply);
+            }
             Question::Status => Ok(self.view()),
             Question::Resources { mesh } => self.resources(&mesh),
             Question::Dataplanes { mesh } => {
@@ -101,7 +104,7 @@ impl Zone {
         });
     }
 
-    fn find(&self, mesh: &str) -> Result<&Mesh, Unknown> {
+    pub(super) fn find(&self, mesh: &str) -> Result<&Mesh, Unknown> {
         let slot = self.meshes.get(mesh).map(|slot| &slot.mesh);
         slot.ok_or_else(|| Unknown(format!("mesh {mesh} is not known in zone {}", self.name)))
     }

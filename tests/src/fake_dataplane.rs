@@ -320,7 +320,8 @@ fn take(seen: &mut Seen, received: to_dataplane::Message) -> Option<to_zone::Mes
         }
         to_dataplane::Message::Welcome(_)
         | to_dataplane::Message::Endpoints(_)
-        | to_dataplane::Message::GoAway(_) => None,
+        | to_dataplane::Message::GoAway(_)
+        | to_dataplane::Message::Question(_) => None,
     }
 }
 

@@ -289,7 +289,8 @@ fn hear(shared: &Shared, received: to_zone::Message) -> Vec<to_dataplane::Messag
         }
         to_zone::Message::Readiness(_)
         | to_zone::Message::Heartbeat(_)
-        | to_zone::Message::Leaving(_) => Vec::new(),
+        | to_zone::Message::Leaving(_)
+        | to_zone::Message::Answer(_) => Vec::new(),
     }
 }
 

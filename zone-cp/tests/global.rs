@@ -7,6 +7,7 @@ use std::time::Duration;
 use mesh_model::api::{ExplainedCaller, ExplainedInbound, ZonePlan, ZonePolicy, ZoneService};
 use mesh_proto::{
     discovery::{self, DocumentVersion, to_dataplane},
+    features,
     zone::{
         Changes, CountRequests, ExplainCall, ExplainInbound, GoAway, InspectDataplane,
         InspectPolicy, InspectService, ListDataplanes, PlanChanges, Query, QueryAnswer,
@@ -459,7 +460,7 @@ async fn asked(stream: &mut ZoneStream, what: Option<What>) -> QueryAnswer {
 }
 
 #[tokio::test]
-async fn dataplanes_of_the_mesh_are_asked_what_they_have_counted_and_who_goes_is_said() {
+async fn dataplanes_are_asked_again_on_a_new_stream_and_those_that_are_not_heard_are_named() {
     let installation = Installation::new();
     let mut global = FakeGlobal::start(&installation).await;
     let zone = RunningZone::start(&installation, GRACE).await;
@@ -471,26 +472,27 @@ async fn dataplanes_of_the_mesh_are_asked_what_they_have_counted_and_who_goes_is
         .status("the mesh is known", |s| s.revision == 5)
         .await;
     let token = installation.token("pay", json!({}));
-    let mut connected = Vec::new();
-    for name in ["web-1", "web-2"] {
-        let web = Newcomer::new(token.clone(), &dataplane(name, "web", "10.0.0.1", &[]));
-        let mut web = web.connect(&zone, &installation).await.unwrap();
+    let newcomer = |name| Newcomer::new(token.clone(), &dataplane(name, "web", "10.0.0.1", &[]));
+    let connect = async |newcomer: Newcomer| {
+        let mut web = newcomer.connect(&zone, &installation).await.unwrap();
         web.until("documents", |d| d.documents.len() == 2).await;
-        connected.push(web);
-    }
+        web
+    };
+    let mut web = connect(newcomer("web-1")).await;
+    let mut moving = connect(newcomer("web-2")).await;
+    let mut leaving = connect(newcomer("web-3")).await;
+    let mut old = newcomer("web-0");
+    old.features
+        .retain(|feature| feature != features::QUESTIONS);
+    let old = connect(old).await;
     let count = |mesh: &str| {
         What::CountRequests(CountRequests {
             mesh: mesh.into(),
             service: "store".into(),
         })
     };
-    let answering = async {
-        let mut leaving = connected.pop().unwrap();
-        asked_to_count(&mut leaving).await;
-        drop(leaving);
-        let web = &mut connected[0];
-        let id = asked_to_count(web).await;
-        let counts = |requests| discovery::RequestCounts {
+    let counts = |requests| {
+        let counts = discovery::RequestCounts {
             bounds: vec![0.1, f64::NAN],
             pairs: vec![discovery::PairCounts {
                 source: "web".into(),
@@ -500,31 +502,55 @@ async fn dataplanes_of_the_mesh_are_asked_what_they_have_counted_and_who_goes_is
             }],
             omitted: 0,
         };
-        // The first is to another question.
-        for (id, requests) in [(id + 7, 1), (id, 3), (id, 5)] {
-            let what = Some(discovery::answer::What::RequestCounts(counts(requests)));
-            let answer = discovery::Answer { id, what };
-            web.say(discovery::to_zone::Message::Answer(answer)).await;
-        }
+        Some(discovery::answer::What::RequestCounts(counts))
     };
-    let (answer, ()) = tokio::join!(asked(&mut stream, Some(count("pay"))), answering);
+    let answering = async {
+        asked_to_count(&mut leaving).await;
+        drop(leaving);
+        asked_to_count(&mut moving).await;
+        drop(moving);
+        let mut moved = newcomer("web-2")
+            .connect(&zone, &installation)
+            .await
+            .unwrap();
+        let id = asked_to_count(&mut moved).await;
+        moved.answer(id, counts(7)).await;
+        assert_eq!(id, asked_to_count(&mut web).await);
+        // The first is to another question.
+        web.answer(id + 7, counts(1)).await;
+        web.answer(id, counts(3)).await;
+        web.answer(id, counts(5)).await;
+        moved
+    };
+    let (answer, moved) = tokio::join!(asked(&mut stream, Some(count("pay"))), answering);
     let counted: mesh_model::api::ZoneRequests = serde_json::from_slice(&answer.json).unwrap();
-    assert_eq!(counted.silent, ["web-2"]);
-    let [web] = &*counted.dataplanes else {
+    let silent = |of: &mesh_model::api::ZoneRequests| -> Vec<(String, String)> {
+        let silent = of.silent.iter();
+        silent.map(|s| (s.name.clone(), s.reason.clone())).collect()
+    };
+    let why = |name: &str, reason: &str| (name.to_owned(), reason.to_owned());
+    let too_old = why("web-0", "it is too old to be asked");
+    let away = why("web-3", "it is not connected at the moment");
+    assert_eq!(silent(&counted), [too_old.clone(), away.clone()]);
+    let [web_1, web_2] = &*counted.dataplanes else {
         panic!("{counted:?}")
     };
-    assert_eq!((&*web.name, &*web.session), ("web-1", "session 1"));
-    assert_eq!(web.bounds, [0.1]);
-    assert_eq!(
-        (web.pairs[0].requests, web.pairs[0].durations.len()),
-        (3, 2)
-    );
+    assert_eq!((&*web_1.name, &*web_1.session), ("web-1", "session 1"));
+    assert_eq!(web_1.bounds, [0.1]);
+    let pair = &web_1.pairs[0];
+    assert_eq!((pair.requests, pair.durations.len()), (3, 2));
+    assert_eq!((&*web_2.name, web_2.pairs[0].requests), ("web-2", 7));
+    drop(moved);
     // Who does not answer is waited for no longer than is good for whoever asked.
     let answer = asked(&mut stream, Some(count("pay"))).await;
     let counted: mesh_model::api::ZoneRequests = serde_json::from_slice(&answer.json).unwrap();
-    assert_eq!(counted.silent, ["web-1"]);
+    let late = why("web-1", "it did not answer in time");
+    let names: Vec<_> = silent(&counted).into_iter().map(|(name, _)| name).collect();
+    assert_eq!(names, ["web-0", "web-1", "web-2", "web-3"]);
+    assert_eq!(silent(&counted)[1], late);
     let unknown = asked(&mut stream, Some(count("nobodys"))).await;
     assert!(unknown.error.contains("nobodys"));
+    drop(old);
     zone.stop().await;
 }
 

@@ -63,7 +63,7 @@ pub struct Durations {
     histogram: HistogramWithExemplars<[(&'static str, String); 1]>,
     /// Requests, failed ones, and how many took no longer than each of [`BUCKETS`] (and longer), for whoever asks for a summary.
     pub requests: AtomicU64,
-    /// Those that failed: not answered, or answered with 5xx, or by the mesh.
+    /// Those that [`failed`].
     pub failed: AtomicU64,
     /// Not cumulative.
     pub buckets: [AtomicU64; BUCKETS.len() + 1],
@@ -78,6 +78,16 @@ impl Default for Durations {
             buckets: Default::default(),
         }
     }
+}
+
+/// Whether a request has failed: it was not answered (0), or with 5xx, or by the mesh, or with what is the server's fault in gRPC (as
+/// OpenTelemetry counts: unknown, deadline exceeded, unimplemented, internal, unavailable, data loss).
+#[must_use]
+pub fn failed(reason: Reason, status: u16, grpc_status: Option<u16>) -> bool {
+    reason != Reason::None
+        || status == 0
+        || status >= 500
+        || matches!(grpc_status, Some(2 | 4 | 12 | 13 | 14 | 15))
 }
 
 /// All of one worker, as the scrape sees it.
@@ -113,7 +123,7 @@ impl RequestCounters {
 
     /// Counts one request.
     pub fn count(&mut self, labels: RequestLabels, duration: Duration, trace: Option<&str>) {
-        let failed = labels.reason != Reason::None || labels.status == 0 || labels.status >= 500;
+        let failed = failed(labels.reason, labels.status, labels.grpc_status);
         if self.last.as_ref().is_none_or(|(last, ..)| *last != labels) {
             let (count, durations) = self.series(labels.clone()).clone();
             self.last = Some((labels, count, durations));
@@ -264,6 +274,14 @@ pub(crate) fn encode(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_request_has_failed_where_the_server_or_the_mesh_says_so() {
+        let ok = |status, grpc| !failed(Reason::None, status, grpc);
+        assert!(ok(200, None) && ok(404, None) && ok(200, Some(0)) && ok(200, Some(5)));
+        assert!(!ok(0, None) && !ok(500, None) && !ok(200, Some(14)));
+        assert!(failed(Reason::PermissionDenied, 403, None));
+    }
 
     fn labels(source: &str, destination: &str, status: u16) -> RequestLabels {
         RequestLabels {

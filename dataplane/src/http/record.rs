@@ -18,7 +18,10 @@ use std::{
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, uri::PathAndQuery};
 
-use super::message::{RequestHead, Version};
+use super::{
+    message::{RequestHead, Version},
+    metrics,
+};
 use crate::{
     record::{Connection, Direction, Reason},
     tls::verify::VerifiedPeer,
@@ -212,7 +215,8 @@ impl RequestRecord {
     }
 
     fn failed(&self) -> bool {
-        self.reason != Reason::None || self.status.is_some_and(|status| status.is_server_error())
+        let status = self.status.map_or(0, |status| status.as_u16());
+        metrics::failed(self.reason, status, self.grpc_status)
     }
 }
 

@@ -433,6 +433,8 @@ async fn a_withdrawn_permission_refuses_the_next_request_of_an_open_connection()
         "reason=\"permission_denied\"",
     ];
     scene.store.counted(&words).await;
+    // The caller's side takes it for what it is.
+    scene.web.counted(&words).await;
     permit(allow_any()).await;
     assert_eq!(ask().await.status(), 200);
 }

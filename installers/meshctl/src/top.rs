@@ -10,7 +10,7 @@ use std::{
 
 use clap::{Args, ValueEnum};
 use clap_complete::ArgValueCompleter;
-use mesh_model::api::{DataplaneRequests, PairRequests, RequestCounts};
+use mesh_model::api::{DataplaneRequests, PairRequests, RequestCounts, SilentDataplane};
 use serde::Serialize;
 
 use crate::{
@@ -80,14 +80,15 @@ impl Top {
         let service = self.service.clone();
         let query: Vec<_> = service.map(|s| ("service", s)).into_iter().collect();
         let redraw = !self.once && self.output == Shown::Table && std::io::stdout().is_terminal();
-        let mut before: RequestCounts = client.get(&path, &query).await?;
-        let mut asked = Instant::now();
+        let begun = Instant::now();
+        let mut heard = Heard::default();
+        let mut at = begun.elapsed();
+        heard.take(client.get(&path, &query).await?, at);
         loop {
             tokio::time::sleep(Duration::from_secs(self.interval)).await;
             let after: RequestCounts = client.get(&path, &query).await?;
-            let seconds = asked.elapsed().as_secs_f64();
-            asked = Instant::now();
-            let interval = Interval::between(&before, &after, seconds, self.by);
+            let before = std::mem::replace(&mut at, begun.elapsed());
+            let interval = Interval::between(&heard, &after, at, at - before, self.by);
             let text = match self.output {
                 Shown::Json => serde_json::to_string(&interval).map_err(|error| {
                     Failure::failed(format!("the result does not become JSON: {error}"))
@@ -99,7 +100,22 @@ impl Top {
             if !output::print_unless_left(&format!("{clear}{text}"))? || self.once {
                 return crate::inspect::complete(&after.unanswered);
             }
-            before = after;
+            heard.take(after, at);
+        }
+    }
+}
+
+/// The last answer of each dataplane, by zone and name, and when it came. One that is not heard for a while counts on meanwhile.
+#[derive(Default)]
+struct Heard(HashMap<(String, String), (Duration, DataplaneRequests)>);
+
+impl Heard {
+    fn take(&mut self, counts: RequestCounts, at: Duration) {
+        for zone in counts.zones {
+            for dataplane in zone.dataplanes {
+                let key = (zone.zone.clone(), dataplane.name.clone());
+                self.0.insert(key, (at, dataplane));
+            }
         }
     }
 }
@@ -134,44 +150,44 @@ struct Line {
 struct Sum {
     requests: u64,
     failed: u64,
+    per_second: f64,
     durations: Durations,
 }
 
 impl Interval {
-    fn between(before: &RequestCounts, after: &RequestCounts, seconds: f64, by: By) -> Self {
-        let mut known: HashMap<(&str, &str), &DataplaneRequests> = HashMap::new();
-        for zone in &before.zones {
-            for dataplane in &zone.dataplanes {
-                known.insert((&zone.zone, &dataplane.name), dataplane);
-            }
-        }
+    fn between(
+        before: &Heard,
+        after: &RequestCounts,
+        at: Duration,
+        interval: Duration,
+        by: By,
+    ) -> Self {
         let mut missing = Vec::new();
         let mut counted: Vec<(&PairRequests, Sum)> = Vec::new();
         for zone in &after.zones {
             for dataplane in &zone.dataplanes {
+                let key = (zone.zone.clone(), dataplane.name.clone());
                 // What it had counted before it was heard of is of no known time.
-                let Some(old) = known.get(&(&*zone.zone, &*dataplane.name)) else {
+                let Some((heard_at, old)) = before.0.get(&key) else {
                     continue;
                 };
-                counted.extend(since(old, dataplane));
+                counted.extend(since(old, dataplane, at.saturating_sub(*heard_at)));
                 if dataplane.omitted > 0 {
                     let (name, omitted) = (&dataplane.name, dataplane.omitted);
                     missing.push(format!("{omitted} pairs with few requests of {name}"));
                 }
             }
-            if !zone.silent.is_empty() {
-                let names = zone.silent.join(", ");
-                missing.push(format!(
-                    "dataplanes of zone {} that do not answer: {names}",
-                    zone.zone
-                ));
-            }
+            let silent = zone.silent.iter();
+            missing.extend(silent.map(|silent| {
+                let SilentDataplane { name, reason } = silent;
+                format!("dataplane {name} of zone {}: {reason}", zone.zone)
+            }));
         }
         let silent = after.unanswered.iter();
         missing.extend(silent.map(|zone| format!("zone {}: {}", zone.zone, zone.reason)));
         Self {
-            seconds,
-            items: lines(counted, seconds, by),
+            seconds: interval.as_secs_f64(),
+            items: lines(counted, by),
             missing,
         }
     }
@@ -212,10 +228,11 @@ impl Interval {
     }
 }
 
-/// What `new` has counted since `old`.
+/// What `new` has counted since `old`, which came so much earlier.
 fn since<'a>(
     old: &DataplaneRequests,
     new: &'a DataplaneRequests,
+    time: Duration,
 ) -> impl Iterator<Item = (&'a PairRequests, Sum)> {
     // After a restart everything is new.
     let same_run = old.session == new.session && old.bounds == new.bounds;
@@ -240,6 +257,7 @@ fn since<'a>(
         let sum = Sum {
             requests,
             failed: less(pair.failed, old.map(|old| old.failed)),
+            per_second: requests as f64 / time.as_secs_f64().max(f64::MIN_POSITIVE),
             durations: Durations::of(&new.bounds, buckets),
         };
         (requests > 0).then_some((pair, sum))
@@ -250,7 +268,7 @@ fn key(pair: &PairRequests) -> (&str, &str, &str) {
     (&pair.source, &pair.destination, &pair.direction)
 }
 
-fn lines(counted: Vec<(&PairRequests, Sum)>, seconds: f64, by: By) -> Vec<Line> {
+fn lines(counted: Vec<(&PairRequests, Sum)>, by: By) -> Vec<Line> {
     let at_caller = |pair: &PairRequests| pair.direction == "outbound";
     let seen_by_callers: Vec<&str> = counted
         .iter()
@@ -267,6 +285,7 @@ fn lines(counted: Vec<(&PairRequests, Sum)>, seconds: f64, by: By) -> Vec<Line> 
         let sum = sums.entry((source, &pair.destination)).or_default();
         sum.requests += new.requests;
         sum.failed += new.failed;
+        sum.per_second += new.per_second;
         sum.durations.add(&new.durations);
     }
     let mut lines: Vec<_> = sums
@@ -276,7 +295,7 @@ fn lines(counted: Vec<(&PairRequests, Sum)>, seconds: f64, by: By) -> Vec<Line> 
             destination: destination.to_owned(),
             requests: sum.requests,
             failed: sum.failed,
-            requests_per_second: sum.requests as f64 / seconds,
+            requests_per_second: sum.per_second,
             failed_percent: 100.0 * sum.failed as f64 / sum.requests.max(1) as f64,
             p50_seconds: sum.durations.quantile(0.5),
             p99_seconds: sum.durations.quantile(0.99),
@@ -366,6 +385,17 @@ mod tests {
         serde_json::from_value(json!({"mesh": "pay", "zones": zones})).unwrap()
     }
 
+    /// Between the last of some answers and another one, two seconds apart each.
+    fn interval(before: &[RequestCounts], after: &RequestCounts) -> Interval {
+        let mut heard = Heard::default();
+        let mut at = Duration::ZERO;
+        for counts in before {
+            heard.take(counts.clone(), at);
+            at += Duration::from_secs(2);
+        }
+        Interval::between(&heard, after, at, Duration::from_secs(2), By::Pair)
+    }
+
     fn web(session: &str, direction: &str, requests: u64, failed: u64) -> serde_json::Value {
         json!({"name": format!("{direction}-1"), "session": session, "bounds": BOUNDS, "omitted": 0, "pairs": [
             {"source": "web", "destination": "store", "direction": direction, "requests": requests,
@@ -373,7 +403,7 @@ mod tests {
     }
 
     fn shown(before: serde_json::Value, after: serde_json::Value) -> Vec<(u64, u64)> {
-        let interval = Interval::between(&counts(before), &counts(after), 2.0, By::Pair);
+        let interval = interval(&[counts(before)], &counts(after));
         let items = interval.items.iter();
         items.map(|line| (line.requests, line.failed)).collect()
     }
@@ -405,6 +435,18 @@ mod tests {
     }
 
     #[test]
+    fn what_a_dataplane_counted_while_it_was_not_heard_is_shown_when_it_is_and_over_that_time() {
+        let silent = counts(json!([]));
+        let old = counts(json!([web("a", "outbound", 100, 0)]));
+        let new = counts(json!([web("a", "outbound", 140, 0)]));
+        let interval = interval(&[old, silent], &new);
+        let [line] = &*interval.items else {
+            panic!("{interval:?}")
+        };
+        assert_eq!((line.requests, line.requests_per_second), (40, 10.0));
+    }
+
+    #[test]
     fn percentiles_lie_within_their_buckets() {
         let of = |requests: [u64; 4]| Durations::of(&BOUNDS, requests.into_iter());
         assert_eq!(of([0; 4]).quantile(0.5), None);
@@ -421,8 +463,11 @@ mod tests {
     fn what_is_missing_is_said_under_the_table() {
         let before = counts(json!([web("a", "outbound", 0, 0)]));
         let mut after = counts(json!([web("a", "outbound", 10, 5)]));
-        after.zones[0].silent = vec!["old-1".to_owned()];
-        let text = Interval::between(&before, &after, 2.0, By::Pair).table(By::Pair);
+        after.zones[0].silent = vec![SilentDataplane {
+            name: "old-1".to_owned(),
+            reason: "it is too old to be asked".to_owned(),
+        }];
+        let text = interval(&[before], &after).table(By::Pair);
         let mut lines = text.lines();
         let words = |line: Option<&str>| -> Vec<String> {
             line.unwrap()
@@ -448,7 +493,7 @@ mod tests {
         );
         assert_eq!(
             lines.next(),
-            Some("missing: dataplanes of zone east that do not answer: old-1")
+            Some("missing: dataplane old-1 of zone east: it is too old to be asked")
         );
     }
 }

@@ -654,9 +654,19 @@ pub struct ZoneRequests {
     pub zone: String,
     /// Those that answered.
     pub dataplanes: Vec<DataplaneRequests>,
-    /// Connected dataplanes that did not answer in time, or are too old to be asked.
+    /// Those that did not.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub silent: Vec<String>,
+    pub silent: Vec<SilentDataplane>,
+}
+
+/// A dataplane that did not answer a question.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SilentDataplane {
+    /// Its name.
+    pub name: String,
+    /// Why.
+    pub reason: String,
 }
 
 /// What one dataplane has counted since it started.
@@ -688,7 +698,7 @@ pub struct PairRequests {
     pub direction: String,
     /// All that have ended.
     pub requests: u64,
-    /// Those that were not answered, or with 5xx, or by the mesh.
+    /// Those that were not answered, or with 5xx, or by the mesh, or with a status of gRPC that is the server's fault.
     pub failed: u64,
     /// How many took no longer than each bound and longer than the one before; as last how many took longer than all.
     pub durations: Vec<u64>,

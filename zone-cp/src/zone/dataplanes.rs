@@ -80,6 +80,10 @@ impl Zone {
         match slot.mesh.arrive(arrival, running) {
             Admission::Outdated { connected } => Err(outdated(&name, connected)),
             Admission::Admitted { changed, .. } => {
+                if let Some(registration) = slot.mesh.registration(&name) {
+                    self.gatherings
+                        .arrived(&mesh, &name, registration, stream, outgoing);
+                }
                 let old = slot.streams.insert(name, (stream, outgoing.clone()));
                 end_replaced(&mut self.streams, old);
                 self.registrations_to_save.insert(Some(mesh.clone()));
@@ -126,12 +130,12 @@ impl Zone {
         let Some(peer) = self.streams.get(&stream).cloned() else {
             return; // Its stream was ended here.
         };
-        if let to_zone::Message::Answer(answer) = message {
-            return self.gatherings.take(stream, answer);
-        }
-        match &peer.mesh {
-            Some(mesh) => self.handle_dataplane(mesh, &peer.name, message),
-            None => self.handle_ingress(&peer.name, message),
+        match (&peer.mesh, message) {
+            (Some(mesh), to_zone::Message::Answer(answer)) => {
+                self.gatherings.take(mesh, &peer.name, stream, answer);
+            }
+            (Some(mesh), message) => self.handle_dataplane(mesh, &peer.name, message),
+            (None, message) => self.handle_ingress(&peer.name, message),
         }
     }
 

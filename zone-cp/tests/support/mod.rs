@@ -601,6 +601,7 @@ pub struct Newcomer {
     pub role: Role,
     pub session_number: u64,
     pub running: Vec<DocumentVersion>,
+    pub features: Vec<String>,
 }
 
 impl Newcomer {
@@ -611,6 +612,10 @@ impl Newcomer {
             role: Role::Sidecar,
             session_number: 1,
             running: vec![],
+            features: mesh_proto::features::DATAPLANE
+                .iter()
+                .map(|f| (*f).to_owned())
+                .collect(),
         }
     }
 
@@ -632,10 +637,7 @@ impl Newcomer {
         let (to_zone, messages) = mpsc::channel(64);
         let hello = Hello {
             version: "0.1.0".into(),
-            features: mesh_proto::features::DATAPLANE
-                .iter()
-                .map(|f| (*f).to_owned())
-                .collect(),
+            features: self.features.clone(),
             role: self.role.into(),
             resource: self.resource.clone(),
             session: format!("session {}", self.session_number),
@@ -692,6 +694,12 @@ fn message(message: discovery::to_zone::Message) -> discovery::ToZone {
 impl FakeDataplane {
     pub async fn say(&self, what: discovery::to_zone::Message) {
         self.to_zone.send(message(what)).await.unwrap();
+    }
+
+    /// Answers question `id`.
+    pub async fn answer(&self, id: u64, what: Option<discovery::answer::What>) {
+        let answer = discovery::Answer { id, what };
+        self.say(discovery::to_zone::Message::Answer(answer)).await;
     }
 
     /// The next message that is no heartbeat, taken. An error: how the stream ended.

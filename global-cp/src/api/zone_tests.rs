@@ -246,7 +246,7 @@ async fn requests_are_counted_by_the_zones_of_the_mesh() {
         What::CountRequests(asked) => {
             assert_eq!((&*asked.mesh, &*asked.service), ("pay", "store"));
             Ok(
-                json!({"zone": "a lie", "silent": ["old-1"], "dataplanes": [{
+                json!({"zone": "a lie", "silent": [{"name": "old-1", "reason": "too old"}], "dataplanes": [{
                 "name": "store-1", "session": "a", "bounds": [0.1], "omitted": 0, "pairs": [{
                     "source": "web", "destination": "store", "direction": "inbound", "requests": 3, "failed": 1,
                     "durations": [2, 1]}]}]}),
@@ -258,7 +258,7 @@ async fn requests_are_counted_by_the_zones_of_the_mesh() {
     let answer = node.get("/v1/meshes/pay/requests?service=store").await.ok();
     let west = &answer["zones"][0];
     assert_eq!(west["zone"], "west", "{answer}");
-    assert_eq!(west["silent"], json!(["old-1"]));
+    assert_eq!(west["silent"][0]["name"], "old-1");
     assert_eq!(west["dataplanes"][0]["pairs"][0]["requests"], 3);
     // East answers what is no answer to this question.
     assert_eq!(answer["unanswered"][0]["zone"], "east", "{answer}");

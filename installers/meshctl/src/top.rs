@@ -301,7 +301,7 @@ fn lines(counted: Vec<(&PairRequests, Sum)>, by: By) -> Vec<Line> {
             p99_seconds: sum.durations.quantile(0.99),
         })
         .collect();
-    lines.sort_by(|a, b| b.requests.cmp(&a.requests));
+    lines.sort_by_key(|line| std::cmp::Reverse(line.requests));
     lines
 }
 

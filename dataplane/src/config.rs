@@ -138,10 +138,12 @@ pub enum Protocol {
     Http,
     Http2,
     Grpc,
+    /// Nothing is declared: [`detect`](crate::detect) finds it out.
+    Detect,
 }
 
 impl Protocol {
-    /// True for what the proxy understands, request by request.
+    /// True for what the proxy understands, request by request, on every connection.
     #[must_use]
     pub fn is_http(self) -> bool {
         matches!(self, Self::Http | Self::Http2 | Self::Grpc)
@@ -154,6 +156,7 @@ impl Protocol {
             Ok(wire::Protocol::Http) => Ok(Self::Http),
             Ok(wire::Protocol::Http2) => Ok(Self::Http2),
             Ok(wire::Protocol::Grpc) => Ok(Self::Grpc),
+            Ok(wire::Protocol::Detect) => Ok(Self::Detect),
             Ok(wire::Protocol::Unspecified) | Err(_) => Err(InvalidProtocol(value)),
         }
     }

@@ -1,6 +1,7 @@
 //! Connections for the application: handshake, identity, permission, then bytes.
 //!
-//! Where the inbound speaks HTTP, [`http`](crate::http) takes over after the handshake, and judges request by request.
+//! Where the inbound speaks HTTP, [`http`](crate::http) takes over after the handshake, and judges request by request. Where nobody has
+//! declared what it speaks, [`detect`](crate::detect) finds it out, for callers that are let in.
 
 use std::{net::SocketAddr, rc::Rc, sync::Arc};
 
@@ -12,9 +13,11 @@ use tokio::{
 };
 
 use crate::{
-    config::{Inbound, Timeouts, TlsMode},
+    config::{Inbound, Protocol, Timeouts, TlsMode},
+    detect::{Detection, Spoken, Upstream},
     http::{
         self,
+        pool::{HopKey, Made},
         serve::Caller,
         side::{InboundSide, Side},
     },
@@ -58,6 +61,13 @@ pub async fn serve(
             let socket = Socket::plain(stream, bytes);
             Box::pin(serve_http(worker, socket, listen, connection)).await
         }
+        Ok((First::Plaintext, bytes)) if inbound.protocol == Protocol::Detect => {
+            let socket = Socket::plain(stream, bytes);
+            Box::pin(serve_detected(
+                worker, socket, listen, inbound, None, connection,
+            ))
+            .await
+        }
         // Nobody is known to have called, so nobody is asked about.
         Ok((First::Plaintext | First::OtherTls, bytes)) => {
             pass_on(worker, inbound, Socket::plain(stream, bytes), connection).await
@@ -83,6 +93,12 @@ async fn serve_mesh(
     is_from(connection, &established.peer);
     if inbound.protocol.is_http() {
         return serve_http(worker, Socket::tls(stream, established), listen, connection).await;
+    }
+    if inbound.protocol == Protocol::Detect {
+        let peer = established.peer.clone();
+        let socket = Socket::tls(stream, established);
+        let serving = serve_detected(worker, socket, listen, inbound, Some(&peer), connection);
+        return Box::pin(serving).await;
     }
     if let Err(end) = authorize(worker, inbound, &established.peer, connection) {
         return end;
@@ -113,6 +129,63 @@ async fn pass_on(
     };
     let destination = Socket::plain(application, Vec::new());
     relay(source, destination, connection, worker).await
+}
+
+/// Finds out whether HTTP is spoken. Until it is known, and where it is not, a caller is judged as one of TCP: the application hears
+/// nothing of one that may not call.
+async fn serve_detected(
+    worker: &Rc<Worker>,
+    source: Socket,
+    listen: SocketAddr,
+    inbound: &Arc<Inbound>,
+    peer: Option<&VerifiedPeer>,
+    connection: &Rc<Connection>,
+) -> End {
+    if let Some(peer) = peer
+        && let Err(end) = judge_connection(worker, inbound, peer, connection)
+    {
+        return end;
+    }
+    if worker.draining.get() {
+        connection.drain();
+    }
+    let address = inbound.application;
+    let timeouts = inbound.timeouts.clone();
+    let of_worker = worker.clone();
+    let reaching = async move {
+        let stream = reach_application(address, &timeouts).await?;
+        let snapshot = of_worker.shared.snapshot.load();
+        Ok(Upstream {
+            socket: Socket::plain(stream, Vec::new()),
+            peer: None,
+            outstanding: None,
+            key: HopKey::Application(address),
+            made: Made::new(&snapshot, None, &timeouts),
+        })
+    };
+    let port = Rc::from(&*inbound.name);
+    let mut detection = Detection::new(source, port, false, reaching);
+    let spoken = match Box::pin(detection.run(worker, connection)).await {
+        Ok(spoken) => spoken,
+        Err(end) => return end,
+    };
+    if spoken != Spoken::Tcp {
+        let source = detection.into_requests(worker, spoken);
+        return serve_http(worker, source, listen, connection).await;
+    }
+    // Time has passed, and what is looked at again at a change is what has been judged.
+    if let Some(peer) = peer
+        && let Err(end) = authorize(worker, inbound, peer, connection)
+    {
+        return end;
+    }
+    connection
+        .destination_address
+        .replace(Some(address.to_string().into()));
+    match Box::pin(detection.next_hop.reached()).await {
+        Ok(upstream) => relay(detection.source, upstream.socket, connection, worker).await,
+        Err(end) => end,
+    }
 }
 
 /// What a connection to a permissive inbound begins with.
@@ -264,23 +337,44 @@ fn authorize(
     peer: &VerifiedPeer,
     connection: &Connection,
 ) -> Result<(), End> {
+    if judge_connection(worker, inbound, peer, connection)? == Admission::ShadowDenied {
+        worker.count_shadow_denied(connection);
+        let policy = connection.policy.borrow();
+        tracing::info!(policy = policy.as_deref(), src.identity = %peer.id, dst.service = &*inbound.service, "shadow deny: allowed for now");
+    }
+    Ok(())
+}
+
+/// How a caller is let in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Admission {
+    Allowed,
+    /// Only because its deny is a shadow deny.
+    ShadowDenied,
+}
+
+fn judge_connection(
+    worker: &Worker,
+    inbound: &Inbound,
+    peer: &VerifiedPeer,
+    connection: &Connection,
+) -> Result<Admission, End> {
     let snapshot = worker.shared.snapshot.load();
     match still_allowed(&snapshot, &inbound.name, peer) {
         Ok(Decision::Allowed { by }) => {
             connection.policy.replace(Some(by.into()));
+            Ok(Admission::Allowed)
         }
         Ok(Decision::ShadowDenied { by }) => {
             connection.policy.replace(Some(by.into()));
-            worker.count_shadow_denied(connection);
-            tracing::info!(policy = by, src.identity = %peer.id, dst.service = &*inbound.service, "shadow deny: allowed for now");
+            Ok(Admission::ShadowDenied)
         }
         Ok(Decision::Denied { by }) => {
             connection.policy.replace(by.map(Into::into));
-            return Err(End::refused(Reason::PermissionDenied, denied(&peer.id, by)));
+            Err(End::refused(Reason::PermissionDenied, denied(&peer.id, by)))
         }
-        Err(reason) => return Err(End::refused(reason, "withdrawn during the handshake")),
+        Err(reason) => Err(End::refused(reason, "withdrawn during the handshake")),
     }
-    Ok(())
 }
 
 /// What `snapshot` says about a verified caller of the inbound `name`.

@@ -6,6 +6,7 @@
 //! | --- | --- |
 //! | [`listener`] | accepts, and reads the snapshot, once |
 //! | [`inbound`], [`outbound`], [`ingress`] | one connection, from its first byte to its record |
+//! | [`detect`] | whether HTTP is spoken, where nobody has declared it |
 //! | [`permission`] | who may call |
 //! | [`route`] | which service a connection of the application goes to: backends by weight |
 //! | [`http`] | requests of HTTP, where that is spoken: their own way, told there; then on with [`balance`] |
@@ -44,6 +45,7 @@ pub mod balance;
 pub mod certificates;
 pub mod config;
 pub mod control;
+pub mod detect;
 pub mod discovery;
 pub mod handover;
 pub mod http;

@@ -8,7 +8,7 @@ use tokio::{
 };
 
 use crate::{
-    config::{Outbound, TlsMode},
+    config::{Outbound, Protocol, TlsMode},
     inbound, ingress, net, outbound,
     record::{Connection, Direction, End, Reason, Record},
     route,
@@ -101,10 +101,18 @@ fn handle(worker: &Rc<Worker>, key: SocketAddr, stream: TcpStream, from: SocketA
                 record.end(end);
             });
         }
-        Target::Outbound(outbound) if is_http(&snapshot, &outbound) => {
+        Target::Outbound(outbound) if speaks(&snapshot, &outbound, Protocol::is_http) => {
             let called = snapshot.services[&outbound.service_document].clone();
             tokio::task::spawn_local(async move {
                 let end = outbound::serve_http(&worker, stream, &called, &record.connection).await;
+                record.end(end);
+            });
+        }
+        Target::Outbound(outbound) if speaks(&snapshot, &outbound, |p| p == Protocol::Detect) => {
+            let called = snapshot.services[&outbound.service_document].clone();
+            tokio::task::spawn_local(async move {
+                let end =
+                    outbound::serve_detected(&worker, stream, &called, &record.connection).await;
                 record.end(end);
             });
         }
@@ -118,10 +126,7 @@ fn handle(worker: &Rc<Worker>, key: SocketAddr, stream: TcpStream, from: SocketA
                     (Ok(()), Ok(to), Some(zone)) => {
                         outbound::serve(&worker, stream, &to, &zone, &record.connection).await
                     }
-                    (Ok(()), Ok(_), None) => End::refused(
-                        Reason::NotConfigured,
-                        "what this proxy is has not come from the zone control plane",
-                    ),
+                    (Ok(()), Ok(_), None) => outbound::not_configured(),
                 };
                 record.end(end);
             });
@@ -135,9 +140,9 @@ fn handle(worker: &Rc<Worker>, key: SocketAddr, stream: TcpStream, from: SocketA
     }
 }
 
-fn is_http(snapshot: &Snapshot, outbound: &Outbound) -> bool {
+fn speaks(snapshot: &Snapshot, outbound: &Outbound, what: impl Fn(Protocol) -> bool) -> bool {
     let called = snapshot.services.get(&outbound.service_document);
-    called.is_some_and(|called| called.service.protocol.is_http())
+    called.is_some_and(|called| what(called.service.protocol))
 }
 
 /// A handshake never uses a certificate that has ended (FIELD b1).

@@ -4,7 +4,7 @@
 //! for a label set it has not seen before, and by the scrape.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     fmt,
     sync::{
         Arc, Mutex, PoisonError,
@@ -45,6 +45,31 @@ pub struct Labels {
     pub reason: Reason,
 }
 
+/// What a count of detections that timed out is about.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[allow(missing_docs)]
+pub struct DetectionLabels {
+    pub mesh: Arc<str>,
+    pub destination: Arc<str>,
+    pub direction: Direction,
+    /// Of the service that is called, or the name of the inbound.
+    pub port: Arc<str>,
+}
+
+/// Detections that timed out, of one port.
+#[derive(Debug, Default, Clone, Copy)]
+struct DetectionTimeouts {
+    count: u64,
+    /// The worker's clock when it was said last.
+    said_at_ms: u64,
+}
+
+/// Between two logs about one port.
+const SAID_AGAIN_MS: u64 = 60_000;
+
+/// By port. There are as many as documents name.
+type DetectionSeries = Arc<Mutex<BTreeMap<DetectionLabels, DetectionTimeouts>>>;
+
 /// What is counted.
 #[derive(Debug, Default)]
 #[allow(missing_docs)]
@@ -62,6 +87,7 @@ type ConnectionSeries = Arc<Mutex<Vec<(Labels, Arc<Series>)>>>;
 #[derive(Clone, Default)]
 pub struct WorkerSeries {
     connections: ConnectionSeries,
+    detections: DetectionSeries,
     /// Of requests.
     pub requests: SharedSeries,
 }
@@ -84,6 +110,21 @@ impl Counters {
     #[must_use]
     pub fn shared(&self) -> WorkerSeries {
         self.shared.clone()
+    }
+
+    /// Counts a detection that timed out, which is rare. True where it is time to say so.
+    #[must_use]
+    pub fn count_detection_timeout(&self, labels: DetectionLabels, now_ms: u64) -> bool {
+        let detections = &self.shared.detections;
+        let mut detections = detections.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_port = detections.entry(labels).or_default();
+        of_port.count += 1;
+        let is_due =
+            of_port.count == 1 || now_ms.saturating_sub(of_port.said_at_ms) >= SAID_AGAIN_MS;
+        if is_due {
+            of_port.said_at_ms = now_ms;
+        }
+        is_due
     }
 
     /// A worker's way to the series of its requests.
@@ -172,6 +213,20 @@ impl Metrics {
         workers.map(|worker| worker.requests.clone()).collect()
     }
 
+    /// Detections that timed out so far, by port.
+    #[must_use]
+    pub fn detection_timeouts(&self) -> BTreeMap<DetectionLabels, u64> {
+        let mut sums = BTreeMap::new();
+        for worker in &self.workers {
+            let detections = worker.detections.lock();
+            let detections = detections.unwrap_or_else(PoisonError::into_inner);
+            for (labels, of_port) in &*detections {
+                *sums.entry(labels.clone()).or_default() += of_port.count;
+            }
+        }
+        sums
+    }
+
     fn merged(&self) -> Merged {
         let mut connections: HashMap<Labels, Sum> = HashMap::new();
         let mut bytes: HashMap<ByteKey, Sum> = HashMap::new();
@@ -256,6 +311,24 @@ impl Collector for Metrics {
             family
                 .encode_family(&byte_labels(key, &zone, "sent"))?
                 .encode_counter::<NoLabelSet, u64, u64>(&sum.shadow_denied, None)?;
+        }
+        let mut family = encoder.encode_descriptor(
+            "isthmus_dataplane_detection_timeouts",
+            "Connections relayed as TCP because it could not be told in time whether they speak HTTP",
+            None,
+            MetricType::Counter,
+        )?;
+        for (labels, count) in self.detection_timeouts() {
+            let labels = [
+                ("mesh", &*labels.mesh),
+                ("zone", &**zone),
+                ("destination", &*labels.destination),
+                ("direction", labels.direction.as_str()),
+                ("port", &*labels.port),
+            ];
+            family
+                .encode_family(&labels)?
+                .encode_counter::<NoLabelSet, u64, u64>(&count, None)?;
         }
         http::metrics::encode(&self.requests(), &zone, &mut encoder)?;
         self.encode_process(&mut encoder)

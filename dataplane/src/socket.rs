@@ -224,6 +224,12 @@ impl Socket {
         socket
     }
 
+    /// What has been received, but was not for whoever received it, is received again.
+    pub fn unread(&mut self, mut bytes: Vec<u8>) {
+        bytes.append(&mut self.early);
+        self.early = bytes;
+    }
+
     /// The peer has said that it sends no more.
     #[must_use]
     pub fn ended(&self) -> bool {

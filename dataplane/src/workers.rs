@@ -5,7 +5,7 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     net::SocketAddr,
     rc::{Rc, Weak},
     sync::{
@@ -24,6 +24,7 @@ use tokio::{
 };
 
 use crate::{
+    detect,
     http::{
         limits::HttpLimits,
         metrics::{RequestCounters, RequestLabels},
@@ -31,7 +32,7 @@ use crate::{
         record::{RequestRecord, SaidBy},
     },
     inbound, listener,
-    metrics::{Counters, Labels, WorkerSeries},
+    metrics::{Counters, DetectionLabels, Labels, WorkerSeries},
     net,
     permission::Decision,
     record::{Connection, Direction, End, Outcome, Reason, Waiting},
@@ -58,6 +59,8 @@ pub struct Limits {
     pub handshake_timeout: Duration,
     /// How long a half-closed connection may be silent.
     pub half_close_timeout: Duration,
+    /// How long what a client says is held back while it may become a request of HTTP, where nothing is declared.
+    pub detection_wait: Duration,
     /// Of HTTP.
     pub http: HttpLimits,
 }
@@ -69,6 +72,7 @@ impl Default for Limits {
             handshakes: 256,
             handshake_timeout: Duration::from_secs(10),
             half_close_timeout: HALF_CLOSE_TIMEOUT,
+            detection_wait: detect::WAIT,
             http: HttpLimits::default(),
         }
     }
@@ -223,6 +227,8 @@ pub struct Worker {
     counters: RefCell<Counters>,
     requests: RefCell<RequestCounters>,
     turns: RefCell<HashMap<Arc<str>, u64>>,
+    /// Services of which the last connection spoke HTTP, where nothing is declared.
+    spoke_http: RefCell<HashSet<Arc<str>>>,
     random: Cell<u64>,
     started: Instant,
     now_ms: Cell<u64>,
@@ -241,6 +247,7 @@ impl Worker {
             requests: RefCell::new(counters.requests()),
             counters: RefCell::new(counters),
             turns: RefCell::default(),
+            spoke_http: RefCell::default(),
             pool: Pool::default(),
             watched: RefCell::default(),
             draining: Cell::default(),
@@ -290,6 +297,46 @@ impl Worker {
         let turn = turns.entry(document.clone()).or_default();
         *turn = turn.wrapping_add(1);
         *turn
+    }
+
+    /// True where the last connection to the service in `document` turned out to speak HTTP.
+    pub fn expects_http(&self, document: &str) -> bool {
+        self.spoke_http.borrow().contains(document)
+    }
+
+    /// Remembers what a connection to the service in `document` turned out to speak.
+    pub fn remember_spoken(&self, document: &Arc<str>, is_http: bool) {
+        let mut spoke_http = self.spoke_http.borrow_mut();
+        if !is_http {
+            spoke_http.remove(document);
+        } else if !spoke_http.contains(document) {
+            spoke_http.insert(document.clone());
+        }
+    }
+
+    /// Counts a connection to `port` of which it could not be told in time what it speaks, and says so now and then.
+    pub fn count_detection_timeout(&self, connection: &Connection, port: &str) {
+        let labels = DetectionLabels {
+            mesh: connection.mesh.borrow().clone(),
+            destination: connection.destination.borrow().clone(),
+            direction: connection.direction,
+            port: port.into(),
+        };
+        let destination = labels.destination.clone();
+        if self
+            .counters
+            .borrow()
+            .count_detection_timeout(labels, self.now_ms())
+        {
+            tracing::warn!(
+                direction = connection.direction.as_str(),
+                dst.service = &*destination,
+                port,
+                wait_ms = u64::try_from(self.shared.limits.detection_wait.as_millis())
+                    .unwrap_or(u64::MAX),
+                "what a client says looks like half of an HTTP request, which delays it: declare what the port speaks (appProtocol)"
+            );
+        }
     }
 
     /// Adds to the counters what has happened since the last time; with `end`, counts the connection itself.

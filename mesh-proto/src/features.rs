@@ -21,6 +21,8 @@ pub const HTTP: &str = "http";
 pub const ROUTE_HTTP: &str = "route.http";
 /// How requests are spread over endpoints is said by a policy.
 pub const LOAD_BALANCING: &str = "load_balancing";
+/// Ports of which nothing is declared: HTTP is told from other protocols by what is said first.
+pub const PROTOCOL_DETECT: &str = "protocol.detect";
 /// Forwarding by server name.
 pub const INGRESS_SNI: &str = "ingress.sni";
 /// Trust anchors of several trust domains.
@@ -40,6 +42,7 @@ pub const DATAPLANE: &[&str] = &[
     HTTP,
     ROUTE_HTTP,
     LOAD_BALANCING,
+    PROTOCOL_DETECT,
     INGRESS_SNI,
     TRUST_DOMAINS,
     QUESTIONS,

@@ -120,10 +120,12 @@ impl<'a> Compiler<'a> {
     ) -> Compiled {
         let mut documents = Documents::new();
         let mut add = |document: Arc<Document>| documents.insert(document.name.clone(), document);
-        add(Arc::new(proxy(self.view, dataplane)));
+        add(Arc::new(proxy(self.view, dataplane, capabilities)));
         add(self.trust.clone());
         let called = &declared(dataplane) | subscriptions;
-        let services = self.services.needed(self.view, dataplane, &called);
+        let services = self
+            .services
+            .needed(self.view, dataplane, &called, capabilities);
         for document in services.into_values() {
             add(document);
         }
@@ -165,9 +167,21 @@ pub fn declared(dataplane: &Resource) -> BTreeSet<ServiceRef> {
         .collect()
 }
 
-/// Listeners and inbound policy of a sidecar.
+/// What is spoken where nothing is declared, for a dataplane with these features.
+fn undeclared(capabilities: &[String]) -> Protocol {
+    let detects = capabilities
+        .iter()
+        .any(|feature| feature == features::PROTOCOL_DETECT);
+    if detects {
+        Protocol::Detect
+    } else {
+        Protocol::Tcp
+    }
+}
+
+/// Listeners and inbound policy of a sidecar with these features.
 #[must_use]
-pub fn proxy(view: &MeshView, dataplane: &Resource) -> Document {
+pub fn proxy(view: &MeshView, dataplane: &Resource, capabilities: &[String]) -> Document {
     let workload = identity::workload(dataplane);
     let served = served_ports(&view.services, dataplane);
     let policies = view.policies.set.select(Selectable::of(dataplane));
@@ -176,7 +190,16 @@ pub fn proxy(view: &MeshView, dataplane: &Resource) -> Document {
         .iter()
         .flat_map(|n| &n.inbound)
         .filter(|inbound| inbound.stated() != InboundState::Ignored)
-        .map(|spec| inbound(view, dataplane, spec, &served, &policies))
+        .map(|spec| {
+            inbound(
+                view,
+                dataplane,
+                spec,
+                &served,
+                &policies,
+                undeclared(capabilities),
+            )
+        })
         .collect();
     let outbounds: Vec<_> = networking
         .iter()
@@ -221,6 +244,9 @@ fn required_of(inbound: &Inbound) -> Vec<&'static str> {
     if inbound.probe.is_some() {
         required.push(features::PROBE_TCP);
     }
+    if inbound.protocol() == Protocol::Detect {
+        required.push(features::PROTOCOL_DETECT);
+    }
     if inbound.tls() == TlsMode::Permissive {
         required.push(features::INBOUND_PERMISSIVE);
     }
@@ -257,6 +283,7 @@ fn inbound(
     spec: &InboundSpec,
     served: &ServedPorts,
     policies: &Selection<'_>,
+    undeclared: Protocol,
 ) -> Inbound {
     let networking = dataplane.get::<Dataplane>().map(|d| &d.networking);
     let name = spec.name_or_port();
@@ -266,12 +293,17 @@ fn inbound(
         .flat_map(|(service, port)| server_names(&view.mesh, &view.zone, service, port))
         .collect();
     let workload = identity::workload(dataplane);
-    let (timeouts, caller_timeouts) = timeouts::incoming(policies, spec);
+    // Callers go by what a service says of its port, so that counts where the inbound itself says nothing.
+    let declared = spec
+        .protocol
+        .or_else(|| served.iter().find_map(|(_, port)| port.app_protocol));
+    let protocol = declared.map_or(undeclared, Protocol::from);
+    let (timeouts, caller_timeouts) = timeouts::incoming(policies, spec, takes_requests(protocol));
     Inbound {
         listen: networking.map(|n| address(spec.listen_address(n), spec.port)),
         application: networking
             .map(|n| address(spec.application_address(n), spec.application_port())),
-        protocol: Protocol::from(spec.protocol).into(),
+        protocol: protocol.into(),
         tls: tls_mode(policies, spec).into(),
         server_names: server_names.into_iter().collect(),
         service: served
@@ -296,9 +328,12 @@ fn tls_mode(policies: &Selection<'_>, inbound: &InboundSpec) -> TlsMode {
     }
 }
 
-/// True where requests of HTTP are spoken, of whichever version.
-pub(crate) fn is_http(protocol: Protocol) -> bool {
-    matches!(protocol, Protocol::Http | Protocol::Http2 | Protocol::Grpc)
+/// True where requests of HTTP are spoken, of whichever version, or may be.
+pub(crate) fn takes_requests(protocol: Protocol) -> bool {
+    matches!(
+        protocol,
+        Protocol::Http | Protocol::Http2 | Protocol::Grpc | Protocol::Detect
+    )
 }
 
 fn outbound(spec: &mesh_model::dataplane::Outbound) -> Outbound {

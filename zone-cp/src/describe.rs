@@ -116,11 +116,23 @@ pub fn service_name(document: &str) -> &str {
     document.strip_prefix("service/").unwrap_or(document)
 }
 
-/// `tcp`, `http`, …
+/// `tcp`, `http`, …; `detected` where nothing is declared.
 #[must_use]
 pub fn protocol(protocol: Protocol) -> String {
+    if protocol == Protocol::Detect {
+        return "detected".to_owned();
+    }
     let name = protocol.as_str_name();
     name.trim_start_matches("PROTOCOL_").to_lowercase()
+}
+
+/// What is to be said of a port whose protocol is detected.
+pub const DETECTED: &str = "protocol detected: what the client says first shows whether a connection is HTTP; where the server speaks first, or it is anything else, it is TCP";
+
+/// The same, of a port as it is written.
+#[must_use]
+pub fn declared(declared: Option<mesh_model::dataplane::Protocol>) -> String {
+    protocol(declared.map_or(Protocol::Detect, Into::into))
 }
 
 /// What is to be said of an inbound that takes more than mesh TLS.

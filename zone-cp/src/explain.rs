@@ -236,9 +236,12 @@ fn caller(
     };
     let (_, called, note) = find(&document_name)?;
     notes.extend(note);
-    let is_http = compiler::is_http(called.protocol());
+    let takes_requests = compiler::takes_requests(called.protocol());
+    if called.protocol() == Protocol::Detect {
+        notes.insert(describe::DETECTED.to_owned());
+    }
     let request = request.filter(|_| {
-        is_http || {
+        takes_requests || {
             let protocol = describe::protocol(called.protocol());
             notes.insert(format!(
                 "the port takes {protocol}: requests are not looked into"
@@ -441,7 +444,8 @@ fn let_in(mesh: &Mesh, caller: &str, explained: &mut ExplainedInbound) {
                     .reason
                     .push_str("; answered with 403, or status 7 of gRPC");
             }
-            Protocol::Unspecified | Protocol::Tcp | Protocol::Tls => {}
+            // The handshake refuses it, before anybody knows what would be spoken.
+            Protocol::Unspecified | Protocol::Tcp | Protocol::Tls | Protocol::Detect => {}
         }
     }
     explained.allowed = decision.allowed;

@@ -177,7 +177,7 @@ pub fn service(mesh: &Mesh, name: &str) -> Option<ZoneService> {
         ZoneServicePort {
             port: port.port,
             name: port.name_or_port(),
-            app_protocol: describe::protocol(port.app_protocol.into()),
+            app_protocol: describe::declared(port.app_protocol),
             endpoints: endpoints.collect(),
         }
     });

@@ -180,7 +180,8 @@ fn changed(
     let mut compiler = Compiler::new(&after);
     let mut changed = Changed::new();
     for (name, dataplane) in &mesh.dataplanes {
-        let compiled = compiler.compile(dataplane, &BTreeSet::new(), &[]);
+        let features = mesh.features.get(name).map_or(&[][..], Vec::as_slice);
+        let compiled = compiler.compile(dataplane, &BTreeSet::new(), features);
         let wanted = mesh.wanted.get(name);
         if wanted.is_none_or(|wanted| differ(wanted, &compiled.documents)) {
             changed.insert(name.clone(), compiled.documents);

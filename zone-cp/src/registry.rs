@@ -71,7 +71,7 @@ pub enum Admission {
     Admitted {
         /// An older stream of the same name, to be ended.
         replaced: Option<StreamId>,
-        /// The resource is new or other than before.
+        /// The resource, or what the dataplane can do, is new or other than before.
         changed: bool,
     },
     /// A newer session of the same name is connected.
@@ -149,7 +149,9 @@ impl Registry {
         {
             return Admission::Outdated { connected: number };
         }
-        let changed = old.is_none_or(|old| old.resource != arrival.resource || old.leaving);
+        let changed = old.is_none_or(|old| {
+            old.resource != arrival.resource || old.features != arrival.features || old.leaving
+        });
         let registration = Registration {
             session: arrival.session,
             session_number: arrival.session_number,
@@ -170,6 +172,13 @@ impl Registry {
             replaced: connected.map(|(stream, _)| stream),
             changed,
         }
+    }
+
+    /// What a dataplane can do, as far as is known.
+    #[must_use]
+    pub fn features(&self, name: &str) -> &[String] {
+        let entry = self.entries.get(name);
+        entry.map_or(&[], |entry| &entry.features)
     }
 
     /// The stream has ended; the last thing was heard at `heard_ms`. One that had said it leaves is forgotten, and true

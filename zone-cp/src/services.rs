@@ -177,7 +177,7 @@ fn target<'a>(
         resources: Vec::new(),
         ports: Vec::new(),
     };
-    let mut known: BTreeMap<u16, (BTreeSet<&Option<String>>, Protocol)> = BTreeMap::new();
+    let mut known: BTreeMap<u16, (BTreeSet<&Option<String>>, Option<Protocol>)> = BTreeMap::new();
     for (meta, ports) in of {
         target = target.with_resource(meta);
         for port in ports {
@@ -194,7 +194,7 @@ fn target<'a>(
         names.into_iter().map(move |name| policy::Port {
             number,
             name: name.clone(),
-            protocol: Some(protocol),
+            protocol,
         })
     });
     target.ports = ports.collect();

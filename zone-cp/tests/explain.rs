@@ -30,7 +30,7 @@ const WORLD: &str = r#"
 ---
 {type: Dataplane, mesh: pay, name: web-1, labels: {isthmus.io/service: web}, networking: {address: 10.0.0.1, inbound: [{port: 80, servicePort: 8080}], outbound: [{port: 1, backendRef: {kind: MeshService, name: store, port: 80}}]}}
 ---
-{type: Dataplane, mesh: pay, name: store-1, labels: {isthmus.io/service: store}, networking: {address: 10.0.0.2, inbound: [{name: main, port: 80, servicePort: 8080}]}}
+{type: Dataplane, mesh: pay, name: store-1, labels: {isthmus.io/service: store}, networking: {address: 10.0.0.2, inbound: [{name: main, port: 80, servicePort: 8080, protocol: tcp}]}}
 ---
 {type: Dataplane, mesh: pay, name: batch-1, labels: {isthmus.io/workload: batch}, networking: {address: 10.0.0.3}}
 "#;
@@ -526,7 +526,7 @@ fn what_was_imported_shows_its_age_and_where_it_is_from() {
 /// The world with requests of HTTP between web and the store, and routes of them.
 fn with_requests() -> World {
     let world = WORLD.replace(
-        "port: 80, servicePort: 8080}]",
+        "port: 80, servicePort: 8080, protocol: tcp}]",
         "port: 80, servicePort: 8080, protocol: http}]",
     );
     let mut world = World::new(&world);

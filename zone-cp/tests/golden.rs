@@ -15,7 +15,7 @@ use std::{
 use mesh_model::{Dataplane, Resource, Zone, ZoneIngress, api::Key};
 use mesh_proto::{
     document::hex_sha256,
-    http_match,
+    features, http_match,
     names::{MeshName, ZoneName},
     proxy::{
         Document, HttpRule, HttpTimeouts, IdentityMatch, LeastRequest, LoadBalancing, Protocol,
@@ -145,7 +145,8 @@ impl Case {
             });
             let mut shared: BTreeMap<String, Told> = BTreeMap::new();
             for dataplane in dataplanes.values() {
-                let compiled = compiler::compile(&view, dataplane, &BTreeSet::new(), &[]);
+                let features = features_of(&dataplane.meta.name);
+                let compiled = compiler::compile(&view, dataplane, &BTreeSet::new(), &features);
                 writeln!(text, "# mesh {mesh}, dataplane {}", dataplane.meta.name).unwrap();
                 for (name, document) in &compiled.documents {
                     assert_eq!(document.version, mesh_proto::document::version_of(document));
@@ -448,6 +449,17 @@ fn render(text: &mut String, document: &Document) {
             }
         }
     }
+}
+
+/// What a dataplane can do: one whose name begins with `old-` nothing that came later.
+fn features_of(dataplane: &str) -> Vec<String> {
+    if dataplane.starts_with("old-") {
+        return Vec::new();
+    }
+    features::DATAPLANE
+        .iter()
+        .map(|f| (*f).to_owned())
+        .collect()
 }
 
 fn protocol(protocol: Protocol) -> String {

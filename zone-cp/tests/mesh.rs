@@ -405,7 +405,7 @@ impl World {
                 .collect();
             assert_eq!(proxy.documents, wanted, "{name}");
             let called = compiler::declared(resource);
-            let needed = ServiceDocuments::default().needed(&view, resource, &called);
+            let needed = ServiceDocuments::default().needed(&view, resource, &called, &[]);
             assert_eq!(needed.len() + 2, proxy.documents.len());
             assert_eq!(proxy.endpoints.len(), needed.len());
             for reference in needed.into_keys() {

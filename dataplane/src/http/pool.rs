@@ -25,7 +25,7 @@ use super::{
     h2io::{H2Io, poll_uncork},
 };
 use crate::{
-    config::{Endpoint, Host},
+    config::{Endpoint, Host, Timeouts},
     snapshot::{ServiceRoute, Snapshot},
     socket::Socket,
     tls::{identity::Identity, verify::VerifiedPeer},
@@ -84,6 +84,18 @@ pub struct Made {
 }
 
 impl Made {
+    /// With what is in force in `snapshot`, for a connection to `peer`.
+    #[must_use]
+    pub fn new(snapshot: &Snapshot, peer: Option<&VerifiedPeer>, timeouts: &Timeouts) -> Self {
+        let limit = timeouts.http.max_connection.limit;
+        Self {
+            identity: peer.and(snapshot.identity.clone()),
+            peer: peer.cloned().map(Rc::new),
+            ends_at: limit.map(|limit| Instant::now() + limit),
+            good_by: Cell::new(snapshot.generation),
+        }
+    }
+
     /// True while it may be used for a request to `document`, by the snapshot in force now.
     #[must_use]
     pub fn holds(&self, snapshot: &Snapshot, key: &HopKey) -> bool {

@@ -1,14 +1,13 @@
 //! The next hop of a request: a connection to it, the request on it, and the head of its answer.
 
 use std::{
-    cell::Cell,
     future::poll_fn,
     net::SocketAddr,
     pin::Pin,
     rc::Rc,
     sync::Arc,
     task::{Context, Poll, ready},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use futures::Future as _;
@@ -112,15 +111,15 @@ impl Next {
                 timeouts,
             } => {
                 let key = HopKey::Application(*address);
-                let shared = matches!(protocol, Protocol::Http2 | Protocol::Grpc);
+                let shared = match protocol {
+                    Protocol::Http2 | Protocol::Grpc => true,
+                    // What the application understands, its caller knows.
+                    Protocol::Detect => needs.prefers_h2 && !needs.own,
+                    Protocol::Tcp | Protocol::Tls | Protocol::Http => false,
+                };
                 let connect = async || {
                     let stream = inbound::reach_application(*address, timeouts).await?;
-                    let made = Made {
-                        peer: None,
-                        identity: None,
-                        ends_at: ends_at(timeouts),
-                        good_by: Cell::new(snapshot.generation),
-                    };
+                    let made = Made::new(snapshot, None, timeouts);
                     let mut socket = Socket::plain(stream, Vec::new());
                     socket.watched_by(worker);
                     Ok((socket, made))
@@ -140,16 +139,14 @@ impl Next {
                     let key = HopKey::endpoint(route, endpoint);
                     // This request is counted already.
                     let many = endpoint.health.under_way() >= SHARE_FROM;
-                    let shared = !needs.own && (needs.prefers_h2 || many);
+                    // The proxy there finds out by itself what is spoken, and can not know that it was translated.
+                    let may_translate = route.service.protocol != Protocol::Detect;
+                    let shared = !needs.own && (needs.prefers_h2 || many && may_translate);
                     let connect = async || {
                         may_call(snapshot)?;
                         let (stream, established) = upstream::call(route, endpoint).await?;
-                        let made = Made {
-                            peer: Some(Rc::new(established.peer.clone())),
-                            identity: snapshot.identity.clone(),
-                            ends_at: ends_at(&route.service.timeouts),
-                            good_by: Cell::new(snapshot.generation),
-                        };
+                        let peer = Some(&established.peer);
+                        let made = Made::new(snapshot, peer, &route.service.timeouts);
                         let mut socket = Socket::tls(stream, established);
                         socket.watched_by(worker);
                         Ok((socket, made))
@@ -174,12 +171,6 @@ fn may_call(snapshot: &Snapshot) -> Result<(), Failed> {
         reason: end.reason,
         detail: end.detail,
     })
-}
-
-/// When a connection that is made now takes no further requests.
-fn ends_at(timeouts: &Timeouts) -> Option<Instant> {
-    let limit = timeouts.http.max_connection.limit;
-    limit.map(|limit| Instant::now() + limit)
 }
 
 /// A connection to `key`, by `connect` where none waits.

@@ -334,6 +334,13 @@ async fn http_passes_as_if_there_were_no_proxies_over_http2_between_them() {
 }
 
 #[tokio::test]
+async fn http_passes_as_if_there_were_no_proxies_where_nothing_is_declared() {
+    let (application, seen) = application().await;
+    let scene = scene(Protocol::Detect, application).await;
+    compare(&scene, &seen, "detected").await;
+}
+
+#[tokio::test]
 async fn what_is_of_one_hop_stays_there() {
     let (application, seen) = application().await;
     let scene = scene(Protocol::Http, application).await;

@@ -3,6 +3,7 @@
 
 mod application;
 mod closing;
+mod detect;
 mod differential;
 mod floods;
 mod grpc;

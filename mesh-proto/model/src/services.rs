@@ -232,13 +232,16 @@ networking: {address: 10.0.0.4, inbound: [{port: 90, servicePort: 1}]}
         resources.iter().collect()
     }
 
-    /// `name: port/name/protocol, …` of each service.
+    /// `name: port/name/protocol, …` of each service, without the protocol where it is not declared.
     fn shown(services: &[Resource]) -> Vec<String> {
         let line = |service: &Resource| {
             let ports = &service.get::<MeshService>().unwrap().ports;
             let ports: Vec<String> = ports
                 .iter()
-                .map(|p| format!("{}/{}/{:?}", p.port, p.name_or_port(), p.app_protocol))
+                .map(|p| match p.app_protocol {
+                    Some(protocol) => format!("{}/{}/{protocol:?}", p.port, p.name_or_port()),
+                    None => format!("{}/{}", p.port, p.name_or_port()),
+                })
                 .collect();
             format!("{}: {}", service.meta.name, ports.join(", "))
         };
@@ -248,7 +251,7 @@ networking: {address: 10.0.0.4, inbound: [{port: 90, servicePort: 1}]}
     #[test]
     fn one_service_is_generated_for_each_label_with_the_ports_of_all_its_dataplanes() {
         let services = generate("payments", "east", &refs(&resources(DATAPLANES)));
-        assert_eq!(shown(&services), ["web: 80/main/Http, 82/82/Tcp"]);
+        assert_eq!(shown(&services), ["web: 80/main/Http, 82/82"]);
         assert_eq!(services[0].meta.zone, "east");
         assert_eq!(
             Resource::from_json(&services[0].to_json()),
@@ -269,7 +272,7 @@ networking: {address: 10.0.0.4, inbound: [{port: 90, servicePort: 1}]}
         );
         let dataplanes = resources(DATAPLANES);
         let services = in_zone("payments", "east", &refs(&declared), &refs(&dataplanes));
-        assert_eq!(shown(&services), ["api: 2/2/Tcp", "web: 1/1/Tcp"]);
+        assert_eq!(shown(&services), ["api: 2/2", "web: 1/1"]);
     }
 
     #[test]

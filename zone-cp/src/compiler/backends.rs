@@ -6,9 +6,9 @@ use mesh_model::{
     labels,
     policy::{BackendKind, BackendRef},
 };
-use mesh_proto::proxy::RouteBackend;
+use mesh_proto::proxy::{Protocol, RouteBackend};
 
-use super::ServiceRef;
+use super::{ServiceRef, takes_requests};
 use crate::{endpoints::ServicePort, view::MeshView};
 
 /// A zone that no service is in. A backend there is one that a reference meant and that does not exist: its share fails.
@@ -18,8 +18,11 @@ const NOWHERE: &str = "-";
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Traffic {
     Connections,
-    /// Requests of HTTP: what is known to take none does not exist for them.
-    Requests,
+    /// Requests of HTTP: what is declared to take none does not exist for them, nor what nothing is declared of where the caller
+    /// can not find out (`undeclared` is TCP).
+    Requests {
+        undeclared: Protocol,
+    },
 }
 
 /// Who shares the traffic, and each one's share.
@@ -62,7 +65,13 @@ pub(super) fn reference(view: &MeshView, backend: &BackendRef, traffic: Traffic)
                 service: service.name.clone(),
                 port: port.number,
             };
-            if traffic == Traffic::Requests && port.is_not_http() {
+            let takes_traffic = match traffic {
+                Traffic::Connections => true,
+                Traffic::Requests { undeclared } => {
+                    takes_requests(port.protocol.map_or(undeclared, Into::into))
+                }
+            };
+            if !takes_traffic {
                 nowhere(of)
             } else {
                 ServiceRef { of, zone }

@@ -16,8 +16,8 @@ use mesh_model::{
 };
 use mesh_proto::proxy::{
     HeaderMatch, HeaderModifier, HttpFilter, HttpHeader, HttpMatch, HttpMirror, HttpRedirect,
-    HttpRoutes, HttpRule, HttpTimeouts, PathRewrite, QueryMatch, UrlRewrite, header_match,
-    http_filter::Filter, http_match, path_rewrite, query_match,
+    HttpRoutes, HttpRule, HttpTimeouts, PathRewrite, Protocol, QueryMatch, UrlRewrite,
+    header_match, http_filter::Filter, http_match, path_rewrite, query_match,
 };
 use mesh_proto::zone::ResourceKey;
 use serde::de::DeserializeOwned;
@@ -46,6 +46,8 @@ pub(super) struct Called<'a> {
     pub(super) destination: &'a Destination,
     /// What holds where nothing is said of a route.
     pub(super) timeouts: Option<&'a HttpTimeouts>,
+    /// What is spoken at backends where nothing is declared.
+    pub(super) undeclared: Protocol,
 }
 
 /// The routes of requests to a service, where policies say any.
@@ -99,6 +101,12 @@ fn is_catch_all(matches: &said::HttpMatch) -> bool {
 }
 
 impl Called<'_> {
+    fn traffic(self) -> Traffic {
+        Traffic::Requests {
+            undeclared: self.undeclared,
+        }
+    }
+
     fn rule(
         self,
         rule: &RouteRule,
@@ -116,7 +124,7 @@ impl Called<'_> {
         } else if said.is_empty() {
             self.itself(to)
         } else {
-            let shares = backends::shares(self.view, said, Traffic::Requests);
+            let shares = backends::shares(self.view, said, self.traffic());
             let backends = backends::to_wire(&shares);
             to.extend(shares.into_keys());
             backends
@@ -172,7 +180,7 @@ impl Called<'_> {
         mirror: &said::RequestMirror,
         to: &mut BTreeSet<ServiceRef>,
     ) -> Option<HttpMirror> {
-        let reference = backends::reference(self.view, &mirror.backend_ref, Traffic::Requests);
+        let reference = backends::reference(self.view, &mirror.backend_ref, self.traffic());
         if backends::is_nowhere(&reference) {
             return None;
         }

@@ -24,9 +24,9 @@ use prost::Message as _;
 use super::{
     ServiceRef,
     http_route::{self, Called, Routes},
-    is_http, load_balancing, seal,
+    load_balancing, seal, takes_requests,
     tcp_route::{self, Route},
-    timeouts,
+    timeouts, undeclared,
 };
 use crate::{endpoints::ServicePort, view::MeshView};
 
@@ -41,25 +41,29 @@ pub struct ServiceDocuments {
 pub type Needed = BTreeMap<ServiceRef, Arc<Document>>;
 
 impl ServiceDocuments {
-    /// Documents of the services that a dataplane calls, and of the backends that routes send their connections to.
+    /// Documents of the services that a dataplane with these features calls, and of the backends that routes send their
+    /// connections to.
     pub fn needed(
         &mut self,
         view: &MeshView,
         dataplane: &Resource,
         called: &BTreeSet<ServiceRef>,
+        capabilities: &[String],
     ) -> Needed {
+        let undeclared = undeclared(capabilities);
         let policies = view.policies.set.select(Proxy::of(dataplane));
         let mut needed = Needed::new();
         let mut backends = BTreeSet::new();
         for reference in called {
             let destination = destination(view, reference);
-            let mut said = said(view, &policies, reference, &destination);
+            let mut said = said(view, &policies, reference, &destination, undeclared);
             route(
                 view,
                 &policies,
                 reference,
                 &destination,
                 &mut said,
+                undeclared,
                 &mut backends,
             );
             needed.insert(reference.clone(), self.get(view, reference, said));
@@ -68,7 +72,7 @@ impl ServiceDocuments {
             // One that is called as well has its document already.
             if let Entry::Vacant(free) = needed.entry(reference) {
                 let destination = destination(view, free.key());
-                let said = said(view, &policies, free.key(), &destination);
+                let said = said(view, &policies, free.key(), &destination, undeclared);
                 let document = self.get(view, free.key(), said);
                 free.insert(document);
             }
@@ -119,9 +123,10 @@ fn said(
     policies: &Selection<'_>,
     reference: &ServiceRef,
     destination: &Destination,
+    undeclared: Protocol,
 ) -> Service {
-    let protocol = protocol(view, reference);
-    let http = is_http(protocol);
+    let protocol = protocol(view, reference, undeclared);
+    let http = takes_requests(protocol);
     Service {
         protocol: protocol.into(),
         timeouts: Some(timeouts::outgoing(policies, destination, http)),
@@ -131,16 +136,17 @@ fn said(
 }
 
 /// Adds the routes to what is said of a called service, and what they go to to `backends`. Where requests have routes of their
-/// own, those of connections do not count; so it is in Kuma.
+/// own, those of connections do not count; so it is in Kuma. They do where a connection may turn out to be no HTTP.
 fn route(
     view: &MeshView,
     policies: &Selection<'_>,
     reference: &ServiceRef,
     destination: &Destination,
     said: &mut Service,
+    undeclared: Protocol,
     backends: &mut BTreeSet<ServiceRef>,
 ) {
-    if is_http(said.protocol()) {
+    if takes_requests(said.protocol()) {
         let timeouts = said.timeouts.as_ref();
         let routes = http_route::compile(Called {
             view,
@@ -148,11 +154,14 @@ fn route(
             reference,
             destination,
             timeouts: timeouts.and_then(|timeouts| timeouts.http.as_ref()),
+            undeclared,
         });
         if let Some(Routes { http, to }) = routes {
             backends.extend(to);
             said.http_routes = Some(http);
-            return;
+            if said.protocol() != Protocol::Detect {
+                return;
+            }
         }
     }
     if let Some(Route { tcp, to }) = tcp_route::compile(view, policies, destination) {
@@ -161,8 +170,8 @@ fn route(
     }
 }
 
-/// What is spoken at a port of a service. Where zones disagree, this one's word counts.
-fn protocol(view: &MeshView, reference: &ServiceRef) -> Protocol {
+/// What is spoken at a port of a service, or `undeclared`. Where zones disagree, this one's word counts.
+fn protocol(view: &MeshView, reference: &ServiceRef, undeclared: Protocol) -> Protocol {
     let ServicePort { service, port } = &reference.of;
     let zones = view
         .services
@@ -178,7 +187,11 @@ fn protocol(view: &MeshView, reference: &ServiceRef) -> Protocol {
             Some((zone != view.zone.as_str(), found.app_protocol))
         });
     let strongest = spoken.min_by_key(|(is_other, _)| *is_other);
-    strongest.map_or(Protocol::Tcp, |(_, protocol)| protocol.into())
+    match strongest {
+        Some((_, declared)) => declared.map_or(undeclared, Into::into),
+        // There is nobody to speak.
+        None => Protocol::Tcp,
+    }
 }
 
 /// How to reach a port of a service. One that does not exist gives a document without zones: connections to it fail and
@@ -200,6 +213,9 @@ fn document(view: &MeshView, reference: &ServiceRef, said: Service) -> Document 
         });
     }
     let mut required = BTreeSet::from([features::SERVICE_TCP]);
+    if said.protocol() == Protocol::Detect {
+        required.insert(features::PROTOCOL_DETECT);
+    }
     if said.tcp_route.is_some() {
         required.insert(features::ROUTE_TCP);
     }

@@ -38,12 +38,12 @@ pub(super) fn outgoing(
 }
 
 /// Of connections and requests to an inbound's application: for everyone, and for certain callers, the most specific first.
-/// A connection's bytes are the same for whoever calls: rules for certain callers only are about HTTP.
+/// A connection's bytes are the same for whoever calls: rules for certain callers only are about HTTP (`http`: it may be spoken).
 pub(super) fn incoming(
     policies: &Selection<'_>,
     inbound: &Inbound,
+    http: bool,
 ) -> (Timeouts, Vec<CallerTimeouts>) {
-    let http = inbound.protocol.is_http();
     let incoming = policies.incoming(&MeshTimeout::DESCRIPTOR, inbound);
     let rules = incoming.rules.iter().filter(|_| http);
     let rules = rules.map(|rule| CallerTimeouts {

@@ -107,7 +107,8 @@ impl Mesh {
             && !needed.contains_key(reference)
         {
             let called = BTreeSet::from([reference.clone()]);
-            let more = ServiceDocuments::default().needed(&self.view, resource, &called);
+            let features = self.registry.features(dataplane);
+            let more = ServiceDocuments::default().needed(&self.view, resource, &called, features);
             for (reference, document) in more {
                 needed.entry(reference).or_insert(document);
             }

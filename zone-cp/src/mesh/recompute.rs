@@ -179,7 +179,7 @@ impl Mesh {
             let Some(resource) = self.dataplanes.get(&name) else {
                 continue;
             };
-            let document = compiler::proxy(&self.view, resource);
+            let document = compiler::proxy(&self.view, resource, self.registry.features(&name));
             if self.proxies.get(&name).map(|known| &known.version) != Some(&document.version) {
                 self.proxies.insert(name.clone(), Arc::new(document));
                 affected.insert(name);
@@ -207,7 +207,10 @@ impl Mesh {
                 continue;
             };
             let called = compiler::declared(&resource);
-            let needed = self.services.needed(&self.view, &resource, &called);
+            let features = self.registry.features(&name);
+            let needed = self
+                .services
+                .needed(&self.view, &resource, &called, features);
             let session = self.sessions.entry(name.clone()).or_default();
             if session.services == needed {
                 continue;

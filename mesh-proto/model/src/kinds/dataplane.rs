@@ -63,9 +63,10 @@ pub struct Inbound {
     /// Where the application listens; absent: the inbound's own address, or loopback where that would be the proxy itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service_address: Option<IpAddr>,
-    /// What the application speaks.
-    #[serde(default, skip_serializing_if = "Protocol::is_default")]
-    pub protocol: Protocol,
+    /// What the application speaks. Absent: what the services say whose port it serves; where they say nothing either, whoever
+    /// speaks first on a connection shows whether it is HTTP.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protocol: Option<Protocol>,
     /// What the inbound's author says of its readiness; the proxy's own probe comes on top.
     #[serde(default, skip_serializing_if = "InboundState::is_default")]
     pub state: InboundState,
@@ -79,12 +80,11 @@ pub struct Inbound {
 
 /// What an application speaks.
 #[derive(
-    Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
 )]
 #[serde(rename_all = "lowercase")]
 #[allow(missing_docs)]
 pub enum Protocol {
-    #[default]
     Tcp,
     Tls,
     Http,
@@ -273,10 +273,6 @@ impl Protocol {
     #[must_use]
     pub fn is_http(self) -> bool {
         matches!(self, Self::Http | Self::Http2 | Self::Grpc)
-    }
-
-    fn is_default(&self) -> bool {
-        *self == Self::default()
     }
 }
 

@@ -48,9 +48,9 @@ pub struct MultiZonePort {
     /// The port callers name, and of the services.
     #[schemars(range(min = 1))]
     pub port: u16,
-    /// What is spoken.
-    #[serde(default)]
-    pub app_protocol: Protocol,
+    /// What is spoken. Absent: whoever speaks first on a connection shows whether it is HTTP.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub app_protocol: Option<Protocol>,
 }
 
 impl Kind for MeshMultiZoneService {

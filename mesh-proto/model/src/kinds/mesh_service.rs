@@ -74,9 +74,9 @@ pub struct ServicePort {
     /// The dataplanes' inbound that serves it, by port or name; absent: the inbound of port `port`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target_port: Option<TargetPort>,
-    /// What is spoken.
-    #[serde(default)]
-    pub app_protocol: Protocol,
+    /// What is spoken. Absent: whoever speaks first on a connection shows whether it is HTTP.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub app_protocol: Option<Protocol>,
 }
 
 /// An inbound, by its port or by its name.

@@ -33,7 +33,7 @@ pub struct Port {
     pub number: u16,
     /// Its name, where it has one.
     pub name: Option<String>,
-    /// What is spoken there, where it is known.
+    /// What is spoken there, where it is declared.
     pub protocol: Option<Protocol>,
 }
 
@@ -48,7 +48,7 @@ impl Port {
         }
     }
 
-    /// True where it is known to carry something else than requests of HTTP.
+    /// True where it is declared to carry something else than requests of HTTP.
     #[must_use]
     pub fn is_not_http(&self) -> bool {
         self.protocol.is_some_and(|protocol| !protocol.is_http())
@@ -84,9 +84,11 @@ impl Service {
             .find(|kind| kind.name() == resource.kind().name)?;
         let spec = resource.spec.to_value().unwrap_or_default();
         let listed = spec["ports"].as_array().into_iter().flatten();
-        // What is outside the mesh is matched at one port.
+        let listed = listed.filter_map(|value| port(value, None));
+        // What is outside the mesh is matched at one port, and is TCP where nothing is said.
         let outside = spec.get("match").into_iter();
-        let ports = listed.chain(outside).filter_map(port).collect();
+        let outside = outside.filter_map(|value| port(value, Some(Protocol::Tcp)));
+        let ports = listed.chain(outside).collect();
         Some(Self {
             kind: *kind,
             name: resource.meta.name.clone(),
@@ -204,14 +206,14 @@ impl Services {
     }
 }
 
-fn port(value: &Value) -> Option<Port> {
+fn port(value: &Value, undeclared: Option<Protocol>) -> Option<Port> {
     let number = value.get("port")?.as_u64()?;
     Some(Port {
         number: u16::try_from(number).ok()?,
         name: value.get("name").and_then(Value::as_str).map(str::to_owned),
         protocol: match value.get("appProtocol").or(value.get("protocol")) {
             Some(protocol) => Protocol::deserialize(protocol).ok(),
-            None => Some(Protocol::default()),
+            None => undeclared,
         },
     })
 }

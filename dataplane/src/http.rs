@@ -12,7 +12,7 @@
 //! | [`route`] | which rule, what its filters change |
 //! | [`upstream`] | a connection to the next hop, the request on it, the head of its answer |
 //! | [`pool`] | connections to the next hop that requests share |
-//! | [`body`] | bodies, as they come, with back-pressure |
+//! | [`body`], [`room`] | bodies, as they come, with back-pressure; how much of them may wait |
 //! | [`reply`] | the way back to the caller |
 //! | [`record`], [`metrics`] | one record a request; counts and durations |
 //! | [`message`], [`websocket`], [`limits`] | heads without what is of one hop; keys; bounds |
@@ -29,6 +29,7 @@ pub mod pool;
 pub mod record;
 pub mod reply;
 pub mod request;
+pub mod room;
 pub mod route;
 pub mod serve;
 pub mod side;

@@ -65,6 +65,7 @@ pub enum Reason {
     PeerClock,
     PermissionDenied,
     ConnectionLimit,
+    RequestLimit,
     // Failed.
     HandshakeTimeout,
     Handshake,
@@ -154,6 +155,7 @@ label!(Reason {
     PeerClock = "peer_clock",
     PermissionDenied = "permission_denied",
     ConnectionLimit = "connection_limit",
+    RequestLimit = "request_limit",
     HandshakeTimeout = "handshake_timeout",
     Handshake = "handshake",
     NoService = "no_service",

@@ -348,6 +348,11 @@ impl Socket {
         Poll::Ready(Ok(()))
     }
 
+    /// The next read takes no more than `bytes`, but as much as a small one.
+    pub fn read_at_most(&mut self, bytes: usize) {
+        self.read_bytes = self.read_bytes.min(bytes.max(READ_BYTES));
+    }
+
     fn saw(&mut self, count: usize) {
         if count >= self.read_bytes {
             self.read_bytes = READ_BYTES_BULK;

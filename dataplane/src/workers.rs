@@ -30,6 +30,7 @@ use crate::{
         metrics::{RequestCounters, RequestLabels},
         pool::Pool,
         record::{RequestRecord, SaidBy},
+        room::Room,
     },
     inbound, listener,
     metrics::{Counters, DetectionLabels, Labels, WorkerSeries},
@@ -220,6 +221,8 @@ pub struct Worker {
     pub handshakes: Rc<Semaphore>,
     /// Connections to the next hop that requests share.
     pub pool: Pool,
+    /// How much of bodies may wait.
+    pub room: Room,
     /// Sockets whose peers may be reading slowly, or be gone.
     watched: RefCell<Vec<Weak<Watched>>>,
     /// What comes from outside takes no further requests.
@@ -249,6 +252,7 @@ impl Worker {
             turns: RefCell::default(),
             spoke_http: RefCell::default(),
             pool: Pool::default(),
+            room: Room::default(),
             watched: RefCell::default(),
             draining: Cell::default(),
             random: Cell::new(mesh_runtime::backoff::random() | 1),

@@ -31,9 +31,6 @@ use crate::{
     workers::Worker,
 };
 
-/// Payload that may wait for a slow peer before no more is taken for it.
-const UNSENT_MAX: usize = 64 * 1024;
-
 /// A connection that its task, the body it reads and the one it writes share.
 pub type SharedH1 = Rc<RefCell<H1>>;
 
@@ -120,6 +117,7 @@ impl H1 {
 
     /// Reads once more into the buffer. Ready with 0: the peer has ended cleanly.
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, ReadError>> {
+        self.socket.read_at_most(self.worker.room.unsent());
         let mut scratch = self.worker.scratch.borrow_mut();
         loop {
             let payload = ready!(self.socket.poll_receive(cx, &mut scratch.read))?;
@@ -420,7 +418,7 @@ impl H1 {
     /// # Errors
     /// Where the connection broke.
     pub fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.socket.unsent() < UNSENT_MAX {
+        if self.socket.unsent() < self.worker.room.unsent() {
             return Poll::Ready(Ok(()));
         }
         self.poll_flush(cx)

@@ -15,6 +15,8 @@ pub struct HttpLimits {
     pub headers_timeout: Duration,
     /// Requests under way at once on one HTTP/2 connection of an application.
     pub streams: u32,
+    /// Requests under way at once in one worker. 503 above.
+    pub requests: usize,
     /// Connections kept to one endpoint by one worker while nothing goes over them.
     pub idle_connections: usize,
     /// How long they are kept.
@@ -29,6 +31,7 @@ impl Default for HttpLimits {
             target_bytes: 64 * 1024,
             headers_timeout: Duration::from_secs(60),
             streams: 256,
+            requests: 16_384,
             idle_connections: 64,
             idle_timeout: Duration::from_secs(60),
         }

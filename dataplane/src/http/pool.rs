@@ -23,6 +23,7 @@ use tokio::sync::Notify;
 use super::{
     h1::{H1, SharedH1},
     h2io::{H2Io, poll_uncork},
+    room::{ROOM_MAX, Window},
 };
 use crate::{
     config::{Endpoint, Host, Timeouts},
@@ -32,10 +33,10 @@ use crate::{
     workers::Worker,
 };
 
-/// Receive window of a stream, in bytes: what a slow reader may make its peer keep under way.
-pub const STREAM_WINDOW: u32 = 256 * 1024;
-/// Receive window of a connection: streams that wait for slow readers must not stop the others.
-pub const CONNECTION_WINDOW: u32 = 64 * 1024 * 1024;
+/// Requests under way at once on one connection; more get another one.
+const STREAMS_MAX: u32 = 256;
+/// Receive window of a connection, in bytes: streams that wait for slow readers must not stop the others.
+pub const CONNECTION_WINDOW: u32 = STREAMS_MAX * ROOM_MAX;
 /// What one stream may have waiting to be sent.
 pub const SEND_BUFFER: usize = 64 * 1024;
 
@@ -143,8 +144,9 @@ pub struct Pool {
 #[derive(Default)]
 struct Hop {
     idle: Vec<Idle>,
-    shared: Option<Rc<H2Hop>>,
-    /// Somebody is making the shared one.
+    /// One, and more where there are many requests.
+    shared: Vec<Rc<H2Hop>>,
+    /// Somebody is making a shared one.
     connecting: Option<Rc<Notify>>,
 }
 
@@ -307,15 +309,16 @@ impl Pool {
         let Some(hop) = hops.get_mut(key) else {
             unreachable!("it was put in above");
         };
-        if let Some(shared) = &hop.shared {
-            if !shared.closed.get() && !shared.retired.get() && shared.made.holds(snapshot, key) {
-                shared.streams.set(shared.streams.get() + 1);
-                return Shared::Lease(H2Lease {
-                    hop: shared.clone(),
-                    worker: worker.clone(),
-                });
-            }
-            hop.shared = None;
+        hop.shared.retain(|shared| {
+            !shared.closed.get() && !shared.retired.get() && shared.made.holds(snapshot, key)
+        });
+        let has_room = |shared: &&Rc<H2Hop>| shared.streams.get() < shared.streams_max();
+        if let Some(shared) = hop.shared.iter().find(has_room) {
+            shared.streams.set(shared.streams.get() + 1);
+            return Shared::Lease(H2Lease {
+                hop: shared.clone(),
+                worker: worker.clone(),
+            });
         }
         if let Some(connecting) = &hop.connecting {
             return Shared::Wait(connecting.clone());
@@ -339,14 +342,12 @@ impl Pool {
             hop.idle.retain(|idle| {
                 now < idle.until_ms && idle.connection.borrow_mut().is_silent(&mut cx)
             });
-            if let Some(shared) = &hop.shared {
+            hop.shared.retain(|shared| {
                 let unused = shared.streams.get() == 0
                     && now.saturating_sub(shared.used_at_ms.get()) > idle_ms;
-                if shared.closed.get() || unused {
-                    hop.shared = None;
-                }
-            }
-            !hop.idle.is_empty() || hop.shared.is_some() || hop.connecting.is_some()
+                !shared.closed.get() && !unused
+            });
+            !hop.idle.is_empty() || !hop.shared.is_empty() || hop.connecting.is_some()
         });
     }
 
@@ -367,8 +368,9 @@ impl Making {
         let socket = Rc::new(RefCell::new(socket));
         let io = H2Io::new(socket.clone(), BytesMut::new(), worker.clone(), None);
         let limits = &worker.shared.limits.http;
+        let mut window = Window::new(&worker.room);
         let (sender, mut connection) = h2::client::Builder::new()
-            .initial_window_size(STREAM_WINDOW)
+            .initial_window_size(window.bytes())
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_send_buffer_size(SEND_BUFFER)
             .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX))
@@ -381,6 +383,9 @@ impl Making {
         let driver = worker.clone();
         tokio::task::spawn_local(async move {
             let end = poll_fn(|cx| {
+                window.follow(&driver.room, |each| {
+                    connection.set_initial_window_size(each).is_ok()
+                });
                 let polled = std::pin::Pin::new(&mut connection).poll(cx);
                 // Whatever the connection has to say leaves now, in one write.
                 match (polled, poll_uncork(&socket, &driver, cx)) {
@@ -404,13 +409,19 @@ impl Making {
             used_at_ms: Cell::new(worker.now_ms()),
         });
         if let Some(entry) = worker.pool.hops.borrow_mut().get_mut(&self.key) {
-            entry.shared = Some(hop.clone());
+            entry.shared.push(hop.clone());
         }
         Ok(H2Lease { hop, worker })
     }
 }
 
 impl H2Hop {
+    /// Requests it takes at once: no more than its peer, with whom others would wait.
+    fn streams_max(&self) -> usize {
+        let of_peer = self.sender.current_max_send_streams();
+        of_peer.clamp(1, STREAMS_MAX as usize)
+    }
+
     /// It takes no further requests: the peer says so, or it does not answer as it should.
     pub fn retire(&self) {
         self.retired.set(true);

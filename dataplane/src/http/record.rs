@@ -133,6 +133,7 @@ impl RequestRecord {
                 id
             }
         };
+        worker.room.enter();
         Self {
             worker: worker.clone(),
             connection: connection.clone(),
@@ -235,6 +236,7 @@ fn request_id(worker: &Worker) -> Option<HeaderValue> {
 impl Drop for RequestRecord {
     fn drop(&mut self) {
         let worker = self.worker.clone();
+        worker.room.leave();
         if !self.ended && self.reason == Reason::None {
             // Dropped without a word: whoever asked has gone with its connection, or the worker ends.
             let reason = self.connection.close.get().unwrap_or(Reason::ClientGone);

@@ -60,6 +60,13 @@ pub async fn serve(worker: &Rc<Worker>, side: &Side, connection: &Rc<Connection>
     let mut record = RequestRecord::begin(worker, connection, &mut call.head);
     let snapshot = worker.shared.snapshot.load_full();
     let is_grpc = call.head.is_grpc();
+    if worker.room.under_way() > worker.shared.limits.http.requests {
+        let text = "too many requests are under way here";
+        record.fail(SaidBy::Proxy, Reason::RequestLimit, text);
+        let status = StatusCode::SERVICE_UNAVAILABLE;
+        let answer = Answer::new(status, Reason::RequestLimit, text);
+        return Box::pin(say(&mut record, call.reply, answer, is_grpc)).await;
+    }
     let admitted = match side.admit(worker, &snapshot, &mut call.head, &mut record) {
         Ok(admitted) => admitted,
         // Rare, and a request's future should be small.

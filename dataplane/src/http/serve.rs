@@ -20,9 +20,10 @@ use super::{
     h1::{H1, ReadMessageError, SharedH1, head},
     h2io::{H2Io, poll_uncork},
     message::{Length, RequestHead, Version, strip},
-    pool::{CONNECTION_WINDOW, SEND_BUFFER, STREAM_WINDOW},
+    pool::{CONNECTION_WINDOW, SEND_BUFFER},
     reply::{Answer, H1Reply, Reply},
     request::{self, Call},
+    room::Window,
     side::Side,
 };
 use crate::{
@@ -389,9 +390,10 @@ async fn serve_h2(
     } else {
         (limits.streams, RESETS_OF_CALLERS)
     };
+    let mut window = Window::new(&worker.room);
     let mut handshake = pin!(
         h2::server::Builder::new()
-            .initial_window_size(STREAM_WINDOW)
+            .initial_window_size(window.bytes())
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_send_buffer_size(SEND_BUFFER)
             .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX))
@@ -430,6 +432,9 @@ async fn serve_h2(
     let mut end_timer = ends_at.map(|ends_at| Box::pin(sleep_until(ends_at)));
     let serving = poll_fn(|cx| {
         loop {
+            window.follow(&worker.room, |each| {
+                h2.set_initial_window_size(each).is_ok()
+            });
             if leaving.is_none() {
                 if caller.connection.draining.get() {
                     leaving = Some(Reason::Drained);

@@ -6,6 +6,7 @@ mod load;
 mod permissive;
 mod program;
 mod route;
+mod slow;
 #[path = "../support/mod.rs"]
 mod support;
 mod upgrade;

@@ -153,7 +153,8 @@ async fn reach(
         let (stream, established) = upstream::call(route, endpoint).await?;
         Ok((stream, established, HopKey::endpoint(route, endpoint)))
     };
-    let reached = upstream::reach(&worker, route, &own_zone, trying, attempt).await;
+    let picked = upstream::pick(&worker, route, &own_zone);
+    let reached = upstream::reach(&worker, route, &own_zone, picked, trying, attempt).await;
     let ((stream, established, key), outstanding) = reached.map_err(|end| by_route(to, end))?;
     let peer = established.peer.clone();
     Ok(Upstream {

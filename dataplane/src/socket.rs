@@ -34,6 +34,8 @@ use crate::{
 const READ_BYTES: usize = 16 * 1024;
 /// One read once bulk is seen.
 const READ_BYTES_BULK: usize = 64 * 1024;
+/// The largest buffer for what is corked that a worker keeps.
+const CORK_KEPT_MAX: usize = 256 * 1024;
 /// What an idle socket may keep of its buffer for the next head.
 const RESTING_BYTES_MAX: usize = 2048;
 /// A peer that was sent more than this and has not answered may have filled its receive window and be reading slowly:
@@ -47,6 +49,8 @@ pub struct Scratch {
     pub read: ReadScratch,
     /// What is encrypted.
     pub cipher: Vec<u8>,
+    /// For payload that waits to be sent together with more, of whichever socket is next to have some.
+    cork: Vec<u8>,
 }
 
 /// What one read brings.
@@ -374,6 +378,14 @@ impl Socket {
         self.corked.extend_from_slice(payload);
     }
 
+    /// The same, into a buffer of the worker where nothing is corked yet: for sockets that have much to say at once.
+    pub fn cork_much(&mut self, payload: &[u8], scratch: &mut Scratch) {
+        if self.corked.is_empty() && self.corked.capacity() < scratch.cork.capacity() {
+            std::mem::swap(&mut self.corked, &mut scratch.cork);
+        }
+        self.cork(payload);
+    }
+
     /// The same, for who writes into the buffer himself.
     pub fn corked(&mut self) -> &mut Vec<u8> {
         &mut self.corked
@@ -386,15 +398,18 @@ impl Socket {
     pub fn poll_uncork(
         &mut self,
         cx: &mut Context<'_>,
-        cipher: &mut Vec<u8>,
+        scratch: &mut Scratch,
     ) -> Poll<io::Result<()>> {
         if !self.corked.is_empty() {
             let mut payload = std::mem::take(&mut self.corked);
-            self.send(cx, &payload, cipher)?;
-            // A small buffer is worth keeping while requests come one after the other; the owner frees it when idle.
+            self.send(cx, &payload, &mut scratch.cipher)?;
+            payload.clear();
+            // A small buffer is worth keeping while requests come one after the other; the owner frees it when idle. A larger one is
+            // for whoever is next to have much to say.
             if payload.capacity() <= READ_BYTES {
-                payload.clear();
                 self.corked = payload;
+            } else if (scratch.cork.capacity()..=CORK_KEPT_MAX).contains(&payload.capacity()) {
+                scratch.cork = payload;
             }
         }
         self.poll_flush(cx)

@@ -74,7 +74,8 @@ pub async fn reach_service(
             .replace(Some(endpoint.text.clone()));
     };
     let attempt = async |endpoint: &Endpoint| call(route, endpoint).await;
-    let reached = reach(worker, route, own_zone, trying, attempt).await;
+    let picked = pick(worker, route, own_zone);
+    let reached = reach(worker, route, own_zone, picked, trying, attempt).await;
     let ((stream, established), outstanding) = reached?;
     Ok(Reached {
         stream,
@@ -83,7 +84,38 @@ pub async fn reach_service(
     })
 }
 
-/// Tries endpoints of `route` until `attempt` succeeds with one. `trying` is told of each.
+/// The endpoint of a service that is tried first.
+pub struct Picked {
+    endpoints: Arc<Vec<Endpoint>>,
+    /// Which must not be tried.
+    left_out: Vec<usize>,
+    /// `None`: there is nobody to try.
+    index: Option<usize>,
+}
+
+impl Picked {
+    /// The endpoint. `None`: there is nobody to try.
+    #[must_use]
+    pub fn endpoint(&self) -> Option<&Endpoint> {
+        self.endpoints.get(self.index?)
+    }
+}
+
+/// Picks the endpoint of `route` to try first.
+#[must_use]
+pub fn pick(worker: &Worker, route: &ServiceRoute, own_zone: &ZoneName) -> Picked {
+    let endpoints = route.endpoints.load_full();
+    // Fail closed: an endpoint in a zone the document does not know has no identities to check against.
+    let left_out = indices(&endpoints, |e| !route.zones.contains_key(&e.zone));
+    let index = attempts_of(route, own_zone, &endpoints).pick(worker, &left_out, Instant::now());
+    Picked {
+        endpoints,
+        left_out,
+        index,
+    }
+}
+
+/// Tries endpoints of `route`, beginning with the one that was picked, until `attempt` succeeds with one. `trying` is told of each.
 ///
 /// # Errors
 /// With the last attempt's failure, where none is reached.
@@ -91,23 +123,37 @@ pub async fn reach<T>(
     worker: &Rc<Worker>,
     route: &Arc<ServiceRoute>,
     own_zone: &ZoneName,
+    picked: Picked,
     trying: impl Fn(&Endpoint),
     attempt: impl AsyncFn(&Endpoint) -> Result<T, Failed>,
 ) -> Result<(T, Outstanding), End> {
-    let endpoints = route.endpoints.load();
-    // Fail closed: an endpoint in a zone the document does not know has no identities to check against.
-    let left_out = indices(&endpoints, |e| !route.zones.contains_key(&e.zone));
-    let service = &route.service;
-    let attempts = Attempts {
-        document: &route.document,
-        endpoints: &endpoints,
-        balancing: &service.balancing,
-        own_zone,
-        timeouts: &service.timeouts,
-    };
-    attempt_each(worker, &attempts, left_out, trying, attempt)
+    let endpoints = picked.endpoints;
+    let attempts = attempts_of(route, own_zone, &endpoints);
+    let reaching = attempt_each(
+        worker,
+        &attempts,
+        picked.index,
+        picked.left_out,
+        trying,
+        attempt,
+    );
+    reaching
         .await
         .map_err(|failed| none_reached(worker, &route.document, endpoints.is_empty(), failed))
+}
+
+fn attempts_of<'a>(
+    route: &'a ServiceRoute,
+    own_zone: &'a ZoneName,
+    endpoints: &'a [Endpoint],
+) -> Attempts<'a> {
+    Attempts {
+        document: &route.document,
+        endpoints,
+        balancing: &route.service.balancing,
+        own_zone,
+        timeouts: &route.service.timeouts,
+    }
 }
 
 /// Calls an endpoint of a service by mesh TLS.
@@ -167,7 +213,8 @@ pub async fn reach_endpoint(
             .replace(Some(endpoint.text.clone()));
     };
     let attempt = async |endpoint: &Endpoint| connect(endpoint).await;
-    attempt_each(worker, &attempts, foreign, trying, attempt)
+    let first = attempts.pick(worker, &foreign, Instant::now());
+    attempt_each(worker, &attempts, first, foreign, trying, attempt)
         .await
         .map_err(|failed| none_reached(worker, &route.endpoints, endpoints.is_empty(), failed))
 }
@@ -181,16 +228,31 @@ struct Attempts<'a> {
     timeouts: &'a Timeouts,
 }
 
+impl Attempts<'_> {
+    fn pick(&self, worker: &Worker, tried: &[usize], now: Instant) -> Option<usize> {
+        balance::pick(
+            self.endpoints,
+            self.balancing,
+            self.own_zone,
+            tried,
+            now,
+            || worker.random(),
+            || worker.turn(self.document),
+        )
+    }
+}
+
 fn indices(endpoints: &[Endpoint], wanted: impl Fn(&Endpoint) -> bool) -> Vec<usize> {
     let found = endpoints.iter().enumerate().filter(|(_, e)| wanted(e));
     found.map(|(index, _)| index).collect()
 }
 
-/// Tries endpoints other than `tried` until one answers. The error is the last attempt's; `None`: there was nobody to
+/// Tries endpoints other than `tried`, beginning with `picked`, until one answers. The error is the last attempt's; `None`: there was nobody to
 /// try.
 async fn attempt_each<T>(
     worker: &Rc<Worker>,
     attempts: &Attempts<'_>,
+    mut picked: Option<usize>,
     mut tried: Vec<usize>,
     trying: impl Fn(&Endpoint),
     attempt: impl AsyncFn(&Endpoint) -> Result<T, Failed>,
@@ -201,15 +263,6 @@ async fn attempt_each<T>(
     let mut last = None;
     loop {
         let left = (timeouts.connect * ATTEMPTS_BUDGET).saturating_sub(now - begun);
-        let picked = balance::pick(
-            attempts.endpoints,
-            attempts.balancing,
-            attempts.own_zone,
-            &tried,
-            now,
-            || worker.random(),
-            || worker.turn(attempts.document),
-        );
         let Some(index) = picked.filter(|_| !left.is_zero()) else {
             return Err(last);
         };
@@ -234,6 +287,7 @@ async fn attempt_each<T>(
         now = Instant::now();
         tried.push(index);
         endpoint.health.failed(now, PENALTY);
+        picked = attempts.pick(worker, &tried, now);
         tracing::debug!(%endpoint, reason = failed.reason.as_str(), detail = failed.detail, "an endpoint was not reached");
         last = Some(failed);
     }

@@ -24,8 +24,8 @@ use super::{
 #[allow(missing_docs)]
 pub enum Part {
     Data(Bytes),
-    /// The last part, where there are any.
-    Trailers(HeaderMap),
+    /// The last part, where there are any. In a box: most bodies have none, and a part should be small.
+    Trailers(Box<HeaderMap>),
 }
 
 /// Why a body does not come to its end.
@@ -201,7 +201,7 @@ impl Body {
                     Ok(Some(mut trailers)) => {
                         strip_trailers(&mut trailers);
                         *self = Self::Empty;
-                        Some(Ok(Part::Trailers(trailers)))
+                        Some(Ok(Part::Trailers(Box::new(trailers))))
                     }
                     Err(error) => Some(Err(stream_error(&error))),
                 })
@@ -394,7 +394,7 @@ pub struct Pump {
     /// Bytes that have been moved.
     pub moved: u64,
     /// The last trailers that were moved.
-    pub trailers: Option<HeaderMap>,
+    pub trailers: Option<Box<HeaderMap>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -476,7 +476,7 @@ impl Pump {
                         }
                         Poll::Ready(Some(Ok(Part::Trailers(trailers)))) => {
                             self.trailers = Some(trailers.clone());
-                            self.to.put_end(Some(trailers)).map_err(PumpError::To)?;
+                            self.to.put_end(Some(*trailers)).map_err(PumpError::To)?;
                             self.state = State::Flushing;
                         }
                         Poll::Ready(None) => {

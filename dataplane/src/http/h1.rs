@@ -239,7 +239,7 @@ impl H1 {
                             if trailers.is_empty() {
                                 return Poll::Ready(None);
                             }
-                            return Poll::Ready(Some(Ok(Part::Trailers(trailers))));
+                            return Poll::Ready(Some(Ok(Part::Trailers(Box::new(trailers)))));
                         }
                         Ok(None) => {}
                         Err(what) => {
@@ -433,7 +433,7 @@ impl H1 {
             return self.poll_finish(cx);
         }
         let mut scratch = self.worker.scratch.borrow_mut();
-        self.socket.poll_uncork(cx, &mut scratch.cipher)
+        self.socket.poll_uncork(cx, &mut scratch)
     }
 
     /// Tells the peer that nothing more comes.

@@ -60,7 +60,7 @@ pub fn poll_uncork(
     cx: &mut Context<'_>,
 ) -> Poll<io::Result<()>> {
     let mut scratch = worker.scratch.borrow_mut();
-    socket.borrow_mut().poll_uncork(cx, &mut scratch.cipher)
+    socket.borrow_mut().poll_uncork(cx, &mut scratch)
 }
 
 impl AsyncRead for H2Io {
@@ -110,11 +110,11 @@ impl AsyncWrite for H2Io {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let mut socket = this.socket.borrow_mut();
+        let mut scratch = this.worker.scratch.borrow_mut();
         if socket.unsent() >= CORKED_MAX {
-            let mut scratch = this.worker.scratch.borrow_mut();
-            ready!(socket.poll_uncork(cx, &mut scratch.cipher))?;
+            ready!(socket.poll_uncork(cx, &mut scratch))?;
         }
-        socket.cork(bytes);
+        socket.cork_much(bytes, &mut scratch);
         if let Some(meter) = &this.meter {
             meter
                 .received

@@ -299,27 +299,31 @@ impl Pool {
         });
     }
 
-    /// A place on the shared connection to `key`, or how to come by one.
+    /// A place on a shared connection to `key`, where there is one.
     #[must_use]
-    pub fn share(worker: &Rc<Worker>, key: &HopKey, snapshot: &Snapshot) -> Shared {
+    pub fn shared(worker: &Rc<Worker>, key: &HopKey, snapshot: &Snapshot) -> Option<H2Lease> {
         let mut hops = worker.pool.hops.borrow_mut();
-        if !hops.contains_key(key) {
-            hops.insert(key.clone(), Hop::default());
-        }
-        let Some(hop) = hops.get_mut(key) else {
-            unreachable!("it was put in above");
-        };
+        let hop = hops.get_mut(key)?;
         hop.shared.retain(|shared| {
             !shared.closed.get() && !shared.retired.get() && shared.made.holds(snapshot, key)
         });
         let has_room = |shared: &&Rc<H2Hop>| shared.streams.get() < shared.streams_max();
-        if let Some(shared) = hop.shared.iter().find(has_room) {
-            shared.streams.set(shared.streams.get() + 1);
-            return Shared::Lease(H2Lease {
-                hop: shared.clone(),
-                worker: worker.clone(),
-            });
+        let shared = hop.shared.iter().find(has_room)?;
+        shared.streams.set(shared.streams.get() + 1);
+        Some(H2Lease {
+            hop: shared.clone(),
+            worker: worker.clone(),
+        })
+    }
+
+    /// A place on the shared connection to `key`, or how to come by one.
+    #[must_use]
+    pub fn share(worker: &Rc<Worker>, key: &HopKey, snapshot: &Snapshot) -> Shared {
+        if let Some(lease) = Self::shared(worker, key, snapshot) {
+            return Shared::Lease(lease);
         }
+        let mut hops = worker.pool.hops.borrow_mut();
+        let hop = hops.entry(key.clone()).or_default();
         if let Some(connecting) = &hop.connecting {
             return Shared::Wait(connecting.clone());
         }

@@ -16,7 +16,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, uri::PathAndQuery};
+use bytes::Bytes;
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header::Entry, uri::PathAndQuery,
+};
 
 use super::{
     message::{RequestHead, Version},
@@ -87,6 +90,8 @@ pub struct RequestRecord {
     pub peer: Option<Rc<VerifiedPeer>>,
     /// What was answered. `None`: nothing.
     pub status: Option<StatusCode>,
+    /// It is gRPC, whose failures are told in trailers.
+    pub is_grpc: bool,
     /// Of gRPC, once known.
     pub grpc_status: Option<u16>,
     /// Until there was a connection to send it on.
@@ -123,15 +128,9 @@ impl RequestRecord {
     /// Begins with a head that has been read. A request without an id gets one.
     #[must_use]
     pub fn begin(worker: &Rc<Worker>, connection: &Rc<Connection>, head: &mut RequestHead) -> Self {
-        let request_id = match head.headers.get(REQUEST_ID) {
-            Some(id) => Some(id.clone()),
-            None => {
-                let id = request_id(worker);
-                if let Some(id) = &id {
-                    head.headers.insert(REQUEST_ID, id.clone());
-                }
-                id
-            }
+        let request_id = match head.headers.entry(REQUEST_ID) {
+            Entry::Occupied(id) => Some(id.get().clone()),
+            Entry::Vacant(none) => request_id(worker).map(|id| none.insert(id).clone()),
         };
         worker.room.enter();
         Self {
@@ -148,6 +147,7 @@ impl RequestRecord {
             endpoint: None,
             peer: None,
             status: None,
+            is_grpc: head.is_grpc(),
             grpc_status: None,
             connected: None,
             first_byte: None,
@@ -175,6 +175,9 @@ impl RequestRecord {
 
     /// Takes note of the status of gRPC, in a head or in trailers.
     pub fn note_grpc(&mut self, headers: &HeaderMap) {
+        if !self.is_grpc {
+            return;
+        }
         let status = headers.get(GRPC_STATUS);
         let status = status.and_then(|status| status.to_str().ok()?.parse().ok());
         self.grpc_status = status.or(self.grpc_status);
@@ -230,7 +233,10 @@ fn request_id(worker: &Worker) -> Option<HeaderValue> {
         let word = if index < 16 { high } else { low };
         *digit = DIGITS[(word >> (60 - index % 16 * 4) & 15) as usize];
     }
-    HeaderValue::from_bytes(&text).ok()
+    let mut id = HeaderValue::from_maybe_shared(Bytes::from_owner(text)).ok()?;
+    // Each is seen once: in the tables of HPACK it would only push out what is seen again.
+    id.set_sensitive(true);
+    Some(id)
 }
 
 impl Drop for RequestRecord {

@@ -2,11 +2,11 @@
 //!
 //! | step | function |
 //! | --- | --- |
-//! | may it be here at all? | [`Side::admit`]: permission at an inbound, route and filters at an outbound |
+//! | may it be here at all? | [`serve`] asks [`Side::admit`]: permission at an inbound, route and filters at an outbound |
 //! | copies for others | [`mirror`] |
-//! | a connection | [`Next::lease`](super::upstream::Next::lease): balance, pool, connect |
-//! | the request goes, the answer's head comes | [`ask`], again where that loses nothing |
-//! | the answer goes back, both bodies flow | [`answer`] |
+//! | a connection | [`Next::lease_waiting`](super::upstream::Next::lease_waiting): balance, pool; else [`Next::lease`](super::upstream::Next::lease): connect |
+//! | the request goes, the answer's head comes | [`Exchange::ask`], again where that loses nothing |
+//! | the answer goes back, both bodies flow | [`Exchange::answer`] |
 //! | the connection goes back to the pool | [`give_back`] |
 //!
 //! Whatever happens, the record says who decided it.
@@ -25,7 +25,7 @@ use http::StatusCode;
 use tokio::time::{Instant, Sleep};
 
 use super::{
-    body::{Body, Pump, PumpError},
+    body::{Body, BodyError, Pump, PumpError},
     message::{RequestHead, ResponseHead, Version},
     record::{RequestRecord, SaidBy},
     reply::{Answer, REASON_HEADER, Reply},
@@ -55,71 +55,88 @@ pub struct Call {
     pub reply: Reply,
 }
 
-/// Serves one request, whatever becomes of it.
-pub async fn serve(worker: &Rc<Worker>, side: &Side, connection: &Rc<Connection>, mut call: Call) {
+/// A request under way: what the steps of its way need, in one place.
+struct Exchange {
+    worker: Rc<Worker>,
+    snapshot: Arc<Snapshot>,
+    side: Option<Rc<Side>>,
+    admitted: Admitted,
+    head: RequestHead,
+    reply: Reply,
+    record: RequestRecord,
+    clock: Clock,
+}
+
+/// Serves one request, whatever becomes of it. Whether it may be here is decided at once, the rest as the future is polled.
+pub fn serve(
+    worker: &Rc<Worker>,
+    side: &Rc<Side>,
+    connection: &Rc<Connection>,
+    mut call: Call,
+) -> impl Future<Output = ()> + use<> {
     let mut record = RequestRecord::begin(worker, connection, &mut call.head);
     let snapshot = worker.shared.snapshot.load_full();
-    let is_grpc = call.head.is_grpc();
-    if worker.room.under_way() > worker.shared.limits.http.requests {
+    let admitted = if worker.room.under_way() > worker.shared.limits.http.requests {
         let text = "too many requests are under way here";
         record.fail(SaidBy::Proxy, Reason::RequestLimit, text);
         let status = StatusCode::SERVICE_UNAVAILABLE;
-        let answer = Answer::new(status, Reason::RequestLimit, text);
-        return Box::pin(say(&mut record, call.reply, answer, is_grpc)).await;
-    }
-    let admitted = match side.admit(worker, &snapshot, &mut call.head, &mut record) {
-        Ok(admitted) => admitted,
+        Err(Box::new(Answer::new(status, Reason::RequestLimit, text)))
+    } else {
+        side.admit(worker, &snapshot, &mut call.head, &mut record)
+    };
+    let mut begun = match admitted {
         // Rare, and a request's future should be small.
-        Err(refused) => {
-            return Box::pin(say(&mut record, call.reply, *refused, is_grpc)).await;
+        Err(refused) => Err(Box::new((record, call.reply, *refused))),
+        Ok(admitted) => {
+            let mut body = call.body;
+            for to in &admitted.mirrors {
+                body = mirror(
+                    worker, &snapshot, connection, to, &call.head, body, &admitted,
+                );
+            }
+            let exchange = Exchange {
+                worker: worker.clone(),
+                snapshot,
+                side: Some(side.clone()),
+                clock: Clock::new(&admitted.timeouts, record.started),
+                admitted,
+                head: call.head,
+                reply: call.reply,
+                record,
+            };
+            Ok((exchange, Some(body), call.tunnel))
         }
     };
-    let mut body = call.body;
-    for to in &admitted.mirrors {
-        body = mirror(
-            worker, &snapshot, connection, to, &call.head, body, &admitted,
-        );
-    }
-    let timeouts = admitted.timeouts.clone();
-    let mut clock = Clock::new(&timeouts);
-    let mut reply = call.reply;
-    let asked = ask(
-        worker,
-        &snapshot,
-        &admitted,
-        &call.head,
-        body,
-        &mut reply,
-        &mut record,
-        &mut clock,
-    )
-    .await;
-    match asked {
-        Ok(asked) => {
-            answer(
-                worker,
-                side,
-                &admitted,
-                asked,
-                reply,
-                call.tunnel,
-                record,
-                clock,
-            )
-            .await
+    // What follows keeps all of it where it is: each move of it would be a copy of a kilobyte.
+    async move {
+        match begun {
+            Ok((ref mut exchange, ref mut body, ref mut tunnel)) => {
+                let asked = exchange.ask(body.take().unwrap_or(Body::Empty)).await;
+                match asked {
+                    Ok(asked) => exchange.answer(asked, tunnel.take()).await,
+                    Err(Failure::Answer(failed)) => {
+                        let reply = std::mem::replace(&mut exchange.reply, Reply::Nobody);
+                        Box::pin(say(&mut exchange.record, reply, *failed)).await;
+                    }
+                    Err(Failure::CallerGone) => {
+                        let reply = std::mem::replace(&mut exchange.reply, Reply::Nobody);
+                        reply.abort(H2Reason::CANCEL);
+                    }
+                }
+            }
+            Err(refused) => {
+                let (mut record, reply, refused) = *refused;
+                Box::pin(say(&mut record, reply, refused)).await;
+            }
         }
-        Err(Failure::Answer(failed)) => {
-            Box::pin(say(&mut record, reply, *failed, is_grpc)).await;
-        }
-        Err(Failure::CallerGone) => reply.abort(H2Reason::CANCEL),
     }
 }
 
 /// Answers in the name of the mesh.
-async fn say(record: &mut RequestRecord, mut reply: Reply, answer: Answer, is_grpc: bool) {
+async fn say(record: &mut RequestRecord, mut reply: Reply, answer: Answer) {
     record.status = Some(answer.status);
     reply.close_after_unread();
-    let (head, bytes) = answer.into_message(is_grpc);
+    let (head, bytes) = answer.into_message(record.is_grpc);
     record.note_grpc(&head.headers);
     let body = if bytes.is_empty() {
         Body::Empty
@@ -157,90 +174,92 @@ struct Asked {
     outstanding: Option<Outstanding>,
 }
 
-/// Sends the request and waits for the head of its answer. Sends it again, on another connection, where the first was closed
-/// before a byte of the answer came and sending it twice means the same as once, or where it was not processed for certain.
-#[expect(
-    clippy::too_many_arguments,
-    reason = "each is one thing that the step needs"
-)]
-async fn ask(
-    worker: &Rc<Worker>,
-    snapshot: &Arc<Snapshot>,
-    admitted: &Admitted,
-    head: &RequestHead,
-    body: Body,
-    reply: &mut Reply,
-    record: &mut RequestRecord,
-    clock: &mut Clock,
-) -> Result<Asked, Failure> {
-    let spare = body.copy_whole();
-    let mut body = Some(body);
-    let mut needs = Needs {
-        prefers_h2: head.version == Version::Http2,
-        own: head.upgrade.is_some(),
-        fresh: spare.is_none() || !head.is_idempotent(),
-        new: false,
-    };
-    let mut sleep = pin!(clock.sleep());
-    loop {
-        let leased = {
-            let leasing = pin!(admitted.next.lease(worker, snapshot, needs, record));
-            until(leasing, clock, sleep.as_mut(), reply).await
+impl Exchange {
+    /// Sends the request and waits for the head of its answer. Sends it again, on another connection, where the first was closed
+    /// before a byte of the answer came and sending it twice means the same as once, or where it was not processed for certain.
+    async fn ask(&mut self, body: Body) -> Result<Asked, Failure> {
+        let head = &self.head;
+        let (reply, record, clock) = (&mut self.reply, &mut self.record, &mut self.clock);
+        let spare = body.copy_whole();
+        let mut body = Some(body);
+        let mut needs = Needs {
+            prefers_h2: head.version == Version::Http2,
+            own: head.upgrade.is_some(),
+            fresh: spare.is_none() || !head.is_idempotent(),
+            new: false,
         };
-        let leased = match leased {
-            Ok(Ok(leased)) => leased,
-            Ok(Err(end)) => return Err(unreached(record, end)),
-            Err(cut) => return Err(cut_short(record, cut)),
-        };
-        record
-            .connected
-            .get_or_insert_with(|| record.started.elapsed());
-        record.attempts += 1;
-        let sending = pin!(send(
-            worker,
-            leased.lease,
-            head,
-            body.take().unwrap_or(Body::Empty),
-        ));
-        let (failed, left) = match until(sending, clock, sleep.as_mut(), reply).await {
-            Err(cut) => return Err(cut_short(record, cut)),
-            Ok(Err(not_sent)) => *not_sent,
-            Ok(Ok(mut sent)) => {
-                record.peer = sent.peer();
-                let arrived =
-                    poll_fn(|cx| poll_answer(cx, &mut sent, reply, clock, sleep.as_mut()));
-                match arrived.await {
-                    Ok(answered) => {
-                        record.first_byte = Some(record.started.elapsed());
-                        return Ok(Asked {
-                            answered,
-                            upload: sent.upload,
-                            outstanding: leased.outstanding,
-                        });
-                    }
-                    Err(Cut::NoAnswer(mut failed)) => {
-                        if failed.stale && !head.is_idempotent() && spare.is_some() {
-                            failed.unprocessed = sent.was_never_read().await;
-                        }
-                        (failed, sent.upload.take_unmoved())
-                    }
-                    Err(cut) => {
-                        sent.upload.abort(H2Reason::CANCEL);
-                        return Err(cut_short(record, cut));
+        let mut sleep = pin!(clock.sleep());
+        loop {
+            let next = &self.admitted.next;
+            let leased = match next.lease_waiting(&self.worker, &self.snapshot, needs, record) {
+                Ok(leased) => leased,
+                Err(picked) => {
+                    // In a box: rare, and large.
+                    let leased = {
+                        let leasing =
+                            next.lease(&self.worker, &self.snapshot, needs, picked, record);
+                        let mut leasing = Box::pin(leasing);
+                        until(leasing.as_mut(), clock, sleep.as_mut(), reply).await
+                    };
+                    match leased {
+                        Ok(Ok(leased)) => leased,
+                        Ok(Err(end)) => return Err(unreached(record, end)),
+                        Err(cut) => return Err(cut_short(record, cut)),
                     }
                 }
+            };
+            record
+                .connected
+                .get_or_insert_with(|| record.started.elapsed());
+            record.attempts += 1;
+            let outstanding = leased.outstanding;
+            let sending = pin!(send(
+                &self.worker,
+                leased.lease,
+                head,
+                body.take().unwrap_or(Body::Empty),
+            ));
+            let (failed, left) = match until(sending, clock, sleep.as_mut(), reply).await {
+                Err(cut) => return Err(cut_short(record, cut)),
+                Ok(Err(not_sent)) => *not_sent,
+                Ok(Ok(mut sent)) => {
+                    record.peer = sent.peer();
+                    let arrived = poll_fn(|cx| {
+                        poll_answer(cx, head, &mut sent, reply, clock, sleep.as_mut())
+                    });
+                    match arrived.await {
+                        Ok(answered) => {
+                            record.first_byte = Some(record.started.elapsed());
+                            return Ok(Asked {
+                                answered,
+                                upload: sent.upload,
+                                outstanding,
+                            });
+                        }
+                        Err(Cut::NoAnswer(mut failed)) => {
+                            if failed.stale && !head.is_idempotent() && spare.is_some() {
+                                failed.unprocessed = Box::pin(sent.was_never_read()).await;
+                            }
+                            (failed, sent.upload.take_unmoved())
+                        }
+                        Err(cut) => {
+                            sent.upload.abort(H2Reason::CANCEL);
+                            return Err(cut_short(record, cut));
+                        }
+                    }
+                }
+            };
+            body = spare.as_ref().and_then(Body::copy_whole).or(left);
+            let again = failed.unprocessed || failed.stale && head.is_idempotent();
+            if !again || body.is_none() || record.attempts >= ATTEMPTS_MAX {
+                return Err(failed_upstream(record, failed));
             }
-        };
-        body = spare.as_ref().and_then(Body::copy_whole).or(left);
-        let again = failed.unprocessed || failed.stale && head.is_idempotent();
-        if !again || body.is_none() || record.attempts >= ATTEMPTS_MAX {
-            return Err(failed_upstream(record, failed));
+            tracing::debug!(
+                detail = failed.detail,
+                "a request is sent again: its connection was being closed"
+            );
+            needs.new = true;
         }
-        tracing::debug!(
-            detail = failed.detail,
-            "a request is sent again: its connection was being closed"
-        );
-        needs.new = true;
     }
 }
 
@@ -273,6 +292,7 @@ async fn until<T>(
 /// The request's body goes, and the head of the answer comes.
 fn poll_answer(
     cx: &mut Context<'_>,
+    head: &RequestHead,
     sent: &mut Sent,
     reply: &mut Reply,
     clock: &mut Clock,
@@ -283,7 +303,7 @@ fn poll_answer(
         // Where the next hop takes no more of it, its answer says why.
     }
     loop {
-        match sent.poll_arrived(cx) {
+        match sent.poll_arrived(cx, head) {
             Poll::Ready(Ok(Arrived::Interim(head))) => {
                 reply.inform(&head);
                 reply.poll_flush(cx);
@@ -368,109 +388,121 @@ fn cut_short(record: &mut RequestRecord, cut: Cut) -> Failure {
     }
 }
 
-/// The answer goes back, and what is left of both bodies flows.
-#[expect(
-    clippy::too_many_arguments,
-    reason = "each is one thing that the step needs"
-)]
-async fn answer(
-    worker: &Rc<Worker>,
-    side: &Side,
-    admitted: &Admitted,
-    asked: Asked,
-    mut reply: Reply,
-    tunnel: Option<Body>,
-    mut record: RequestRecord,
-    mut clock: Clock,
-) {
-    let Asked {
-        answered,
-        mut upload,
-        outstanding: _under_way,
-    } = asked;
-    let Answered {
-        mut head,
-        body,
-        has_body,
-        hop,
-        tunnel: tunnel_to,
-    } = answered;
-    side.look_at_answer(&mut head, &mut record);
-    if let Some(rule) = &admitted.rule {
-        filter_answer(rule, &mut head.headers);
-    }
-    record.status = Some(head.status);
-    record.note_grpc(&head.headers);
-    let is_tunnel = head.upgrade.is_some();
-    if let (Some(_), Some(from), Some(to)) = (&head.upgrade, tunnel, tunnel_to) {
-        reply.upgrade(&mut head);
-        upload = Pump::new(from, to);
-        // How long a conversation may take is not for the time-out of a request to say.
-        clock.request = Timeout::default();
-    }
-    if !upload.is_done() {
-        // The caller's next request would be searched for in the rest of this one's body.
-        reply.close_after();
-    }
-    let length = body.length();
-    let sink = match reply.begin(head, length, has_body) {
-        Ok(sink) => sink,
-        Err(error) => {
-            record.fail(SaidBy::Client, Reason::ClientGone, error.to_string());
-            upload.abort(H2Reason::CANCEL);
-            return;
-        }
-    };
-    let mut download = Pump::new(body, sink);
-    let mut sleep = pin!(clock.sleep());
-    let flowed = poll_fn(|cx| {
-        let up = upload.poll(cx);
-        let down = download.poll(cx);
-        match (up, down) {
-            (_, Poll::Ready(Err(error))) => return Poll::Ready(Err(Broken::Down(error))),
-            (Poll::Ready(Err(error)), _) if is_tunnel => {
-                return Poll::Ready(Err(Broken::Up(error)));
+impl Exchange {
+    /// The answer goes back, and what is left of both bodies flows.
+    async fn answer(&mut self, asked: Asked, tunnel: Option<Body>) {
+        let Asked {
+            answered,
+            mut upload,
+            outstanding: _under_way,
+        } = asked;
+        let (mut download, hop, is_tunnel) = match self.begin_answer(answered, &mut upload, tunnel)
+        {
+            Ok(begun) => begun,
+            Err(error) => {
+                let detail = error.to_string();
+                self.record.fail(SaidBy::Client, Reason::ClientGone, detail);
+                upload.abort(H2Reason::CANCEL);
+                return;
             }
-            // An answer may end before the request has: nobody wants the rest.
-            (up, Poll::Ready(Ok(()))) if !is_tunnel || up.is_ready() => return Poll::Ready(Ok(())),
-            (Poll::Ready(Err(PumpError::From(error))), _) => {
-                return Poll::Ready(Err(Broken::Up(PumpError::From(error))));
+        };
+        let flowed = {
+            let clock = &mut self.clock;
+            let mut sleep = pin!(clock.sleep());
+            poll_fn(|cx| {
+                let up = upload.poll(cx);
+                let down = download.poll(cx);
+                match (up, down) {
+                    (_, Poll::Ready(Err(error))) => return Poll::Ready(Err(Broken::Down(error))),
+                    (Poll::Ready(Err(error)), _) if is_tunnel => {
+                        return Poll::Ready(Err(Broken::Up(error)));
+                    }
+                    // An answer may end before the request has: nobody wants the rest.
+                    (up, Poll::Ready(Ok(()))) if !is_tunnel || up.is_ready() => {
+                        return Poll::Ready(Ok(()));
+                    }
+                    (Poll::Ready(Err(PumpError::From(error))), _) => {
+                        return Poll::Ready(Err(Broken::Up(PumpError::From(error))));
+                    }
+                    _ => {}
+                }
+                match clock.poll(cx, sleep.as_mut(), upload.moved + download.moved) {
+                    Poll::Ready((reason, timeout)) => {
+                        Poll::Ready(Err(Broken::Time(reason, timeout)))
+                    }
+                    Poll::Pending => Poll::Pending,
+                }
+            })
+            .await
+        };
+        let record = &mut self.record;
+        record.sent = upload.moved;
+        record.received = download.moved;
+        if let Some(trailers) = &download.trailers {
+            record.note_grpc(trailers);
+        }
+        match flowed {
+            Ok(()) => {
+                if upload.is_done() {
+                    give_back(&self.worker, hop);
+                } else {
+                    upload.abort(H2Reason::NO_ERROR);
+                }
             }
-            _ => {}
-        }
-        match clock.poll(cx, sleep.as_mut(), upload.moved + download.moved) {
-            Poll::Ready((reason, timeout)) => Poll::Ready(Err(Broken::Time(reason, timeout))),
-            Poll::Pending => Poll::Pending,
-        }
-    })
-    .await;
-    record.sent = upload.moved;
-    record.received = download.moved;
-    if let Some(trailers) = &download.trailers {
-        record.note_grpc(trailers);
-    }
-    match flowed {
-        Ok(()) => {
-            if upload.is_done() {
-                give_back(worker, hop);
-            } else {
-                upload.abort(H2Reason::NO_ERROR);
+            Err(broken) => {
+                let (said_by, reason, detail) = broken.explain();
+                record.fail(said_by, reason, detail);
+                upload.abort(H2Reason::CANCEL);
+                download.abort(match said_by {
+                    SaidBy::Client => H2Reason::CANCEL,
+                    _ => H2Reason::INTERNAL_ERROR,
+                });
+                if let UsedHop::H1 { lease, .. } = hop {
+                    lease.connection.borrow_mut().break_off();
+                }
             }
         }
-        Err(broken) => {
-            let (said_by, reason, detail) = broken.explain();
-            record.fail(said_by, reason, detail);
-            upload.abort(H2Reason::CANCEL);
-            download.abort(match said_by {
-                SaidBy::Client => H2Reason::CANCEL,
-                _ => H2Reason::INTERNAL_ERROR,
-            });
-            if let UsedHop::H1 { lease, .. } = hop {
-                lease.connection.borrow_mut().break_off();
-            }
-        }
+        record.done();
     }
-    record.done();
+
+    /// The head of the answer goes back. Gives what moves its body, what becomes of the connection it came on, and whether both
+    /// sides go on with another protocol.
+    fn begin_answer(
+        &mut self,
+        answered: Answered,
+        upload: &mut Pump,
+        tunnel: Option<Body>,
+    ) -> Result<(Pump, UsedHop, bool), BodyError> {
+        let Answered {
+            mut head,
+            body,
+            has_body,
+            hop,
+            tunnel: tunnel_to,
+        } = answered;
+        if let Some(side) = &self.side {
+            side.look_at_answer(&mut head, &mut self.record);
+        }
+        if let Some(rule) = &self.admitted.rule {
+            filter_answer(rule, &mut head.headers);
+        }
+        self.record.status = Some(head.status);
+        self.record.note_grpc(&head.headers);
+        let is_tunnel = head.upgrade.is_some();
+        let mut reply = std::mem::replace(&mut self.reply, Reply::Nobody);
+        if let (Some(_), Some(from), Some(to)) = (&head.upgrade, tunnel, tunnel_to) {
+            reply.upgrade(&mut head);
+            *upload = Pump::new(from, to);
+            // How long a conversation may take is not for the time-out of a request to say.
+            self.clock.request = Timeout::default();
+        }
+        if !upload.is_done() {
+            // The caller's next request would be searched for in the rest of this one's body.
+            reply.close_after();
+        }
+        let sink = reply.begin(head, body.length(), has_body)?;
+        Ok((Pump::new(body, sink), hop, is_tunnel))
+    }
 }
 
 /// Why bodies stopped flowing.
@@ -537,25 +569,22 @@ fn mirror(
         timeouts: admitted.timeouts.clone(),
         origin: admitted.origin.clone(),
     };
-    let (worker, snapshot) = (worker.clone(), snapshot.clone());
+    let mut exchange = Exchange {
+        worker: worker.clone(),
+        snapshot: snapshot.clone(),
+        side: None,
+        clock: Clock::new(&admitted.timeouts, record.started),
+        admitted,
+        head,
+        reply: Reply::Nobody,
+        record,
+    };
     tokio::task::spawn_local(async move {
-        let mut reply = Reply::Nobody;
-        let mut clock = Clock::new(&admitted.timeouts);
-        let asked = ask(
-            &worker,
-            &snapshot,
-            &admitted,
-            &head,
-            copy,
-            &mut reply,
-            &mut record,
-            &mut clock,
-        )
-        .await;
-        if let Ok(asked) = asked {
-            record.status = Some(asked.answered.head.status);
+        if let Ok(asked) = exchange.ask(copy).await {
+            exchange.record.status = Some(asked.answered.head.status);
             // The answer is read to its end, so that the connection can be used again, and thrown away.
             let (mut upload, mut body) = (asked.upload, asked.answered.body);
+            let clock = &mut exchange.clock;
             let mut sleep = pin!(clock.sleep());
             let read = poll_fn(|cx| {
                 let _ = upload.poll(cx);
@@ -571,10 +600,10 @@ fn mirror(
             })
             .await;
             if read && upload.is_done() {
-                give_back(&worker, asked.answered.hop);
+                give_back(&exchange.worker, asked.answered.hop);
             }
         }
-        record.done();
+        exchange.record.done();
     });
     body
 }
@@ -590,10 +619,10 @@ pub struct Clock {
 }
 
 impl Clock {
-    /// Begins now.
+    /// For a request whose head had been read at `started`.
     #[must_use]
-    pub fn new(timeouts: &HttpTimeouts) -> Self {
-        let now = Instant::now();
+    pub fn new(timeouts: &HttpTimeouts, started: std::time::Instant) -> Self {
+        let now = Instant::from_std(started);
         Self {
             started: now,
             request: timeouts.request.clone(),

@@ -19,7 +19,7 @@ use super::{
     body::{Body, Pump},
     h1::{H1, ReadMessageError, SharedH1, head},
     h2io::{H2Io, poll_uncork},
-    message::{Length, RequestHead, Version, strip},
+    message::{Length, RequestHead, Version},
     pool::{CONNECTION_WINDOW, SEND_BUFFER},
     reply::{Answer, H1Reply, Reply},
     request::{self, Call},
@@ -490,22 +490,21 @@ fn uncork(socket: &super::h2io::SharedSocket, worker: &Worker, cx: &mut Context<
 
 /// Begins a request of HTTP/2, in a task of its own.
 fn accept(caller: &Caller, request: Request<RecvStream>, respond: SendResponse<Bytes>) {
-    let caller = caller.clone();
     let mut reply = Reply::H2 {
         is_head: *request.method() == Method::HEAD,
         respond,
     };
     match read_h2(request) {
         Ok((head, body, tunnel)) => {
-            tokio::task::spawn_local(async move {
-                let call = Call {
-                    head,
-                    body,
-                    tunnel,
-                    reply,
-                };
-                request::serve(&caller.worker, &caller.side, &caller.connection, call).await;
-            });
+            let call = Call {
+                head,
+                body,
+                tunnel,
+                reply,
+            };
+            let serving = request::serve(&caller.worker, &caller.side, &caller.connection, call);
+            // In a box: the runtime moves what it is given several times.
+            tokio::task::spawn_local(Box::pin(serving));
         }
         Err((status, what)) => {
             caller
@@ -527,7 +526,7 @@ fn accept(caller: &Caller, request: Request<RecvStream>, respond: SendResponse<B
 
 type ReadRequest = (RequestHead, Body, Option<Body>);
 
-/// A request of HTTP/2 as the proxy handles it. h2 has refused what RFC 9113 calls malformed.
+/// A request of HTTP/2 as the proxy handles it. h2 has refused what RFC 9113 calls malformed, fields of one hop among it.
 fn read_h2(request: Request<RecvStream>) -> Result<ReadRequest, (StatusCode, &'static str)> {
     let (parts, stream) = request.into_parts();
     let mut headers = parts.headers;
@@ -555,7 +554,6 @@ fn read_h2(request: Request<RecvStream>) -> Result<ReadRequest, (StatusCode, &'s
     let path = parts.uri.path_and_query().cloned();
     let path = path.unwrap_or_else(|| PathAndQuery::from_static("/"));
     join_cookies(&mut headers);
-    strip(&mut headers);
     let length = match headers.get(header::CONTENT_LENGTH) {
         None => Length::Unknown,
         Some(length) => match head::content_length(length.as_bytes()) {
@@ -584,7 +582,11 @@ fn take_host(
 ) -> Result<Option<http::uri::Authority>, (StatusCode, &'static str)> {
     const MALFORMED: (StatusCode, &str) =
         (StatusCode::BAD_REQUEST, "Host is malformed, or there twice");
-    if headers.get_all(header::HOST).iter().count() > 1 {
+    let mut hosts = headers.get_all(header::HOST).iter();
+    if hosts.next().is_none() {
+        return Ok(None);
+    }
+    if hosts.next().is_some() {
         return Err(MALFORMED);
     }
     match headers.remove(header::HOST) {

@@ -18,19 +18,19 @@ use mesh_proto::names::ZoneName;
 use super::{
     body::{Body, BodyError, H2Sink, Pump, Sink, stream_error},
     h1::{ReadMessageError, head::Framing},
-    message::{Length, RequestHead, ResponseHead, strip},
+    message::{Length, RequestHead, ResponseHead},
     pool::{H1Lease, H2Lease, HopKey, Made, Pool, Shared, begin_h1},
     record::RequestRecord,
     reply::is_bodiless,
 };
 use crate::{
-    config::{Outstanding, Protocol, Timeouts},
+    config::{Endpoint, Outstanding, Protocol, Timeouts},
     inbound, listener,
     record::{End, Reason},
     snapshot::{ServiceRoute, Snapshot},
     socket::Socket,
     tls::verify::VerifiedPeer,
-    upstream::{self, Failed},
+    upstream::{self, Failed, Picked},
     workers::Worker,
 };
 
@@ -92,8 +92,79 @@ pub struct Needs {
     pub new: bool,
 }
 
+impl Needs {
+    /// Whether a request to `endpoint` of a service of `protocol`, where it is counted already, goes over a connection that is
+    /// shared.
+    fn shares(&self, protocol: Protocol, endpoint: &Endpoint) -> bool {
+        let many = endpoint.health.under_way() >= SHARE_FROM;
+        // The proxy there finds out by itself what is spoken, and can not know that it was translated.
+        let may_translate = protocol != Protocol::Detect;
+        !self.own && (self.prefers_h2 || many && may_translate)
+    }
+
+    /// Whether a request to an application of `protocol` does.
+    fn shares_application(&self, protocol: Protocol) -> bool {
+        match protocol {
+            Protocol::Http2 | Protocol::Grpc => true,
+            // What the application understands, its caller knows.
+            Protocol::Detect => self.prefers_h2 && !self.own,
+            Protocol::Tcp | Protocol::Tls | Protocol::Http => false,
+        }
+    }
+}
+
 impl Next {
-    /// Finds a connection: one that waits, a shared one, or a new one.
+    /// A connection that is there already: one that waits for a request, or one that requests share.
+    ///
+    /// # Errors
+    /// Where there is none, with what [`Self::lease`] goes on from: the endpoint that was picked.
+    pub fn lease_waiting(
+        &self,
+        worker: &Rc<Worker>,
+        snapshot: &Arc<Snapshot>,
+        needs: Needs,
+        record: &mut RequestRecord,
+    ) -> Result<Leased, Option<Picked>> {
+        match self {
+            Self::Application {
+                address, protocol, ..
+            } => {
+                let key = HopKey::Application(*address);
+                let shared = needs.shares_application(*protocol);
+                let lease = waiting(worker, snapshot, key, shared, needs);
+                Ok(Leased {
+                    lease: lease.ok_or(None)?,
+                    outstanding: None,
+                })
+            }
+            Self::Service { route, own_zone } => {
+                let picked = upstream::pick(worker, route, own_zone);
+                let Some(endpoint) = picked.endpoint() else {
+                    return Err(Some(picked));
+                };
+                let outstanding = endpoint.health.occupy();
+                let key = HopKey::endpoint(route, endpoint);
+                let lease = waiting(
+                    worker,
+                    snapshot,
+                    key,
+                    needs.shares(route.service.protocol, endpoint),
+                    needs,
+                );
+                let Some(lease) = lease else {
+                    return Err(Some(picked));
+                };
+                endpoint.health.succeeded();
+                record.endpoint = Some(endpoint.text.clone());
+                Ok(Leased {
+                    lease,
+                    outstanding: Some(outstanding),
+                })
+            }
+        }
+    }
+
+    /// Finds a connection: one that waits, a shared one, or a new one. `picked`: where to try first.
     ///
     /// # Errors
     /// Where nobody can be reached.
@@ -102,6 +173,7 @@ impl Next {
         worker: &Rc<Worker>,
         snapshot: &Arc<Snapshot>,
         needs: Needs,
+        picked: Option<Picked>,
         record: &mut RequestRecord,
     ) -> Result<Leased, End> {
         match self {
@@ -111,12 +183,7 @@ impl Next {
                 timeouts,
             } => {
                 let key = HopKey::Application(*address);
-                let shared = match protocol {
-                    Protocol::Http2 | Protocol::Grpc => true,
-                    // What the application understands, its caller knows.
-                    Protocol::Detect => needs.prefers_h2 && !needs.own,
-                    Protocol::Tcp | Protocol::Tls | Protocol::Http => false,
-                };
+                let shared = needs.shares_application(*protocol);
                 let connect = async || {
                     let stream = inbound::reach_application(*address, timeouts).await?;
                     let made = Made::new(snapshot, None, timeouts);
@@ -132,16 +199,11 @@ impl Next {
             }
             Self::Service { route, own_zone } => {
                 let last = std::cell::RefCell::new(None);
-                let trying = |endpoint: &crate::config::Endpoint| {
+                let trying = |endpoint: &Endpoint| {
                     last.replace(Some(endpoint.text.clone()));
                 };
-                let attempt = async |endpoint: &crate::config::Endpoint| {
+                let attempt = async |endpoint: &Endpoint| {
                     let key = HopKey::endpoint(route, endpoint);
-                    // This request is counted already.
-                    let many = endpoint.health.under_way() >= SHARE_FROM;
-                    // The proxy there finds out by itself what is spoken, and can not know that it was translated.
-                    let may_translate = route.service.protocol != Protocol::Detect;
-                    let shared = !needs.own && (needs.prefers_h2 || many && may_translate);
                     let connect = async || {
                         may_call(snapshot)?;
                         let (stream, established) = upstream::call(route, endpoint).await?;
@@ -151,9 +213,19 @@ impl Next {
                         socket.watched_by(worker);
                         Ok((socket, made))
                     };
-                    lease(worker, snapshot, key, shared, needs, connect).await
+                    lease(
+                        worker,
+                        snapshot,
+                        key,
+                        needs.shares(route.service.protocol, endpoint),
+                        needs,
+                        connect,
+                    )
+                    .await
                 };
-                let reached = upstream::reach(worker, route, own_zone, trying, attempt).await;
+                let picked = picked.unwrap_or_else(|| upstream::pick(worker, route, own_zone));
+                let reached =
+                    upstream::reach(worker, route, own_zone, picked, trying, attempt).await;
                 record.endpoint = last.into_inner();
                 let (lease, outstanding) = reached?;
                 Ok(Leased {
@@ -173,6 +245,27 @@ fn may_call(snapshot: &Snapshot) -> Result<(), Failed> {
     })
 }
 
+/// A connection to `key` that is there already.
+fn waiting(
+    worker: &Rc<Worker>,
+    snapshot: &Snapshot,
+    key: HopKey,
+    shared: bool,
+    needs: Needs,
+) -> Option<Lease> {
+    if shared {
+        return Pool::shared(worker, &key, snapshot).map(Lease::H2);
+    }
+    if needs.new {
+        return None;
+    }
+    let oldest = if needs.fresh { FRESH_MS } else { u64::MAX };
+    let idle = worker
+        .pool
+        .take_idle(&key, snapshot, worker.now_ms(), oldest);
+    idle.map(|lease| Lease::H1(key, lease))
+}
+
 /// A connection to `key`, by `connect` where none waits.
 async fn lease(
     worker: &Rc<Worker>,
@@ -182,16 +275,10 @@ async fn lease(
     needs: Needs,
     connect: impl AsyncFn() -> Result<(Socket, Made), Failed>,
 ) -> Result<Lease, Failed> {
+    if let Some(lease) = waiting(worker, snapshot, key.clone(), shared, needs) {
+        return Ok(lease);
+    }
     if !shared {
-        if !needs.new {
-            let oldest = if needs.fresh { FRESH_MS } else { u64::MAX };
-            let idle = worker
-                .pool
-                .take_idle(&key, snapshot, worker.now_ms(), oldest);
-            if let Some(lease) = idle {
-                return Ok(Lease::H1(key, lease));
-            }
-        }
         let (socket, made) = Box::pin(connect()).await?;
         return Ok(Lease::H1(key, begin_h1(worker, socket, made)));
     }
@@ -218,9 +305,6 @@ pub struct Sent {
     /// The request's body.
     pub upload: Pump,
     awaiting: Awaiting,
-    method: Method,
-    /// The protocol that was asked for.
-    upgrade: Option<HeaderValue>,
     /// Parts of the answer's head have come, so that the request was read.
     pub answered: bool,
 }
@@ -304,7 +388,6 @@ pub async fn send(
     head: &RequestHead,
     body: Body,
 ) -> Result<Sent, Box<(NoAnswer, Option<Body>)>> {
-    let (method, upgrade) = (head.method.clone(), head.upgrade.clone());
     match lease {
         Lease::H1(key, lease) => {
             let mut head_on_wire;
@@ -324,14 +407,12 @@ pub async fn send(
             Ok(Sent {
                 upload: Pump::new(body, Sink::H1(lease.connection.clone())),
                 awaiting: Awaiting::H1(key, lease),
-                method,
-                upgrade,
                 answered: false,
             })
         }
         Lease::H2(lease) => {
             let mut sender = lease.sender();
-            let ends = upgrade.is_none() && matches!(body, Body::Empty);
+            let ends = head.upgrade.is_none() && matches!(body, Body::Empty);
             let sent = match poll_fn(|cx| sender.poll_ready(cx)).await {
                 Ok(()) => sender.send_request(on_h2(head), ends),
                 Err(error) => Err(error),
@@ -349,7 +430,7 @@ pub async fn send(
                 }
             };
             let sink = H2Sink::new(stream);
-            let (upload, tunnel) = match (&upgrade, ends) {
+            let (upload, tunnel) = match (&head.upgrade, ends) {
                 (Some(_), _) => (Pump::new(Body::Empty, Sink::None), Some(sink)),
                 (None, true) => (Pump::new(Body::Empty, Sink::None), None),
                 (None, false) => (Pump::new(body, Sink::H2(sink)), None),
@@ -361,8 +442,6 @@ pub async fn send(
                     lease,
                     tunnel,
                 },
-                method,
-                upgrade,
                 answered: false,
             })
         }
@@ -395,18 +474,22 @@ impl Sent {
         false
     }
 
-    /// What comes next of the answer's head.
+    /// What comes next of the head of the answer to `asked`.
     ///
     /// # Errors
     /// Why there is none.
-    pub fn poll_arrived(&mut self, cx: &mut Context<'_>) -> Poll<Result<Arrived, NoAnswer>> {
+    pub fn poll_arrived(
+        &mut self,
+        cx: &mut Context<'_>,
+        asked: &RequestHead,
+    ) -> Poll<Result<Arrived, NoAnswer>> {
         match &mut self.awaiting {
             Awaiting::Nothing => Poll::Pending,
             Awaiting::H1(_, lease) => {
                 let polled = lease
                     .connection
                     .borrow_mut()
-                    .poll_response(cx, &self.method);
+                    .poll_response(cx, &asked.method);
                 let parsed = match ready!(polled) {
                     Ok(parsed) => parsed,
                     Err(error) => {
@@ -424,7 +507,7 @@ impl Sent {
                     Framing::Chunked | Framing::UntilClose => Length::Unknown,
                 };
                 let is_upgrade = parsed.head.upgrade.is_some();
-                if is_upgrade && self.upgrade.is_none() {
+                if is_upgrade && asked.upgrade.is_none() {
                     return Poll::Ready(Err(NoAnswer::of(
                         Reason::BadAnswer,
                         "it answered with an upgrade that nobody asked for",
@@ -483,8 +566,8 @@ impl Sent {
                 let lease = H2Lease::again(lease);
                 let answered = from_h2(
                     response,
-                    &self.method,
-                    self.upgrade.as_ref(),
+                    &asked.method,
+                    asked.upgrade.as_ref(),
                     tunnel.take(),
                     lease,
                 );
@@ -536,9 +619,9 @@ fn from_h2(
     tunnel: Option<H2Sink>,
     lease: H2Lease,
 ) -> Answered {
+    // h2 has refused fields of one hop.
     let (parts, stream) = response.into_parts();
-    let mut headers = parts.headers;
-    strip(&mut headers);
+    let headers = parts.headers;
     let upgraded = upgrade.filter(|_| parts.status.is_success());
     let length = headers
         .get(header::CONTENT_LENGTH)

@@ -6,6 +6,8 @@
 //! beside `Transfer-Encoding`; any transfer coding but `chunked`, alone and last; folded lines; control characters; a request
 //! of HTTP/1.1 without `Host`, or with two.
 
+use std::mem::MaybeUninit;
+
 use bytes::{Bytes, BytesMut};
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header,
@@ -121,9 +123,10 @@ pub fn take_request(
     let Some(bytes) = take_head(buffer, limits)? else {
         return Ok(None);
     };
-    let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
-    let mut parsed = httparse::Request::new(&mut fields);
-    read(parsed.parse(&bytes))?;
+    // Not filled with anything before: that would cost more than reading most heads.
+    let mut fields = [const { MaybeUninit::uninit() }; FIELDS_MAX];
+    let mut parsed = httparse::Request::new(&mut []);
+    read(parsed.parse_with_uninit_headers(&bytes, &mut fields))?;
     let (Some(method), Some(target), Some(minor)) = (parsed.method, parsed.path, parsed.version)
     else {
         return Err(BadHead::NotHttp);
@@ -177,9 +180,10 @@ pub fn take_response(
     let Some(bytes) = take_head(buffer, limits)? else {
         return Ok(None);
     };
-    let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
-    let mut parsed = httparse::Response::new(&mut fields);
-    read(parsed.parse(&bytes))?;
+    let mut fields = [const { MaybeUninit::uninit() }; FIELDS_MAX];
+    let mut parsed = httparse::Response::new(&mut []);
+    let config = httparse::ParserConfig::default();
+    read(config.parse_response_with_uninit_headers(&mut parsed, &bytes, &mut fields))?;
     let (Some(code), Some(minor)) = (parsed.code, parsed.version) else {
         return Err(BadHead::NotHttp);
     };
@@ -330,7 +334,7 @@ fn read_fields(
         match field.name.len() {
             4 if is("host") => {
                 read.hosts += 1;
-                read.host = read_host(field.value)?;
+                read.host = read_host(bytes.slice_ref(field.value))?;
                 continue;
             }
             10 if is("connection") => {
@@ -410,15 +414,15 @@ fn read_connection(value: &[u8], read: &mut Fields) {
     }
 }
 
-fn read_host(value: &[u8]) -> Result<Option<Authority>, BadHead> {
+fn read_host(value: Bytes) -> Result<Option<Authority>, BadHead> {
     // Allowed to be empty where the target has no authority.
     if value.is_empty() {
         return Ok(None);
     }
-    if memchr::memchr(b'@', value).is_some() {
+    if memchr::memchr(b'@', &value).is_some() {
         return Err(BadHead::Host);
     }
-    Authority::try_from(value)
+    Authority::from_maybe_shared(value)
         .map(Some)
         .map_err(|_| BadHead::Host)
 }
@@ -512,12 +516,10 @@ pub fn write_request(out: &mut Vec<u8>, head: &RequestHead, framing: Framing) {
         out.extend_from_slice(authority.as_str().as_bytes());
     }
     out.extend_from_slice(b"\r\n");
-    write_fields(out, &head.headers);
+    let says_length = write_fields(out, &head.headers);
     match framing {
         Framing::Chunked => out.extend_from_slice(b"transfer-encoding: chunked\r\n"),
-        Framing::Length(length) if !head.headers.contains_key(header::CONTENT_LENGTH) => {
-            write_length(out, length);
-        }
+        Framing::Length(length) if !says_length => write_length(out, length),
         _ => {}
     }
     if let Some(protocol) = &head.upgrade {
@@ -547,7 +549,7 @@ pub fn write_response(
             .as_bytes(),
     );
     out.extend_from_slice(b"\r\n");
-    write_fields(out, &head.headers);
+    let says_length = write_fields(out, &head.headers);
     if let Some(protocol) = &head.upgrade {
         out.extend_from_slice(b"connection: upgrade\r\nupgrade: ");
         out.extend_from_slice(protocol.as_bytes());
@@ -556,9 +558,7 @@ pub fn write_response(
     }
     match framing {
         Framing::Chunked => out.extend_from_slice(b"transfer-encoding: chunked\r\n"),
-        Framing::Length(length) if !head.headers.contains_key(header::CONTENT_LENGTH) => {
-            write_length(out, length);
-        }
+        Framing::Length(length) if !says_length => write_length(out, length),
         _ => {}
     }
     if !head.status.is_informational() {
@@ -577,14 +577,17 @@ fn write_length(out: &mut Vec<u8>, length: u64) {
     out.extend_from_slice(b"\r\n");
 }
 
-/// Writes header or trailer fields, a line each.
-pub fn write_fields(out: &mut Vec<u8>, headers: &HeaderMap) {
+/// Writes header or trailer fields, a line each. True where `Content-Length` is one of them.
+pub fn write_fields(out: &mut Vec<u8>, headers: &HeaderMap) -> bool {
+    let mut says_length = false;
     for (name, value) in headers {
+        says_length |= *name == header::CONTENT_LENGTH;
         out.extend_from_slice(name.as_str().as_bytes());
         out.extend_from_slice(b": ");
         out.extend_from_slice(value.as_bytes());
         out.extend_from_slice(b"\r\n");
     }
+    says_length
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@
 //! | --- | --- |
 //! | [`serve`] | which version the caller speaks; its requests, one by one or many at once |
 //! | [`h1`], [`h2io`] | one connection of HTTP/1; a socket as h2 wants it, with writes that leave together |
+//! | [`flood`] | peers that make work for nothing |
 //! | [`request`] | one request's way, one function a step |
 //! | [`side`] | in or out: permission, or route |
 //! | [`route`] | which rule, what its filters change |
@@ -20,6 +21,7 @@
 //! HTTP/1 is read and written by our own code on httparse, HTTP/2 by the h2 crate; `docs/decisions/010` says why.
 
 pub mod body;
+pub mod flood;
 pub mod h1;
 pub mod h2io;
 pub mod limits;

@@ -15,6 +15,7 @@ use std::{
 use bytes::{Buf as _, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::flood::{Flood, Manners};
 use crate::{record::Connection, socket::Socket, workers::Worker};
 
 /// Bytes that may be corked before they leave although there is more to do.
@@ -30,18 +31,23 @@ pub struct H2Io {
     /// What has been read and had no room.
     left: BytesMut,
     meter: Option<Rc<Connection>>,
+    manners: Manners,
+    flood: Option<Flood>,
 }
 
 impl H2Io {
-    /// h2's side of `socket`, of which `buffer` has been read already.
+    /// h2's side of `socket`, of which `buffer` has been read already. The peer is expected to have `manners`.
     #[must_use]
     pub fn new(
         socket: SharedSocket,
         buffer: BytesMut,
         worker: Rc<Worker>,
         meter: Option<Rc<Connection>>,
+        mut manners: Manners,
     ) -> Self {
         Self {
+            flood: manners.received(&buffer, worker.now_ms()).err(),
+            manners,
             socket,
             worker,
             left: buffer,
@@ -70,6 +76,9 @@ impl AsyncRead for H2Io {
         room: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        if let Some(flood) = this.flood {
+            return Poll::Ready(Err(flood.into()));
+        }
         if this.left.is_empty() {
             let mut scratch = this.worker.scratch.borrow_mut();
             let mut socket = this.socket.borrow_mut();
@@ -81,6 +90,10 @@ impl AsyncRead for H2Io {
                         return Poll::Ready(Ok(()));
                     }
                     continue;
+                }
+                if let Err(flood) = this.manners.received(payload, this.worker.now_ms()) {
+                    this.flood = Some(flood);
+                    return Poll::Ready(Err(flood.into()));
                 }
                 if let Some(meter) = &this.meter {
                     meter.sent.set(meter.sent.get() + payload.len() as u64);
@@ -115,6 +128,7 @@ impl AsyncWrite for H2Io {
             ready!(socket.poll_uncork(cx, &mut scratch))?;
         }
         socket.cork_much(bytes, &mut scratch);
+        this.manners.sent(bytes.len());
         if let Some(meter) = &this.meter {
             meter
                 .received

@@ -21,6 +21,7 @@ use mesh_proto::names::ZoneName;
 use tokio::sync::Notify;
 
 use super::{
+    flood::Manners,
     h1::{H1, SharedH1},
     h2io::{H2Io, poll_uncork},
     room::{ROOM_MAX, Window},
@@ -370,7 +371,14 @@ impl Making {
     pub async fn begin(self, socket: Socket, made: Made) -> Result<H2Lease, h2::Error> {
         let worker = self.worker.clone();
         let socket = Rc::new(RefCell::new(socket));
-        let io = H2Io::new(socket.clone(), BytesMut::new(), worker.clone(), None);
+        let manners = Manners::new(&worker, 0);
+        let io = H2Io::new(
+            socket.clone(),
+            BytesMut::new(),
+            worker.clone(),
+            None,
+            manners,
+        );
         let limits = &worker.shared.limits.http;
         let mut window = Window::new(&worker.room);
         let (sender, mut connection) = h2::client::Builder::new()

@@ -17,6 +17,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::{
     body::{Body, Pump},
+    flood::{Manners, is_flood},
     h1::{H1, ReadMessageError, SharedH1, head},
     h2io::{H2Io, poll_uncork},
     message::{Length, RequestHead, Version},
@@ -46,6 +47,12 @@ const STREAMS_OF_PEERS: u32 = 4096;
 const RESETS_OF_CALLERS: usize = 64;
 /// When many callers leave at once, their sidecar resets as many streams on the one connection they share.
 const RESETS_OF_PEERS: usize = 4096;
+
+/// What small DATA frames of a caller that nobody has read yet may take beside their payload, in bytes: enough for several streams of
+/// small messages that have come to a stop. One that sends more of them is filling memory.
+const OVERHEAD_OF_CALLERS: usize = 8 * 1024 * 1024;
+/// The same for many callers' streams on one connection.
+const OVERHEAD_OF_PEERS: usize = 32 * 1024 * 1024;
 
 /// What all requests of one connection have in common.
 #[derive(Clone)]
@@ -383,12 +390,13 @@ async fn serve_h2(
     let worker = &caller.worker;
     let socket = Rc::new(RefCell::new(socket));
     let meter = Some(caller.connection.clone());
-    let io = H2Io::new(socket.clone(), buffer, worker.clone(), meter);
+    let manners = Manners::new(worker, PREFACE.len());
+    let io = H2Io::new(socket.clone(), buffer, worker.clone(), meter, manners);
     let limits = &worker.shared.limits.http;
-    let (streams, resets) = if caller.is_peer {
-        (STREAMS_OF_PEERS, RESETS_OF_PEERS)
+    let (streams, resets, overhead) = if caller.is_peer {
+        (STREAMS_OF_PEERS, RESETS_OF_PEERS, OVERHEAD_OF_PEERS)
     } else {
-        (limits.streams, RESETS_OF_CALLERS)
+        (limits.streams, RESETS_OF_CALLERS, OVERHEAD_OF_CALLERS)
     };
     let mut window = Window::new(&worker.room);
     let mut handshake = pin!(
@@ -400,6 +408,7 @@ async fn serve_h2(
             .max_concurrent_streams(streams)
             .max_pending_accept_reset_streams(resets)
             .max_concurrent_reset_streams(resets)
+            .data_frame_budget(overhead)
             .enable_connect_protocol()
             .handshake::<_, Bytes>(io)
     );
@@ -467,7 +476,7 @@ async fn serve_h2(
     let ended = caller.connection.unless_closed(serving).await;
     match (ended, leaving) {
         (Err(reason), _) => closed(caller, reason),
-        (Ok(Some(error)), _) if error.is_io() => {
+        (Ok(Some(error)), _) if error.is_io() && !is_flood(&error) => {
             End::failed(Reason::Reset, ClosedBy::Source, error)
         }
         (Ok(Some(error)), _) => {

@@ -44,7 +44,7 @@ enum Kind {
 
 /// What has been written, by the application and by callers.
 #[derive(Clone, Default)]
-struct Written(Arc<AtomicU64>);
+pub(crate) struct Written(Arc<AtomicU64>);
 
 impl Written {
     fn count(&self, bytes: usize) {
@@ -57,7 +57,7 @@ impl Written {
 }
 
 /// Answers `/`, with its name; `/endless`, without an end; and nothing to `/swallow`, whose body it does not read.
-async fn application(written: Written) -> u16 {
+pub(crate) async fn application(written: Written) -> u16 {
     let socket = narrow();
     socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
     let listener = socket.listen(1024).unwrap();
@@ -182,7 +182,7 @@ async fn slow_http2(port: u16, kind: Kind, written: Written) -> Vec<Held> {
 }
 
 /// Memory of a process that is in RAM, in bytes.
-fn resident(process: &Process) -> u64 {
+pub(crate) fn resident(process: &Process) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", process.pid())).unwrap();
     let line = status.lines().find(|line| line.starts_with("VmRSS:"));
     let kilobytes = line.and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok());
@@ -214,15 +214,15 @@ fn connections() -> usize {
     possible
 }
 
-struct Pair {
-    web: Process,
+pub(crate) struct Pair {
+    pub(crate) web: Process,
     store: Process,
-    port: u16,
+    pub(crate) port: u16,
     _zone: Zone,
     _dir: TempDir,
 }
 
-async fn pair(application: u16) -> Pair {
+pub(crate) async fn pair(application: u16) -> Pair {
     let zone = Zone::start(&[DOMAIN]).await;
     let dir = tempfile::tempdir().unwrap();
     let (port, inbound_port) = (free_port(), free_port());
@@ -269,7 +269,7 @@ async fn pair(application: u16) -> Pair {
 }
 
 impl Pair {
-    async fn serves(&self) -> bool {
+    pub(crate) async fn serves(&self) -> bool {
         match TcpStream::connect(("127.0.0.1", self.port)).await {
             Ok(mut stream) => get(&mut stream).await.is_some(),
             Err(_) => false,

@@ -1,14 +1,16 @@
 //! Which rule of [`HttpRoutes`] takes a request: one truth for the dataplane, which routes by it, and the zone, which explains.
 //!
 //! What a request looks like here:
-//! - The **path** is that of the request target, as it was sent: without query, not decoded, and compared byte by byte. Whoever
-//!   wants `/a/../b` to be the same as `/b` makes it so before asking.
+//! - The **path** is that of the request target, without query. What means the same is the same ([`path::normal`], which is also what
+//!   is forwarded, and [`path::compared`]): `/b` is `/a/../b`, `//b` and `/%62` as well.
 //! - The **query** is what stands between `?` and `#`. Names and values are compared as they were sent, not decoded; of a name
 //!   that occurs more than once the first counts, and a name without `=` has an empty value. So it is in Envoy, and Gateway API
 //!   recommends the first.
 //! - A **header** that occurs more than once has one value: all of its values, joined with `,` (RFC 9110 §5.3; so it is in Envoy).
 //!   Those of `cookie` are joined with `; `, since HTTP/2 may cut it into pieces (RFC 9113 §8.2.3).
 //! - The **method** is compared as it is: `GET` does not match `HEAD`.
+
+pub mod path;
 
 use regex::{Regex, RegexBuilder, bytes};
 
@@ -90,8 +92,8 @@ impl Compiled {
         })
     }
 
-    /// Index of the first rule that matches the request. Allocates nothing unless a regular expression has to be compared with a
-    /// header that occurs more than once.
+    /// Index of the first rule that matches the request, whose path is [`path::normal`]. Allocates nothing unless a regular expression has to be compared with a
+    /// header that occurs more than once, or the path has escapes.
     #[must_use]
     pub fn find(
         &self,
@@ -100,8 +102,9 @@ impl Compiled {
         query: Option<&str>,
         headers: &(impl RequestHeaders + ?Sized),
     ) -> Option<usize> {
+        let path = path::compared(path);
         self.rules.iter().position(|rule| {
-            rule.path.matches(path)
+            rule.path.matches(&path)
                 && rule.method.as_deref().is_none_or(|wanted| wanted == method)
                 && rule.headers.iter().all(|header| header.matches(headers))
                 && rule.query.iter().all(|parameter| parameter.matches(query))
@@ -231,7 +234,7 @@ impl Path {
         match said {
             http_match::Path::Exact(path) => {
                 check_path(path).map_err(field("exact"))?;
-                Ok(Self::Exact(path.as_str().into()))
+                Ok(Self::Exact(as_compared(path).into()))
             }
             http_match::Path::Prefix(prefix) => {
                 check_path(prefix).map_err(field("prefix"))?;
@@ -241,7 +244,10 @@ impl Path {
                     prefix if prefix.ends_with('/') => {
                         Err(("prefix".to_owned(), InvalidMatch::PrefixEnd))
                     }
-                    prefix => Ok(Self::Prefix(prefix.into())),
+                    prefix => match as_compared(prefix).trim_end_matches('/') {
+                        "" => Ok(Self::Any),
+                        prefix => Ok(Self::Prefix(prefix.into())),
+                    },
                 }
             }
             http_match::Path::Regex(pattern) => {
@@ -262,6 +268,10 @@ impl Path {
             Self::Regex(regex) => regex.is_match(path),
         }
     }
+}
+
+fn as_compared(path: &str) -> String {
+    path::compared(&path::normal(path)).into_owned()
 }
 
 fn check_path(path: &str) -> Result<(), InvalidMatch> {

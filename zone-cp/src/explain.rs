@@ -12,7 +12,7 @@ use mesh_model::{
 };
 use mesh_proto::{
     document,
-    http_match::Compiled,
+    http_match::{Compiled, path::normal},
     proxy::{
         CallerTimeouts, Document, HttpRoutes, HttpRule, Permissions, Protocol, Proxy, RouteBackend,
         Service, document::Body,
@@ -318,7 +318,8 @@ fn concerned<'a>(routes: &'a HttpRoutes, request: Option<&CallRequest>) -> Vec<&
         Some((path, query)) => (path, Some(query)),
         None => (request.path.as_str(), None),
     };
-    let found = compiled.find(&request.method, path, query, request.headers.as_slice());
+    let path = normal(path);
+    let found = compiled.find(&request.method, &path, query, request.headers.as_slice());
     found
         .and_then(|index| routes.rules.get(index))
         .into_iter()

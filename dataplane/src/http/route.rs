@@ -8,7 +8,7 @@ use http::{
     uri::{Authority, PathAndQuery},
 };
 
-use mesh_proto::http_match::RequestHeaders;
+use mesh_proto::http_match::{RequestHeaders, path::after_prefix};
 
 use super::{message::RequestHead, reply::Answer};
 use crate::{
@@ -172,8 +172,7 @@ fn rewritten(path: &PathRewrite, rule: &HttpRule, old: &PathAndQuery) -> Option<
     let new = match path {
         PathRewrite::Full(full) => full.to_string(),
         PathRewrite::Prefix(new) => {
-            let matched = rule.prefix.as_deref()?.trim_end_matches('/');
-            let rest = old.path().strip_prefix(matched)?;
+            let rest = after_prefix(old.path(), rule.prefix.as_deref()?)?;
             let new = new.trim_end_matches('/');
             // `/a` instead of `/b`, of `/b`, is `/a`, and of `/b/c` `/a/c`; nothing instead of all is `/`.
             match (new, rest) {

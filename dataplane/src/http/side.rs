@@ -1,8 +1,9 @@
 //! The two sides of a sidecar, as a request sees them: in to the application, out to a service.
 
-use std::{cell::RefCell, net::SocketAddr, rc::Rc, sync::Arc};
+use std::{borrow::Cow, cell::RefCell, net::SocketAddr, rc::Rc, sync::Arc};
 
-use http::StatusCode;
+use http::{StatusCode, uri::PathAndQuery};
+use mesh_proto::http_match::path::normal;
 
 use super::{
     message::{RequestHead, ResponseHead},
@@ -97,6 +98,7 @@ impl Side {
         head: &mut RequestHead,
         record: &mut RequestRecord,
     ) -> Result<Admitted, Box<Answer>> {
+        make_path_normal(head);
         match self {
             Self::Inbound(side) => side.admit(worker, snapshot, record),
             Self::Outbound(side) => side.admit(worker, snapshot, head, record),
@@ -139,6 +141,21 @@ impl Side {
             }
         };
         found.unwrap_or_else(|| Arc::new(HttpTimeouts::built_in()))
+    }
+}
+
+/// Nobody gets past a rule by writing its path in another way, and what is asked next is what was judged.
+fn make_path_normal(head: &mut RequestHead) {
+    let Cow::Owned(path) = normal(head.path.path()) else {
+        return;
+    };
+    let made = match head.path.query() {
+        Some(query) => PathAndQuery::try_from(format!("{path}?{query}")),
+        None => PathAndQuery::try_from(path),
+    };
+    // It consists of what it consisted of before.
+    if let Ok(made) = made {
+        head.path = made;
     }
 }
 

@@ -246,6 +246,61 @@ async fn requests_go_where_the_first_rule_that_matches_sends_them() {
 }
 
 #[tokio::test]
+async fn nobody_gets_past_a_rule_by_writing_its_path_in_another_way() {
+    let rewrite = wire::UrlRewrite {
+        path: Some(wire::PathRewrite {
+            path: Some(path_rewrite::Path::Prefix("/new".into())),
+        }),
+        ..wire::UrlRewrite::default()
+    };
+    let routed = routed(vec![
+        rule(prefix("/p"), vec![], &[("blue", 1)]),
+        rule(
+            prefix("/old:one"),
+            vec![Filter::UrlRewrite(rewrite)],
+            &[("blue", 1)],
+        ),
+        rule(prefix("/"), vec![], &[("store", 1)]),
+    ])
+    .await;
+    for (sent, seen) in [
+        ("/p/x", "/p/x"),
+        ("/a/../p/x", "/p/x"),
+        ("/./p/x?a=/../b", "/p/x?a=/../b"),
+        ("/a/%2e%2E/p", "/p"),
+        ("/%70/x", "/p/x"),
+        ("/a\\..\\p\\x", "/p/x"),
+        // Servers differ about these: what is forwarded stays what it was.
+        ("//p//x", "//p//x"),
+        ("/p%2fx/../..//p", "//p"),
+        ("//old%3aone//x?y", "/new//x?y"),
+        (
+            "/p?q=<\"a b\">".replace(' ', "+").as_str(),
+            "/p?q=%3C%22a+b%22%3E",
+        ),
+    ] {
+        let answer = routed.get(sent).await;
+        assert_eq!(answer.status(), 200, "{sent}");
+        eventually(&format!("{sent} has come"), async || {
+            routed.store.len() + routed.blue.len() == 1
+        })
+        .await;
+        let asked = routed.blue.take().pop();
+        let asked = asked.unwrap_or_else(|| panic!("{sent} got past its rule"));
+        assert_eq!(asked.target(), seen, "{sent}");
+    }
+    // Not the same to anybody.
+    for sent in ["/p%2fx", "/pp", "/p../x"] {
+        routed.get(sent).await;
+        eventually(&format!("{sent} has come"), async || {
+            routed.store.len() == 1
+        })
+        .await;
+        assert_eq!(routed.seen(), [1, 0, 0], "{sent}");
+    }
+}
+
+#[tokio::test]
 async fn filters_change_what_they_say_and_nothing_else() {
     let rewrite = wire::UrlRewrite {
         host: "inside".into(),

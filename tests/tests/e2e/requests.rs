@@ -242,11 +242,15 @@ fn what_is_explained_of_a_request_is_what_becomes_of_it() {
         ]}]}});
         api.wait_for_rollout(api.apply(&route.to_string())?.revision)?;
         let address = shop.address();
-        let requests: [(&str, &[&str]); 19] = [
+        let requests: [(&str, &[&str]); 23] = [
             ("GET /", &[]),
             ("GET /v2", &[]),
             ("GET /v2/x?y=1", &[]),
             ("GET /v2x", &[]),
+            ("GET /a/../v2/x", &[]),
+            ("GET //v2//x", &[]),
+            ("GET /%76%32/./x", &[]),
+            ("GET /v2%2fx", &[]),
             ("GET /v2", &["x-env: a,b"]),
             ("GET /v2", &["X-Env: a", "x-env: b"]),
             ("GET /v2", &["x-env: b", "x-env: a"]),

@@ -440,6 +440,7 @@ fn read_target(
         if memchr::memchr(b'#', &bytes).is_some() {
             return Err(BadHead::Target);
         }
+        let bytes = escape_quotes(bytes);
         PathAndQuery::from_maybe_shared(bytes).map_err(|_| BadHead::Target)
     };
     if target.first() == Some(&b'/') {
@@ -465,6 +466,24 @@ fn read_target(
         Some(_) => path(Bytes::from([b"/", &rest[end..]].concat()))?,
     };
     Ok((path, Some(authority)))
+}
+
+/// Clients send `"`, `<` and `>` as they are, and servers take them; HTTP/2 as we speak it knows them as escapes only, as browsers
+/// write them.
+fn escape_quotes(target: Bytes) -> Bytes {
+    let wants = |byte: &u8| matches!(byte, b'"' | b'<' | b'>');
+    if !target.iter().any(wants) {
+        return target;
+    }
+    let mut escaped = BytesMut::with_capacity(target.len() + 16);
+    for byte in &target {
+        if wants(byte) {
+            escaped.extend_from_slice(format!("%{byte:02X}").as_bytes());
+        } else {
+            escaped.extend_from_slice(&[*byte]);
+        }
+    }
+    escaped.freeze()
 }
 
 impl Fields {

@@ -70,6 +70,10 @@ fn targets_have_the_forms_that_there_are() {
     assert_eq!(read("HTTP://shop:8080", "GET"), ok("/", "shop:8080"));
     assert_eq!(read("http://shop?b", "GET"), ok("/?b", "shop"));
     assert_eq!(read("*", "OPTIONS"), ok("*", "other"));
+    assert_eq!(
+        read("/<a>?q=\"b\"&c=<d>", "GET"),
+        ok("/%3Ca%3E?q=%22b%22&c=%3Cd%3E", "other")
+    );
     for (target, method, error) in [
         ("*", "GET", BadHead::Target),
         ("shop:443", "CONNECT", BadHead::Connect),

@@ -7,6 +7,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let descriptors = protox::compile(
         [
             "isthmus/proxy.proto",
+            "isthmus/tap.proto",
             "isthmus/discovery.proto",
             "isthmus/zone.proto",
             "isthmus/raft.proto",

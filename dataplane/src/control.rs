@@ -12,7 +12,7 @@ use std::{
     net::SocketAddr,
     os::unix::net::UnixStream,
     sync::{Arc, atomic::Ordering},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use mesh_proto::{
@@ -34,6 +34,7 @@ use crate::{
     config::{self, Body, Endpoint},
     discovery::FromZone,
     handover::{self, Handed},
+    http::tap::Leases,
     metrics::Metrics,
     readiness::{self, Probes},
     record::Reason,
@@ -87,6 +88,7 @@ pub struct Control {
     listeners: Listeners,
     certificates: Certificates,
     probes: Probes,
+    taps: Leases,
     outbox: Option<mpsc::Sender<ToZone>>,
     disconnected: Option<String>,
     revision: u64,
@@ -123,6 +125,7 @@ impl Control {
     #[must_use]
     pub fn start(given: Given) -> Self {
         let mut control = Self {
+            taps: Leases::new(given.shared.taps.clone()),
             listeners: Listeners::new(given.workers.clone(), given.handed),
             own: given.own,
             shared: given.shared,
@@ -227,6 +230,7 @@ impl Control {
                 self.look_up.notify_one();
             }
             Event::Tick => {
+                self.taps.expire(Instant::now());
                 self.look_after_certificate();
                 self.keep_endpoints();
                 self.try_to_bind_again();
@@ -255,6 +259,9 @@ impl Control {
         let what = question.what.map(|what| match what {
             question::What::CountRequests(asked) => {
                 answer::What::RequestCounts(self.metrics.request_counts(&asked.service))
+            }
+            question::What::Tap(asked) => {
+                answer::What::Caught(self.taps.answer(asked, Instant::now()))
             }
         });
         let id = question.id;

@@ -15,7 +15,7 @@
 //! | [`pool`] | connections to the next hop that requests share |
 //! | [`body`], [`room`] | bodies, as they come, with back-pressure; how much of them may wait |
 //! | [`reply`] | the way back to the caller |
-//! | [`record`], [`metrics`] | one record a request; counts and durations |
+//! | [`record`], [`metrics`], [`tap`] | one record a request; counts and durations; what somebody looks at now |
 //! | [`message`], [`websocket`], [`limits`] | heads without what is of one hop; keys; bounds |
 //!
 //! HTTP/1 is read and written by our own code on httparse, HTTP/2 by the h2 crate; `docs/decisions/010` says why.
@@ -35,5 +35,6 @@ pub mod room;
 pub mod route;
 pub mod serve;
 pub mod side;
+pub mod tap;
 pub mod upstream;
 pub mod websocket;

@@ -71,6 +71,7 @@ pub async fn run(
         open: open.clone(),
         limits,
         lookups,
+        taps: Arc::default(),
     });
     let workers = (0..settings.workers)
         .map(|index| workers::spawn(index, shared.clone()))

@@ -31,6 +31,7 @@ use crate::{
         pool::Pool,
         record::{RequestRecord, SaidBy},
         room::Room,
+        tap::Taps,
     },
     inbound, listener,
     metrics::{Counters, DetectionLabels, Labels, WorkerSeries},
@@ -90,6 +91,8 @@ pub struct Shared {
     /// Endpoint sets of which no endpoint could be reached: the control thread asks for them anew. Where it is full,
     /// a look-up is under way already and the request is dropped.
     pub lookups: mpsc::Sender<String>,
+    /// Who looks at requests as they end.
+    pub taps: Arc<Taps>,
 }
 
 /// What the control thread tells a worker.
@@ -387,7 +390,7 @@ impl Worker {
             destination: record.destination.clone(),
             direction: connection.direction,
             method: record.method_label(),
-            status: record.status.map_or(0, |status| status.as_u16()),
+            status: record.status_or_zero(),
             grpc_status: record.grpc_status,
             said_by: record.said_by,
             reason: record.reason,

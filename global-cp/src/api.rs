@@ -25,6 +25,7 @@
 //! | [`dataplanes`] | dataplanes, asked of their zones |
 //! | [`explain`] | whether a call is allowed, and where it goes |
 //! | [`requests`] | what dataplanes have counted of requests, asked of their zones |
+//! | [`tap`] | requests as they end, asked of the dataplanes |
 //! | [`inspect`] | a policy as it takes effect, a service as zones know it |
 //! | [`plan`] | what a batch would change in what proxies do |
 //! | [`openapi`] | the API's own description |
@@ -45,7 +46,9 @@ use axum::{
     middleware::{self, Next},
     response::{IntoResponse, Response},
 };
-use mesh_model::api::{AnyView, Audit, CreateToken, CreatedToken, Rollback, Written};
+use mesh_model::api::{
+    AnyView, Audit, CreateToken, CreatedToken, Rollback, TappedRequest, WatchEvent, Written,
+};
 
 use crate::{app::App, metrics::RequestLabels};
 
@@ -70,6 +73,7 @@ pub mod resources;
 pub mod rollback;
 pub mod serve;
 pub mod status;
+pub mod tap;
 pub mod token;
 pub mod watch;
 pub mod zones;
@@ -186,7 +190,9 @@ fn routes() -> ApiRouter<App> {
         .api_route(
             "/v1/watch",
             get_with(watch::watch, |op| {
-                gives_events(about("watch", "Changes as they happen")(op))
+                let said =
+                    "Server-sent events: changes, and the events `bookmark`, `gone` and `end`";
+                gives_events::<WatchEvent>(about("watch", "Changes as they happen")(op), said)
             }),
         )
         .api_route(
@@ -285,6 +291,16 @@ fn routes() -> ApiRouter<App> {
                     "What the dataplanes of a mesh have counted of requests of HTTP",
                 ),
             ),
+        )
+        .api_route(
+            "/v1/meshes/{mesh}/tap",
+            get_with(tap::tap, |op| {
+                let said = "Server-sent events: requests, and the events `state`, `done` and `end`";
+                gives_events::<TappedRequest>(
+                    about("tap", "Requests of HTTP as they end")(op),
+                    said,
+                )
+            }),
         )
         .api_route(
             "/v1/meshes/{mesh}/explain",

@@ -27,7 +27,7 @@ pub struct Shared {
     pub cluster: Cluster,
     /// Opens and seals secrets.
     pub sealing: SealingKey,
-    /// Refused attempts and reads of secrets.
+    /// Refused attempts, reads of secrets, taps.
     pub attempts: AttemptLog,
     /// Zones connected to this node.
     pub streams: Streams,
@@ -105,6 +105,15 @@ impl App {
             outcome: "refused".to_owned(),
             reason: reason.to_owned(),
             ..Attempt::default()
+        });
+    }
+
+    /// Keeps a record of requests of a mesh being looked at as they end.
+    pub fn tapped(&self, actor: &Actor, mesh: &str, what: &str) {
+        self.attempts.add(Attempt {
+            what: format!("tap requests of mesh {mesh}: {what}"),
+            outcome: "read".to_owned(),
+            ..attempt(actor, mesh)
         });
     }
 

@@ -73,6 +73,8 @@ pub enum Action {
     ReadInstallation,
     /// Read who did what.
     ReadAudit,
+    /// Look at requests as they end.
+    Tap,
 }
 
 impl Action {
@@ -86,6 +88,7 @@ impl Action {
             Self::Tokens => "manage tokens for",
             Self::ReadInstallation => "see the status of",
             Self::ReadAudit => "read the audit of",
+            Self::Tap => "tap requests of",
         }
     }
 
@@ -100,12 +103,13 @@ impl Action {
             Self::Tokens => RoleAction::Tokens,
             Self::ReadInstallation => RoleAction::ReadInstallation,
             Self::ReadAudit => RoleAction::ReadAudit,
+            Self::Tap => RoleAction::Tap,
         })
     }
 }
 
 /// Every action that has to be granted.
-const GRANTED: [Action; 7] = [
+const GRANTED: [Action; 8] = [
     Action::Read,
     Action::Write,
     Action::Delete,
@@ -113,6 +117,7 @@ const GRANTED: [Action; 7] = [
     Action::Tokens,
     Action::ReadInstallation,
     Action::ReadAudit,
+    Action::Tap,
 ];
 
 /// A refusal, in words for the one who asked.
@@ -281,7 +286,7 @@ pub fn authorize(actor: &Actor, action: Action, mesh: &str, kind: &str) -> Resul
         } else if all_view && action == Action::Read {
             "its token is bound to certain meshes"
         } else if all_view {
-            "a viewer only reads, and no secrets"
+            "a viewer only reads, and neither secrets nor live requests"
         } else if all_own && reached {
             "its roles do not allow that"
         } else {
@@ -411,6 +416,10 @@ mod tests {
                 )]),
             ),
             (
+                "tapper-of-pay",
+                granted(vec![own(r#"[{"actions": ["tap"]}]"#, Some(&["pay"]))]),
+            ),
+            (
                 "mesh-writer-of-pay",
                 granted(vec![own(
                     r#"[{"actions": ["write"], "kinds": ["Mesh"]}]"#,
@@ -440,6 +449,8 @@ mod tests {
             pay-admin          Read             -     Token                 no
             pay-admin          Tokens           -     Token                 no
             pay-admin          ReadAudit        -     -                     no
+            pay-admin          Tap              pay   -                     yes
+            pay-admin          Tap              ana   -                     no
             pay-bound-admin    Write            pay   MeshService           yes
             pay-bound-admin    Write            -     Zone                  no
             pay-bound-admin    Write            ana   MeshService           no
@@ -458,6 +469,10 @@ mod tests {
             pay-viewer         Read             ana   Mesh                  no
             pay-viewer         Write            pay   MeshService           no
             pay-viewer         ReadSecret       pay   Secret                no
+            pay-viewer         Tap              pay   -                     no
+            tapper-of-pay      Tap              pay   -                     yes
+            tapper-of-pay      Tap              ana   -                     no
+            tapper-of-pay      Read             pay   Dataplane             no
             nobody             Describe         -     -                     yes
             nobody             Read             -     Zone                  no
             nobody             ReadInstallation -     -                     no
@@ -492,6 +507,7 @@ mod tests {
                 "Tokens" => Action::Tokens,
                 "ReadInstallation" => Action::ReadInstallation,
                 "ReadAudit" => Action::ReadAudit,
+                "Tap" => Action::Tap,
                 other => panic!("{other}"),
             };
             let dash = |w: &'static str| if w == "-" { "" } else { w };
@@ -535,7 +551,7 @@ mod tests {
         assert!(!may(&viewer, Grant::built_in(Role::MeshAdmin, &pay)));
         assert!(may(&actor(Role::Admin, &[]), Grant::admin()));
         // Roles of one's own: each action on each kind counts.
-        let everything = r#"[{"actions": ["read", "write", "delete", "readSecret", "tokens", "readAudit", "readInstallation"]}]"#;
+        let everything = r#"[{"actions": ["read", "write", "delete", "readSecret", "tokens", "readAudit", "readInstallation", "tap"]}]"#;
         let keeper = granted(vec![own(everything, None)]);
         assert!(may(&keeper, own(everything, Some(&["pay"]))));
         assert!(may(&keeper, own(everything, None)));

@@ -6,6 +6,7 @@
 //! | --- | --- |
 //! | [`proxy`] | generated: the documents a zone compiles for its dataplanes (`proto/isthmus/proxy.proto`) |
 //! | [`discovery`] | generated: the stream between a zone and one dataplane |
+//! | [`tap`] | generated: requests that are shown as they end |
 //! | [`zone`] | generated: joining, and the stream between global and one zone |
 //! | [`raft`] | generated: calls between global nodes, and the entries of the Raft log |
 //! | [`document`] | a document's version, the hash of its content |
@@ -23,6 +24,11 @@ mod generated {
     pub mod proxy {
         pub mod v1 {
             tonic::include_proto!("isthmus.proxy.v1");
+        }
+    }
+    pub mod tap {
+        pub mod v1 {
+            tonic::include_proto!("isthmus.tap.v1");
         }
     }
     pub mod discovery {
@@ -43,7 +49,8 @@ mod generated {
 }
 
 pub use generated::{
-    discovery::v1 as discovery, proxy::v1 as proxy, raft::v1 as raft, zone::v1 as zone,
+    discovery::v1 as discovery, proxy::v1 as proxy, raft::v1 as raft, tap::v1 as tap,
+    zone::v1 as zone,
 };
 
 pub mod document;

@@ -34,6 +34,14 @@ impl TrustDomain {
         Self(format!("{mesh}.{zone}.mesh.local"))
     }
 
+    /// The zone, where this is the trust domain of a mesh.
+    #[must_use]
+    pub fn zone_of_mesh(&self) -> Option<&str> {
+        // Names of meshes and zones hold no dots.
+        let (_, zone) = self.0.strip_suffix(".mesh.local")?.split_once('.')?;
+        (!zone.is_empty() && !zone.contains('.')).then_some(zone)
+    }
+
     /// The trust domain of what the control planes use among themselves.
     #[must_use]
     pub fn installation() -> Self {
@@ -178,6 +186,23 @@ mod tests {
         assert_eq!(id.trust_domain().as_str(), "pay.east.mesh.local");
         assert_eq!(id.path(), "/workload/web");
         assert_eq!(id.to_string(), "spiffe://pay.east.mesh.local/workload/web");
+    }
+
+    #[test]
+    fn only_the_trust_domain_of_a_mesh_says_a_zone() {
+        let zone = |text: &str| {
+            let domain: TrustDomain = text.parse().unwrap();
+            domain.zone_of_mesh().map(str::to_owned)
+        };
+        assert_eq!(zone("pay.east.mesh.local").as_deref(), Some("east"));
+        for other in [
+            "isthmus.local",
+            "pay.mesh.local",
+            "a.b.c.mesh.local",
+            "pay..mesh.local",
+        ] {
+            assert_eq!(zone(other), None, "{other}");
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Everything that can wake the zone's loop.
 
 use mesh_model::api::Key;
-use mesh_proto::{discovery::to_zone, zone::PlanChanges};
+use mesh_proto::{discovery::to_zone, tap::Tap, zone::PlanChanges};
 use serde_json::Value;
 use tokio::sync::oneshot;
 
@@ -89,6 +89,15 @@ pub enum Question {
         mesh: String,
         /// Only what this service asked or was asked; empty: all.
         service: String,
+    },
+    /// What dataplanes have caught of requests since they were asked last, as `mesh_model::api::ZoneTap`. They are asked.
+    Tap {
+        /// The mesh.
+        mesh: String,
+        /// Only this one; empty: all.
+        dataplane: String,
+        /// What is looked for.
+        tap: Tap,
     },
     /// What global has given of a mesh, or ("") of what is outside any mesh: where each resource comes from, and how old
     /// it is.

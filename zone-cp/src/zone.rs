@@ -181,6 +181,7 @@ impl Zone {
         }
         let mut this = Self {
             ingresses: Ingresses::new(zone.clone(), restore(loaded.ingresses, &"ingresses")),
+            gatherings: gather::Gatherings::new(&zone),
             name: zone,
             cluster_id: parts.cluster_id,
             instance: parts.instance,
@@ -199,7 +200,6 @@ impl Zone {
             reporter: Reporter::new(loaded.epoch),
             trust_problems: BTreeMap::new(),
             plans: questions::Plans::default(),
-            gatherings: gather::Gatherings::default(),
             started_ms: now,
             additive: loaded.registrations_damaged,
             ticks: 0,

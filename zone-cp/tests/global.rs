@@ -8,10 +8,11 @@ use mesh_model::api::{ExplainedCaller, ExplainedInbound, ZonePlan, ZonePolicy, Z
 use mesh_proto::{
     discovery::{self, DocumentVersion, to_dataplane},
     features,
+    tap::{self, Tap},
     zone::{
         Changes, CountRequests, ExplainCall, ExplainInbound, GoAway, InspectDataplane,
         InspectPolicy, InspectService, ListDataplanes, PlanChanges, Query, QueryAnswer,
-        ResourceKey, ResourceRecord, query::What, to_global, to_zone,
+        ResourceKey, ResourceRecord, TapRequests, query::What, to_global, to_zone,
     },
 };
 use serde_json::json;
@@ -554,20 +555,132 @@ async fn dataplanes_are_asked_again_on_a_new_stream_and_those_that_are_not_heard
     zone.stop().await;
 }
 
-/// The id of the question that came.
-async fn asked_to_count(dataplane: &mut FakeDataplane) -> u64 {
+#[tokio::test]
+async fn a_tap_is_passed_to_the_dataplanes_it_is_about_and_what_they_caught_comes_back() {
+    let installation = Installation::new();
+    let mut global = FakeGlobal::start(&installation).await;
+    let zone = RunningZone::start(&installation, GRACE).await;
+    let mut stream = global.stream().await;
+    stream
+        .introduce(&installation, 5, &[allow("p", "{kind: Mesh}", WEB)])
+        .await;
+    stream
+        .status("the mesh is known", |s| s.revision == 5)
+        .await;
+    let token = installation.token("pay", json!({}));
+    let newcomer = |name| Newcomer::new(token.clone(), &dataplane(name, "web", "10.0.0.1", &[]));
+    let connect = async |newcomer: Newcomer| {
+        let mut web = newcomer.connect(&zone, &installation).await.unwrap();
+        web.until("documents", |d| d.documents.len() == 2).await;
+        web
+    };
+    let mut web = connect(newcomer("web-1")).await;
+    let mut busy = connect(newcomer("web-2")).await;
+    let mut old = connect(newcomer("web-3")).await;
+    let wanted = Tap {
+        id: "t".into(),
+        filter: Some(tap::Filter {
+            service: "store".into(),
+            ..tap::Filter::default()
+        }),
+        rate_max: 10,
+        lease_ms: 5000,
+        with_query: false,
+    };
+    let question = |dataplane: &str| {
+        What::TapRequests(TapRequests {
+            mesh: "pay".into(),
+            dataplane: dataplane.into(),
+            tap: Some(wanted.clone()),
+        })
+    };
+    let caught = |refused: &str| {
+        Some(discovery::answer::What::Caught(tap::Caught {
+            run: "r".into(),
+            matched: 9,
+            requests: vec![tap::Request {
+                began_us: 1_764_067_269_123_456,
+                direction: tap::Direction::Outbound.into(),
+                method: "GET".into(),
+                path: "/items".into(),
+                status: 0,
+                duration_us: 1500,
+                grpc_status: Some(14),
+                ..tap::Request::default()
+            }],
+            refused: refused.into(),
+        }))
+    };
+    let answering = async {
+        let (id, asked) = question_to(&mut web).await;
+        assert_eq!(asked, discovery::question::What::Tap(wanted.clone()));
+        web.answer(id, caught("")).await;
+        let (id, _) = question_to(&mut busy).await;
+        busy.answer(id, caught("it is busy")).await;
+        // One that knows questions, but not this one.
+        let (id, _) = question_to(&mut old).await;
+        old.answer(id, None).await;
+    };
+    let (answer, ()) = tokio::join!(asked(&mut stream, Some(question(""))), answering);
+    let tapped: mesh_model::api::ZoneTap = serde_json::from_slice(&answer.json).unwrap();
+    let silent: Vec<_> = tapped
+        .silent
+        .iter()
+        .map(|s| (&*s.name, &*s.reason))
+        .collect();
+    assert_eq!(
+        silent,
+        [
+            ("web-2", "it is busy"),
+            ("web-3", "it is too old to be asked")
+        ]
+    );
+    let [of_web] = &*tapped.dataplanes else {
+        panic!("{tapped:?}")
+    };
+    assert_eq!(
+        (&*of_web.name, &*of_web.run, of_web.matched),
+        ("web-1", "r", 9)
+    );
+    let request = &of_web.requests[0];
+    assert_eq!(request.time, "2025-11-25T10:41:09.123456Z");
+    assert_eq!(
+        (&*request.direction, &*request.path),
+        ("outbound", "/items")
+    );
+    assert_eq!((request.status, request.grpc_status), (None, Some(14)));
+    assert!((request.duration_ms - 1.5).abs() < 1e-9);
+    // Nobody else is asked.
+    let answering = async {
+        let (id, _) = question_to(&mut web).await;
+        web.answer(id, caught("")).await;
+    };
+    let (answer, ()) = tokio::join!(asked(&mut stream, Some(question("web-1"))), answering);
+    let tapped: mesh_model::api::ZoneTap = serde_json::from_slice(&answer.json).unwrap();
+    assert_eq!((tapped.dataplanes.len(), tapped.silent.len()), (1, 0));
+    let answer = asked(&mut stream, Some(question("nobody"))).await;
+    let tapped: mesh_model::api::ZoneTap = serde_json::from_slice(&answer.json).unwrap();
+    assert_eq!((tapped.dataplanes.len(), tapped.silent.len()), (0, 0));
+    zone.stop().await;
+}
+
+/// The question that came, and its id.
+async fn question_to(dataplane: &mut FakeDataplane) -> (u64, discovery::question::What) {
     loop {
         if let to_dataplane::Message::Question(question) = dataplane.next().await.unwrap() {
-            let asked = discovery::CountRequests {
-                service: "store".into(),
-            };
-            assert_eq!(
-                question.what,
-                Some(discovery::question::What::CountRequests(asked))
-            );
-            return question.id;
+            return (question.id, question.what.unwrap());
         }
     }
+}
+
+/// The id of the question that came.
+async fn asked_to_count(dataplane: &mut FakeDataplane) -> u64 {
+    let (id, what) = question_to(dataplane).await;
+    let asked = discovery::CountRequests {
+        service: "store".into(),
+    };
+    assert_eq!(what, discovery::question::What::CountRequests(asked));
+    id
 }
 
 #[tokio::test]

@@ -27,6 +27,7 @@ use super::{
 };
 use crate::{
     record::{Connection, Direction, Reason},
+    snapshot::Snapshot,
     tls::verify::VerifiedPeer,
     workers::Worker,
 };
@@ -218,9 +219,22 @@ impl RequestRecord {
         self.path.path()
     }
 
-    fn failed(&self) -> bool {
-        let status = self.status.map_or(0, |status| status.as_u16());
-        metrics::failed(self.reason, status, self.grpc_status)
+    /// What was answered; 0: nothing.
+    #[must_use]
+    pub fn status_or_zero(&self) -> u16 {
+        self.status.map_or(0, |status| status.as_u16())
+    }
+
+    /// Whether it has failed, as metrics count it.
+    #[must_use]
+    pub fn failed(&self) -> bool {
+        metrics::failed(self.reason, self.status_or_zero(), self.grpc_status)
+    }
+
+    /// What is in force now.
+    #[must_use]
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.worker.shared.snapshot.load_full()
     }
 }
 
@@ -258,6 +272,9 @@ impl Drop for RequestRecord {
         }
         let duration = self.started.elapsed();
         worker.count_request(self, duration);
+        if worker.shared.taps.is_active() {
+            worker.shared.taps.show(self, duration);
+        }
         self.write(duration);
     }
 }

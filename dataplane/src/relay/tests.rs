@@ -30,6 +30,7 @@ fn worker() -> Rc<Worker> {
         open: Arc::default(),
         limits: Limits::default(),
         lookups: mpsc::channel(1).0,
+        taps: Arc::default(),
     };
     Worker::new(Arc::new(shared), Counters::default())
 }

@@ -14,6 +14,7 @@ mod routes;
 mod smuggling;
 #[path = "../support/mod.rs"]
 mod support;
+mod tap;
 mod websocket;
 mod wire_client;
 

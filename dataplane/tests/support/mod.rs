@@ -13,8 +13,10 @@ use std::{
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use mesh_proto::{
     discovery::{
-        Certificate, Documents, Endpoint, EndpointsDelta, Hello, ToDataplane, ToZone, Welcome,
+        Certificate, Documents, Endpoint, EndpointsDelta, Hello, Question, ToDataplane, ToZone,
+        Welcome, answer,
         discovery_server::{Discovery, DiscoveryServer},
+        question,
         to_dataplane::Message as Down,
         to_zone::Message as Up,
     },
@@ -48,6 +50,8 @@ pub struct World {
     pub revision: u64,
     pub life: time::Duration,
     pub refuse: Option<Status>,
+    /// Questions that are put to dataplanes, with their names.
+    pub questions: Vec<(String, Question)>,
     /// What dataplanes have said, with their names.
     pub heard: Vec<(String, Up)>,
     pub heartbeat_ms: u32,
@@ -97,6 +101,7 @@ impl Zone {
             revision: 1,
             life: time::Duration::hours(24),
             refuse: None,
+            questions: Vec::new(),
             heard: Vec::new(),
             heartbeat_ms: 500,
             silent: false,
@@ -165,6 +170,23 @@ impl Zone {
         };
         self.changed.send_modify(|n| *n += 1);
         result
+    }
+
+    /// Asks a connected dataplane.
+    pub async fn ask(&self, name: &str, what: question::What) -> Option<answer::What> {
+        let id = self.change(|world| {
+            let id = world.revision;
+            let what = Some(what);
+            world
+                .questions
+                .push((name.to_owned(), Question { id, what }));
+            id
+        });
+        self.hear("an answer", |by, up| match up {
+            Up::Answer(answer) if by == name && answer.id == id => Some(answer.what.clone()),
+            _ => None,
+        })
+        .await
     }
 
     /// Waits until `wanted` finds what it looks for in what has been heard.
@@ -271,7 +293,12 @@ impl Zone {
                     }
                     self.remember(&name, message);
                 }
-                _ = changed.changed() => self.send_all(&name, &mut sent, &down).await,
+                _ = changed.changed() => {
+                    self.send_all(&name, &mut sent, &down).await;
+                    for question in self.questions_to(&name) {
+                        say(&down, Down::Question(question)).await;
+                    }
+                }
                 _ = beats.tick() => {
                     if !self.world.lock().unwrap().silent {
                         say(&down, Down::Heartbeat(Default::default())).await;
@@ -309,6 +336,12 @@ impl Zone {
         for delta in endpoints {
             say(down, Down::Endpoints(delta)).await;
         }
+    }
+
+    fn questions_to(&self, name: &str) -> Vec<Question> {
+        let mut world = self.world.lock().unwrap();
+        let taken = world.questions.extract_if(.., |(to, _)| to == name);
+        taken.map(|(_, question)| question).collect()
     }
 
     fn sign(&self, spiffe_id: &str, csr: &[u8]) -> Certificate {

@@ -32,7 +32,7 @@ const NAMED_MAX: usize = 3;
 const INBOUND_QUESTIONS_MAX: usize = 500;
 
 // What `CallRequest::of_parameters` takes, as the published description says it.
-const TOKEN_PATTERN: &str = r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$";
+pub(super) const TOKEN_PATTERN: &str = r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$";
 const PATH_PATTERN: &str = r"^/[^\x00-\x20\x7f#]*$";
 const HEADERS_PATTERN: &str = r"^([!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\x00-\x1f\x7f-\x9f]*(\n|$))*$";
 

@@ -18,7 +18,7 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use mesh_model::{
     Descriptor, Scope,
-    api::{self, AnyResource, Batch, WatchEvent},
+    api::{self, AnyResource, Batch},
 };
 use schemars::{JsonSchema, Schema, json_schema};
 use serde_json::{Map, Value, json};
@@ -97,13 +97,15 @@ pub fn takes_resource(operation: TransformOperation<'_>) -> TransformOperation<'
     body::<AnyResource>(operation, Some("the resource as a YAML document"))
 }
 
-/// The answer is a stream of events.
-pub fn gives_events(mut operation: TransformOperation<'_>) -> TransformOperation<'_> {
+/// The answer is a stream of events, most of them of one form.
+pub fn gives_events<'t, T: JsonSchema>(
+    mut operation: TransformOperation<'t>,
+    description: &str,
+) -> TransformOperation<'t> {
     aide::generate::in_context(|context| {
-        let schema = context.schema.subschema_for::<WatchEvent>();
+        let schema = context.schema.subschema_for::<T>();
         let response = aide::openapi::Response {
-            description: "Server-sent events: changes, and the events `bookmark`, `gone` and `end`"
-                .to_owned(),
+            description: description.to_owned(),
             content: [("text/event-stream".to_owned(), media(schema))]
                 .into_iter()
                 .collect(),

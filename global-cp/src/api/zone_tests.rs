@@ -1,9 +1,15 @@
 //! Handlers that ask zones, with zones that the tests play.
 
-use mesh_proto::zone::{
-    Condition, DataplaneRefusal, MeshStatus, ReportRefusal, ResourceKey, ZoneStatus, query::What,
+use futures::StreamExt as _;
+use mesh_proto::{
+    tap::Tap,
+    zone::{
+        Condition, DataplaneRefusal, MeshStatus, ReportRefusal, ResourceKey, ZoneStatus,
+        query::What,
+    },
 };
 use serde_json::{Value, json};
+use tower::ServiceExt as _;
 
 use crate::testing::TestNode;
 
@@ -556,4 +562,149 @@ async fn a_check_finds_what_ends_soon_who_is_away_and_what_is_refused() {
     let check = node.get_as(&tenant, "/v1/check").await.ok();
     assert!(!check.to_string().contains("pay"), "{check}");
     assert!(check.to_string().contains("dataplane ana/stuck"), "{check}");
+}
+
+/// The events of a tap from now on, as (event, data), until `enough` says so.
+async fn tap_events(
+    node: &TestNode,
+    token: &str,
+    query: &str,
+    enough: impl Fn(&[(String, Value)]) -> bool,
+) -> Vec<(String, Value)> {
+    let request = axum::http::Request::builder()
+        .uri(format!("/v1/meshes/pay/tap?{query}"))
+        .header("authorization", format!("Bearer {token}"))
+        .body(axum::body::Body::empty())
+        .unwrap();
+    let response = node.router.clone().oneshot(request).await.unwrap();
+    assert_eq!(response.status(), 200);
+    let mut body = response.into_body().into_data_stream();
+    let mut text = String::new();
+    let mut events = Vec::new();
+    while !enough(&events) {
+        let chunk = body.next().await.expect("the tap goes on").unwrap();
+        text.push_str(std::str::from_utf8(&chunk).unwrap());
+        while let Some((event, rest)) = text.split_once("\n\n") {
+            let field = |name: &str| {
+                let mut lines = event.lines();
+                lines.find_map(|line| line.strip_prefix(&format!("{name}: ")))
+            };
+            if let Some(data) = field("data") {
+                let name = field("event").unwrap_or_default().to_owned();
+                events.push((name, serde_json::from_str(data).unwrap()));
+            }
+            text = rest.to_owned();
+        }
+    }
+    events
+}
+
+/// A zone whose `store-1` catches a request between two questions, and another one that is lost. It says what it was asked.
+async fn tapped_zone(node: &TestNode, name: &str) -> tokio::sync::mpsc::UnboundedReceiver<Tap> {
+    let (questions, asked) = tokio::sync::mpsc::unbounded_channel();
+    let count = std::sync::atomic::AtomicU64::new(0);
+    let answer = move |question: What| match question {
+        What::TapRequests(tapped) => {
+            let before = count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            let requests: Vec<Value> = (0..before.min(1))
+                .map(|_| {
+                    json!({"time": "", "zone": "a lie", "direction": "inbound", "source": {}, "destination": {},
+                    "method": "GET", "path": "/", "saidBy": "upstream", "durationMs": 1.0, "bytesSent": 0,
+                    "bytesReceived": 0, "attempts": 1})
+                })
+                .collect();
+            let _ = questions.send(tapped.tap.unwrap());
+            Ok(json!({"zone": "a lie", "dataplanes": [
+                {"name": "store-1", "run": "r", "matched": 2 * before, "requests": requests}]}))
+        }
+        other => Err(format!("not understood: {other:?}")),
+    };
+    node.play_zone(name, answer).await;
+    asked
+}
+
+#[tokio::test]
+async fn a_tap_tells_requests_as_they_come_and_what_was_dropped_and_ends_with_its_time() {
+    let node = node().await;
+    let mut asked = tapped_zone(&node, "west").await;
+    let done = |events: &[(String, Value)]| events.last().is_some_and(|(name, _)| name == "done");
+    let query = "service=store&method=GET&status=5xx&rate=7&for=2";
+    let events = tap_events(&node, &node.admin, query, done).await;
+    // Who is tapped is known before anything is shown. East is an older zone, North was never heard of.
+    let (name, state) = &events[0];
+    assert_eq!(name, "state");
+    assert_eq!(state["dataplanes"], json!(["west/store-1"]), "{state}");
+    assert_eq!(state["unanswered"][0]["zone"], "east");
+    assert!(state["unanswered"][1].is_null(), "{state}");
+    let shown: Vec<_> = events.iter().filter(|(name, _)| name.is_empty()).collect();
+    assert!(!shown.is_empty());
+    assert_eq!(shown[0].1["zone"], "west");
+    assert_eq!(shown[0].1["dataplane"], "store-1");
+    let (_, state) = events.last().unwrap();
+    assert_eq!(state["shown"], shown.len());
+    assert_eq!(state["dropped"], shown.len(), "{state}");
+    // All questions are about one tap, and the last one ends it.
+    let first = asked.recv().await.unwrap();
+    let filter = first.filter.clone().unwrap();
+    assert_eq!((&*filter.service, &*filter.method), ("store", "GET"));
+    assert_eq!((first.rate_max, first.lease_ms), (7, 10_000));
+    let mut last = first.clone();
+    while let Ok(next) = asked.try_recv() {
+        assert_eq!(next.id, first.id);
+        last = next;
+    }
+    assert_eq!(last.lease_ms, 0);
+}
+
+#[tokio::test]
+async fn a_tap_ends_when_its_client_goes() {
+    let node = node().await;
+    let mut asked = tapped_zone(&node, "west").await;
+    let begun = |events: &[(String, Value)]| !events.is_empty();
+    tap_events(&node, &node.admin, "service=store", begun).await;
+    loop {
+        let question = asked.recv().await.expect("it is ended before this node is");
+        if question.lease_ms == 0 {
+            break;
+        }
+    }
+}
+
+#[tokio::test]
+async fn only_who_may_taps_and_each_tap_is_audited() {
+    let node = node().await;
+    let _asked = tapped_zone(&node, "west").await;
+    let path = "/v1/meshes/pay/tap?service=store";
+    for token in [
+        node.person("mesh-admin", &["ana"]).await,
+        node.person("viewer", &[]).await,
+    ] {
+        node.get_as(&token, path).await.problem(403);
+    }
+    let tenant = node.person("mesh-admin", &["pay"]).await;
+    let begun = |events: &[(String, Value)]| !events.is_empty();
+    tap_events(&node, &tenant, "service=store&query=true", begun).await;
+    let audit = node.get("/v1/audit?mesh=pay").await.ok();
+    let text = audit.to_string();
+    assert!(
+        text.contains("tap requests of mesh pay: service store, with queries"),
+        "{text}"
+    );
+    for query in [
+        "status=6xx",
+        "rate=0",
+        "rate=501",
+        "for=3601",
+        "path=x",
+        "service=",
+        "direction=up",
+        "method=%20",
+        "header=x",
+    ] {
+        let path = format!("/v1/meshes/pay/tap?{query}");
+        node.get(&path).await.problem(400);
+    }
+    node.get("/v1/meshes/nobodys/tap?service=store")
+        .await
+        .problem(404);
 }

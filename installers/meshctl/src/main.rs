@@ -17,7 +17,7 @@
 //! | [`apply`], [`delete`], [`edit`], [`rollback`] | commands that write |
 //! | [`get`], [`watch`], [`history`], [`audit`] | commands that show what is stored |
 //! | [`diff`], [`plan`], [`inspect`], [`explain`], [`check`] | commands that say what would be, what is, and why |
-//! | [`top`] | requests of services as they are counted |
+//! | [`top`], [`tap`] | requests of services as they are counted, and as they end |
 //! | [`token`], [`global`], [`version`], [`zone`] | one command group each |
 //! | [`import`] | Kuma's forms to ours; needs no server |
 //! | `reference` | in tests: the book's page about all of this |
@@ -58,6 +58,7 @@ mod reference;
 mod rollback;
 mod rollout;
 mod sources;
+mod tap;
 mod token;
 mod top;
 mod version;

@@ -659,6 +659,139 @@ pub struct ZoneRequests {
     pub silent: Vec<SilentDataplane>,
 }
 
+/// What the dataplanes of one zone have caught for a tap since they were asked last.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ZoneTap {
+    /// The zone.
+    pub zone: String,
+    /// Those that are tapped.
+    pub dataplanes: Vec<DataplaneTap>,
+    /// Those that are not.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub silent: Vec<SilentDataplane>,
+}
+
+/// What one dataplane has caught.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DataplaneTap {
+    /// Its name.
+    pub name: String,
+    /// Another one each time the tap begins there, from which `matched` counts.
+    pub run: String,
+    /// Requests that the filter took since the tap began there.
+    pub matched: u64,
+    /// Those that are shown, in the order in which they ended.
+    pub requests: Vec<TappedRequest>,
+}
+
+/// A request of HTTP that has ended, as one dataplane saw it. What is not known is left out.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TappedRequest {
+    /// When it began, RFC 3339.
+    pub time: String,
+    /// The zone of the dataplane that saw it.
+    #[serde(default)]
+    pub zone: String,
+    /// That dataplane.
+    #[serde(default)]
+    pub dataplane: String,
+    /// `inbound`: beside the called application; `outbound`: beside the caller's.
+    pub direction: String,
+    /// Who called.
+    pub source: Party,
+    /// Who was called.
+    pub destination: Party,
+    /// The method.
+    pub method: String,
+    /// The path; with its query only where that was asked for.
+    pub path: String,
+    /// Of HTTP.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub version: String,
+    /// The rule that routed it, where it is seen beside the caller.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub route: String,
+    /// The rule that allowed or denied it, where it is seen beside the called application.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub policy: String,
+    /// Absent: there was no answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<u16>,
+    /// Of gRPC.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grpc_status: Option<u32>,
+    /// Who decided how it ended: `upstream`, `client`, `policy` or `proxy`.
+    pub said_by: String,
+    /// Why it failed.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+    /// In words.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub detail: String,
+    /// The whole, in milliseconds.
+    pub duration_ms: f64,
+    /// Of it, until there was a connection to send it on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connect_ms: Option<f64>,
+    /// Of it, until the answer began.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_byte_ms: Option<f64>,
+    /// Bytes of its body.
+    pub bytes_sent: u64,
+    /// Bytes of the answer's body.
+    pub bytes_received: u64,
+    /// How often it was sent.
+    pub attempts: u32,
+    /// A copy that nobody waits for.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub mirrored: bool,
+    /// The same on all hops.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub request_id: String,
+    /// Of the W3C trace context.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub trace_id: String,
+}
+
+/// One end of a request. What is not known is left out.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Party {
+    /// Service or workload.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub service: String,
+    /// Zone.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub zone: String,
+    /// Identity.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub spiffe_id: String,
+    /// Address.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub address: String,
+}
+
+/// Who is tapped, and what of it is not shown: an event of a tap, at its begin, when it changes, and at its end.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TapState {
+    /// Tapped dataplanes, as `<zone>/<name>`.
+    pub dataplanes: Vec<String>,
+    /// Dataplanes that are not tapped, as `<zone>/<name>`, with the reason.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub silent: Vec<SilentDataplane>,
+    /// Zones that did not answer, with the reason.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unanswered: Vec<Unanswered>,
+    /// Requests that are shown.
+    pub shown: u64,
+    /// Requests that the filter took beside these: too many at once, or lost with a connection.
+    pub dropped: u64,
+}
+
 /// A dataplane that did not answer a question.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]

@@ -17,6 +17,7 @@
 //! | [`api`] | batches, pages, preconditions, watches, problems |
 //! | [`explain`] | what `explain` says is what a connection does |
 //! | [`requests`] | what `explain` says of a request is what becomes of it |
+//! | [`tap`] | what `meshctl tap` shows is what was asked |
 //! | [`pages`] | what README and the book tell their readers to type |
 //! | [`watches`] | a watch goes on over restarts and changes of leader |
 //! | [`openapi`] | the API's own description is true: schemathesis |
@@ -37,6 +38,7 @@ mod pages;
 mod processes;
 mod requests;
 mod rollout;
+mod tap;
 mod tokens;
 mod traffic;
 mod watches;

@@ -70,13 +70,13 @@ impl Shop {
 
 /// What came back: the head's lines, and the body.
 #[derive(Debug)]
-struct Answer {
+pub(crate) struct Answer {
     head: String,
     body: String,
 }
 
 impl Answer {
-    fn status(&self) -> &str {
+    pub(crate) fn status(&self) -> &str {
         self.head.split(' ').nth(1).unwrap_or_default()
     }
 
@@ -88,7 +88,7 @@ impl Answer {
     }
 }
 
-fn send(address: SocketAddr, request: &str, headers: &[&str]) -> anyhow::Result<Answer> {
+pub(crate) fn send(address: SocketAddr, request: &str, headers: &[&str]) -> anyhow::Result<Answer> {
     let mut stream = TcpStream::connect(address)?;
     stream.set_read_timeout(Some(SOON))?;
     let mut text = format!("{request} HTTP/1.1\r\nhost: store\r\nconnection: close\r\n");

@@ -315,6 +315,11 @@ fn question(query: Query) -> Option<Question> {
             mesh: count.mesh,
             service: count.service,
         },
+        What::TapRequests(tapped) => Question::Tap {
+            mesh: tapped.mesh,
+            dataplane: tapped.dataplane,
+            tap: tapped.tap?,
+        },
     })
 }
 

@@ -41,6 +41,13 @@ impl Zone {
             Question::Requests { mesh, service } => {
                 return self.gather_requests(&mesh, service, reply);
             }
+            Question::Tap {
+                mesh,
+                dataplane,
+                tap,
+            } => {
+                return self.gather_tapped(&mesh, &dataplane, tap, reply);
+            }
             Question::Status => Ok(self.view()),
             Question::Resources { mesh } => self.resources(&mesh),
             Question::Dataplanes { mesh } => {

@@ -28,8 +28,8 @@ pub struct RoleRule {
     /// What.
     #[schemars(length(min = 1))]
     pub actions: Vec<RoleAction>,
-    /// With resources of these kinds, as in `type:`. Absent: with all. Means nothing for `tokens`, `readAudit` and
-    /// `readInstallation`, which are about no kind.
+    /// With resources of these kinds, as in `type:`. Absent: with all. Means nothing for `tokens`, `readAudit`,
+    /// `readInstallation` and `tap`, which are about no kind.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1))]
     pub kinds: Option<Vec<String>>,
@@ -55,6 +55,8 @@ pub enum RoleAction {
     ReadAudit,
     /// Look at nodes and the zones' connections.
     ReadInstallation,
+    /// Look at requests as they end.
+    Tap,
 }
 
 impl RoleAction {
@@ -63,7 +65,7 @@ impl RoleAction {
     pub fn is_about_kinds(self) -> bool {
         match self {
             Self::Read | Self::Write | Self::Delete | Self::ReadSecret => true,
-            Self::Tokens | Self::ReadAudit | Self::ReadInstallation => false,
+            Self::Tokens | Self::ReadAudit | Self::ReadInstallation | Self::Tap => false,
         }
     }
 }

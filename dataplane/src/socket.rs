@@ -90,6 +90,8 @@ pub struct Socket {
     broken: bool,
     /// What has been written since the peer was last heard.
     unanswered: usize,
+    /// What has ever been written.
+    taken: u64,
     /// Something has been written since [`Socket::waiting`] was last asked.
     progressed: bool,
     waiting: Option<Waiting>,
@@ -180,6 +182,7 @@ impl Socket {
             ended: false,
             broken: false,
             unanswered: 0,
+            taken: 0,
             progressed: false,
             waiting: None,
             finished: false,
@@ -243,6 +246,12 @@ impl Socket {
     /// The end of what the peer sends is not clean any more.
     pub fn mark_broken(&mut self) {
         self.broken = true;
+    }
+
+    /// Bytes that the kernel has ever taken.
+    #[must_use]
+    pub fn taken(&self) -> u64 {
+        self.taken
     }
 
     /// Bytes that wait for the kernel.
@@ -503,6 +512,7 @@ impl Socket {
     fn wrote(&mut self, count: usize) {
         let before = self.unanswered;
         self.unanswered = before.saturating_add(count);
+        self.taken += count as u64;
         self.progressed |= count > 0;
         if before <= IMPATIENT_BYTES_MAX && self.unanswered > IMPATIENT_BYTES_MAX {
             net::be_patient(&self.stream, true);
@@ -575,4 +585,31 @@ fn poll_read(
     let mut room = ReadBuf::new(room);
     ready!(Pin::new(stream).poll_read(cx, &mut room))?;
     Poll::Ready(Ok(room.filled().len()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A connection that its peer has reset, and one whose peer reads.
+    #[tokio::test]
+    async fn what_a_peer_has_reset_before_takes_nothing() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        for resets in [true, false] {
+            let stream = TcpStream::connect(address).await.unwrap();
+            let (peer, _) = listener.accept().await.unwrap();
+            let mut socket = Socket::plain(stream, Vec::new());
+            if resets {
+                SockRef::from(&peer)
+                    .set_linger(Some(Duration::ZERO))
+                    .unwrap();
+            }
+            let peer = (!resets).then_some(peer);
+            let mut cx = Context::from_waker(Waker::noop());
+            let sent = socket.send(&mut cx, b"POST / HTTP/1.1\r\n\r\n", &mut Vec::new());
+            assert_eq!((sent.is_err(), socket.taken() == 0), (resets, resets));
+            drop(peer);
+        }
+    }
 }

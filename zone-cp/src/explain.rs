@@ -171,12 +171,13 @@ fn references(mesh: &Mesh, dataplane: &str, call: &Call) -> BTreeSet<ServiceRef>
         .collect();
     let known = mesh.services().destinations.get(&call.to);
     let mut ports: BTreeSet<u16> = known
-        .into_iter()
+        .iter()
         .flat_map(|zones| zones.values())
         .flat_map(|there| there.ports.iter().map(|p| p.port))
         .filter(|port| wanted(*port))
         .collect();
-    if call.port != 0 {
+    // Of a service that nobody knows there is nothing to explain, whatever the port.
+    if call.port != 0 && (known.is_some() || !references.is_empty()) {
         ports.insert(call.port);
     }
     for port in ports {

@@ -282,6 +282,16 @@ fn a_call_goes_where_the_callers_documents_say() {
 }
 
 #[test]
+fn of_a_service_that_nobody_knows_there_is_nothing_to_explain() {
+    let world = World::new(WORLD);
+    let nothing: Vec<String> = Vec::new();
+    assert_eq!(world.call("web", "shop", 0), nothing);
+    assert_eq!(world.call("web", "shop", 80), nothing);
+    // One that is there has ports that lead nowhere.
+    assert_ne!(world.call("web", "store", 81), nothing);
+}
+
+#[test]
 fn a_routes_shares_are_shown_with_those_that_fail() {
     let mut world = World::new(WORLD);
     world.put(&format!("{SPLIT}---{IMPATIENT}"));

@@ -41,6 +41,8 @@ pub struct H1 {
     buffer: BytesMut,
     reading: Reading,
     writing: Writing,
+    /// What the kernel had ever taken when the request that goes began.
+    taken_before: u64,
     worker: Rc<Worker>,
     /// What bytes are counted on: of the application's or the caller's connection, not of one in a pool.
     meter: Option<Rc<Connection>>,
@@ -98,6 +100,7 @@ impl H1 {
             buffer,
             reading: Reading::Head,
             writing: Writing::Head,
+            taken_before: 0,
             worker,
             meter,
             finishing: false,
@@ -331,6 +334,7 @@ impl H1 {
 
     /// Begins a request.
     pub fn put_request(&mut self, head: &RequestHead, framing: Framing) {
+        self.taken_before = self.socket.taken();
         head::write_request(self.socket.corked(), head, framing);
         self.writing = writing(framing);
     }
@@ -457,6 +461,12 @@ impl H1 {
             self.buffer = BytesMut::new();
         }
         self.socket.rest();
+    }
+
+    /// True where no byte of the request that goes has left.
+    #[must_use]
+    pub fn nothing_has_left(&self) -> bool {
+        self.socket.taken() == self.taken_before
     }
 
     /// True where the peer had closed the connection before what was sent reached it.

@@ -459,12 +459,15 @@ impl Sent {
         }
     }
 
-    /// True where it is certain that nobody has read the request: the connection had been closed before it arrived, as can happen to
-    /// one that waited. The peer's refusal takes a moment to come.
+    /// True where it is certain that nobody has read the request: no byte of it has left, or the connection had been closed before it
+    /// arrived, as can happen to one that waited. The peer's refusal takes a moment to come.
     pub async fn was_never_read(&self) -> bool {
         let Awaiting::H1(_, lease) = &self.awaiting else {
             return false;
         };
+        if lease.connection.borrow().nothing_has_left() {
+            return true;
+        }
         for _ in 0..REFUSAL_LOOKS {
             if lease.connection.borrow().was_refused_after_end() {
                 return true;

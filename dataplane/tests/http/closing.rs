@@ -1,10 +1,15 @@
 //! Servers that close connections at any moment between requests: nobody is told of it (FIELD c1).
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
+use socket2::SockRef;
 use tokio::{io::AsyncWriteExt as _, net::TcpListener};
 
 use super::{wire_client::Wire, *};
@@ -66,6 +71,74 @@ async fn fickle(dice: Dice) -> u16 {
         }
     });
     port
+}
+
+/// Answers and resets the connection, sometimes when it has read the next request and not answered it. Keeps which it has read.
+async fn brutal(dice: Dice, read: Seen) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let (dice, read) = (dice.clone(), read.clone());
+            tokio::spawn(async move {
+                let mut wire = Wire::new(stream);
+                while let Some(asked) = wire.request().await? {
+                    let count = read.count(asked.target());
+                    if dice.roll(8) == 0 && count == 1 {
+                        break;
+                    }
+                    let answer = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+                    wire.send(answer).await?;
+                    if dice.roll(4) == 0 {
+                        break;
+                    }
+                }
+                SockRef::from(&wire.stream).set_linger(Some(Duration::ZERO))
+            });
+        }
+    });
+    port
+}
+
+/// How often each request has been read.
+#[derive(Clone, Default)]
+struct Seen(Arc<Mutex<HashMap<String, usize>>>);
+
+impl Seen {
+    fn count(&self, target: &str) -> usize {
+        let mut all = self.0.lock().unwrap();
+        let count = all.entry(target.to_owned()).or_default();
+        *count += 1;
+        *count
+    }
+}
+
+#[tokio::test]
+async fn what_a_server_may_have_read_before_it_reset_is_not_sent_again() {
+    let dice = Dice(Arc::new(AtomicU64::new(0x2545_f491_4f6c_dd1d)));
+    let read = Seen::default();
+    let scene = scene(Protocol::Http, brutal(dice, read.clone()).await).await;
+    let mut wire = Wire::new(scene.connect().await);
+    let mut unanswered = 0;
+    for n in 0..400 {
+        let request = format!("POST /{n} HTTP/1.1\r\nHost: shop\r\nContent-Length: 4\r\n\r\nbody");
+        wire.send(request).await.unwrap();
+        let answer = soon("an answer", wire.answer("POST")).await.unwrap();
+        match answer.status() {
+            200 => {}
+            502 => {
+                let reason = answer.field("x-isthmus-reason");
+                assert!(matches!(reason, Some("reset" | "truncated")), "{answer:?}");
+                unanswered += 1;
+            }
+            _ => panic!("{answer:?}"),
+        }
+    }
+    let all = read.0.lock().unwrap();
+    let twice: Vec<_> = all.iter().filter(|(_, count)| **count > 1).collect();
+    assert!(twice.is_empty(), "processed more than once: {twice:?}");
+    // Those that were read and not answered are among them.
+    assert!(unanswered > 20, "{unanswered}");
 }
 
 #[tokio::test]

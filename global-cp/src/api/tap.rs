@@ -55,7 +55,7 @@ use crate::{
 const POLL: Duration = Duration::from_millis(500);
 /// How long dataplanes go on where nobody asks: longer than a zone may take to answer, or to call again.
 const LEASE: Duration = Duration::from_secs(10);
-/// Time between two looks at the caller's token, and at which zones there are.
+/// Time between two looks at which zones there are, and between two states at most.
 const LOOK: Duration = Duration::from_secs(10);
 /// Events that wait for a client; one that does not take any for [`SEND_TIMEOUT`] is cut off.
 const QUEUE: usize = 256;
@@ -324,7 +324,7 @@ pub async fn tap(
     let (events, receiver) = mpsc::channel(QUEUE);
     tokio::spawn(async move {
         app.metrics.watches(1);
-        let ended = live
+        let Err(ended) = live
             .produce(asked.clone(), caught, actor, &token, &events)
             .await;
         // Dataplanes need not wait until nobody has asked for long enough.
@@ -379,66 +379,58 @@ impl Live {
         mut actor: Actor,
         token: &ApiToken,
         events: &Events,
-    ) -> End {
-        let (app, stop) = (self.app.clone(), self.app.stop.clone());
-        let what = self.wanted.question(&self.id, LEASE);
-        let mut known: HashSet<String> = HashSet::new();
-        let mut polls = FuturesUnordered::new();
-        let mut look = tokio::time::interval(LOOK);
-        for zone in zones {
-            known.insert(zone.name.clone());
-            polls.push(ask(&app, zone, &what, POLL));
-        }
-        if let Err(end) = self.show(caught, events).await {
-            return end;
-        }
-        if let Err(end) = self.say_state(events).await {
-            return end;
-        }
+    ) -> Result<Infallible, End> {
+        let (app, what) = (self.app.clone(), self.wanted.question(&self.id, LEASE));
+        let mut known: HashSet<String> = zones.iter().map(|zone| zone.name.clone()).collect();
+        let polls = zones.into_iter().map(|zone| ask(&app, zone, &what, POLL));
+        let mut polls: FuturesUnordered<_> = polls.collect();
+        let mut look = tokio::time::interval_at(Instant::now() + LOOK, LOOK);
+        self.show(caught, events).await?;
+        self.say_state(events).await?;
         loop {
             tokio::select! {
                 Some((zone, answers)) = polls.next() => {
+                    // Looked at again with each answer: nobody is told what they may not see any more.
+                    actor = self.still(token, &actor)?;
                     let caught = self.tally.take(&zone.name, answers);
                     polls.push(ask(&app, zone, &what, POLL));
-                    if let Err(end) = self.show(caught, events).await {
-                        return end;
-                    }
-                    if self.has_changed()
-                        && let Err(end) = self.say_state(events).await
-                    {
-                        return end;
+                    self.show(caught, events).await?;
+                    if self.has_changed() {
+                        self.say_state(events).await?;
                     }
                 }
                 _ = look.tick() => {
-                    match self.still(token, &actor) {
-                        Ok(still) => actor = still,
-                        Err(problem) => return End::Told(Box::new(problem)),
-                    }
-                    let zones = zones::zones_of(&app.image(), &self.wanted.mesh, self.wanted.zone.as_deref());
-                    for zone in zones.unwrap_or_default() {
+                    actor = self.still(token, &actor)?;
+                    for zone in self.zones() {
                         if known.insert(zone.name.clone()) {
                             polls.push(ask(&app, zone, &what, Duration::ZERO));
                         }
                     }
-                    if let Err(end) = self.say_state(events).await {
-                        return end;
-                    }
+                    self.say_state(events).await?;
                 }
-                () = tokio::time::sleep_until(self.ends_at) => return End::Over,
-                () = stop.cancelled() => {
+                () = tokio::time::sleep_until(self.ends_at) => return Err(End::Over),
+                () = app.stop.cancelled() => {
                     let stops = Problem::unavailable("this node stops: tap at another one");
-                    return End::Told(Box::new(stops));
+                    return Err(End::Told(Box::new(stops)));
                 }
-                () = events.closed() => return End::Lost,
+                () = events.closed() => return Err(End::Lost),
             }
         }
     }
 
+    /// The zones of the mesh, as they are now.
+    fn zones(&self) -> Vec<KnownZone> {
+        let Wanted { mesh, zone, .. } = &self.wanted;
+        zones::zones_of(&self.app.image(), mesh, zone.as_deref()).unwrap_or_default()
+    }
+
     /// Who taps, as it is now: its token may have been revoked, its roles may have changed.
-    fn still(&self, token: &ApiToken, actor: &Actor) -> Result<Actor, Problem> {
+    fn still(&self, token: &ApiToken, actor: &Actor) -> Result<Actor, End> {
         let image = self.app.image();
-        let actor = authenticate(&image, token, &actor.address, clock::now_seconds())?;
-        authorize(&actor, Action::Tap, &self.wanted.mesh, "")?;
+        let ended = |problem| End::Told(Box::new(problem));
+        let actor = authenticate(&image, token, &actor.address, clock::now_seconds());
+        let actor = actor.map_err(ended)?;
+        authorize(&actor, Action::Tap, &self.wanted.mesh, "").map_err(|d| ended(d.into()))?;
         Ok(actor)
     }
 

@@ -600,8 +600,9 @@ async fn tap_events(
 }
 
 /// A zone whose `store-1` catches a request between two questions, and another one that is lost. It says what it was asked.
-async fn tapped_zone(node: &TestNode, name: &str) -> tokio::sync::mpsc::UnboundedReceiver<Tap> {
-    let (questions, asked) = tokio::sync::mpsc::unbounded_channel();
+async fn tapped_zone(node: &TestNode, name: &str) -> tokio::sync::mpsc::Receiver<Tap> {
+    // More than any test asks.
+    let (questions, asked) = tokio::sync::mpsc::channel(256);
     let count = std::sync::atomic::AtomicU64::new(0);
     let answer = move |question: What| match question {
         What::TapRequests(tapped) => {
@@ -613,7 +614,7 @@ async fn tapped_zone(node: &TestNode, name: &str) -> tokio::sync::mpsc::Unbounde
                     "bytesReceived": 0, "attempts": 1})
                 })
                 .collect();
-            let _ = questions.send(tapped.tap.unwrap());
+            let _ = questions.try_send(tapped.tap.unwrap());
             Ok(json!({"zone": "a lie", "dataplanes": [
                 {"name": "store-1", "run": "r", "matched": 2 * before, "requests": requests}]}))
         }
@@ -707,4 +708,21 @@ async fn only_who_may_taps_and_each_tap_is_audited() {
     node.get("/v1/meshes/nobodys/tap?service=store")
         .await
         .problem(404);
+}
+
+#[tokio::test]
+async fn whoever_may_tap_no_more_is_told_no_more() {
+    let node = node().await;
+    let mut asked = tapped_zone(&node, "west").await;
+    let (token, id) = node
+        .token(json!({"use": "api", "role": "mesh-admin", "meshes": ["pay"]}))
+        .await;
+    let path = format!("/v1/tokens/{id}");
+    let ended = |events: &[(String, Value)]| events.last().is_some_and(|(name, _)| name == "end");
+    let (events, ()) = tokio::join!(tap_events(&node, &token, "service=store", ended), async {
+        asked.recv().await.unwrap();
+        node.delete(&path).await.ok();
+    });
+    let (_, problem) = events.last().unwrap();
+    assert_eq!(problem["status"], 401, "{problem}");
 }

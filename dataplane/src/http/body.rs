@@ -354,10 +354,15 @@ impl Sink {
         }
     }
 
-    /// Ready once the receiver has said that it wants no more, where its protocol can say so.
+    /// Ready once the receiver wants no more: it says so, where its protocol can, or has gone.
     fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<BodyError> {
-        let Self::H2(sink) = self else {
-            return Poll::Pending;
+        let sink = match self {
+            Self::None => return Poll::Pending,
+            Self::H1(connection) => {
+                ready!(connection.borrow_mut().poll_caller_gone(cx));
+                return Poll::Ready(BodyError::Closed("the connection broke".to_owned()));
+            }
+            Self::H2(sink) => sink,
         };
         match ready!(sink.stream.poll_reset(cx)) {
             Ok(reason) => Poll::Ready(BodyError::Reset(reason)),

@@ -297,6 +297,18 @@ impl H1 {
         }
     }
 
+    /// Ready once a caller that waits for an answer, and has nothing more to send, has broken the connection.
+    pub fn poll_caller_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let is_caller = self.meter.is_some();
+        if !is_caller || !self.has_read_all() {
+            return Poll::Pending;
+        }
+        match ready!(self.poll_gone(cx)) {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
+        }
+    }
+
     /// True where the peer has neither ended nor said anything, as an idle connection should be.
     pub fn is_silent(&mut self, cx: &mut Context<'_>) -> bool {
         self.buffer.is_empty() && self.poll_gone(cx).is_pending()

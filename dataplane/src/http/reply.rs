@@ -166,16 +166,10 @@ impl Reply {
     /// Ready once the caller does not wait for the answer any more.
     pub fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<BodyError> {
         match self {
+            // While the body is being read, whoever reads it learns.
             Self::H1(reply) => {
-                let mut connection = reply.connection.borrow_mut();
-                // While the body is being read, whoever reads it learns.
-                if !connection.has_read_all() {
-                    return Poll::Pending;
-                }
-                match ready!(connection.poll_gone(cx)) {
-                    true => Poll::Ready(BodyError::Closed("the connection broke".to_owned())),
-                    false => Poll::Pending,
-                }
+                ready!(reply.connection.borrow_mut().poll_caller_gone(cx));
+                Poll::Ready(BodyError::Closed("the connection broke".to_owned()))
             }
             Self::H2 { respond, .. } => match ready!(respond.poll_reset(cx)) {
                 Ok(reason) => Poll::Ready(BodyError::Reset(reason)),

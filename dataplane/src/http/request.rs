@@ -98,7 +98,7 @@ pub fn serve(
                 worker: worker.clone(),
                 snapshot,
                 side: Some(side.clone()),
-                clock: Clock::new(&admitted.timeouts, record.started),
+                clock: Clock::new(&admitted.timeouts, record.started, &body),
                 admitted,
                 head: call.head,
                 reply: call.reply,
@@ -284,7 +284,7 @@ async fn until<T>(
         if let Poll::Ready(done) = future.as_mut().poll(cx) {
             return Poll::Ready(Ok(done));
         }
-        poll_cut(cx, clock, sleep.as_mut(), 0, reply).map(Err)
+        poll_cut(cx, clock, sleep.as_mut(), Passed::default(), reply).map(Err)
     })
     .await
 }
@@ -305,6 +305,9 @@ fn poll_answer(
     loop {
         match sent.poll_arrived(cx, head) {
             Poll::Ready(Ok(Arrived::Interim(head))) => {
+                if let Err(failed) = sent.note_interim() {
+                    return Poll::Ready(Err(Cut::NoAnswer(failed)));
+                }
                 reply.inform(&head);
                 reply.poll_flush(cx);
             }
@@ -313,7 +316,8 @@ fn poll_answer(
             Poll::Pending => break,
         }
     }
-    poll_cut(cx, clock, sleep, sent.upload.moved, reply).map(Err)
+    let passed = Passed::of(&sent.upload, 0);
+    poll_cut(cx, clock, sleep, passed, reply).map(Err)
 }
 
 /// Ready once a limit is over, or nobody waits for the answer any more.
@@ -321,10 +325,10 @@ fn poll_cut(
     cx: &mut Context<'_>,
     clock: &mut Clock,
     sleep: Pin<&mut Sleep>,
-    moved: u64,
+    passed: Passed,
     reply: &mut Reply,
 ) -> Poll<Cut> {
-    if let Poll::Ready((reason, timeout)) = clock.poll(cx, sleep, moved) {
+    if let Poll::Ready((reason, timeout)) = clock.poll(cx, sleep, passed) {
         return Poll::Ready(Cut::Time(reason, timeout));
     }
     reply
@@ -426,7 +430,8 @@ impl Exchange {
                     }
                     _ => {}
                 }
-                match clock.poll(cx, sleep.as_mut(), upload.moved + download.moved) {
+                let passed = Passed::of(&upload, download.moved);
+                match clock.poll(cx, sleep.as_mut(), passed) {
                     Poll::Ready((reason, timeout)) => {
                         Poll::Ready(Err(Broken::Time(reason, timeout)))
                     }
@@ -573,7 +578,7 @@ fn mirror(
         worker: worker.clone(),
         snapshot: snapshot.clone(),
         side: None,
-        clock: Clock::new(&admitted.timeouts, record.started),
+        clock: Clock::new(&admitted.timeouts, record.started, &copy),
         admitted,
         head,
         reply: Reply::Nobody,
@@ -596,7 +601,8 @@ fn mirror(
                         Poll::Pending => break,
                     }
                 }
-                clock.poll(cx, sleep.as_mut(), upload.moved).map(|_| false)
+                let passed = Passed::of(&upload, 0);
+                clock.poll(cx, sleep.as_mut(), passed).map(|_| false)
             })
             .await;
             if read && upload.is_done() {
@@ -611,6 +617,8 @@ fn mirror(
 /// Watches over how long a request takes. One timer for all limits, set to the nearest.
 pub struct Clock {
     started: Instant,
+    /// When all of the request had come. An upload may take its time: how long an answer may take is counted from here.
+    asked: Option<Instant>,
     request: Timeout,
     max_stream: Timeout,
     idle: Timeout,
@@ -618,13 +626,32 @@ pub struct Clock {
     moved_at: Instant,
 }
 
+/// What has passed of a request and its answer.
+#[derive(Debug, Clone, Copy, Default)]
+struct Passed {
+    bytes: u64,
+    /// All of the request has.
+    asked: bool,
+}
+
+impl Passed {
+    fn of(upload: &Pump, answered: u64) -> Self {
+        Self {
+            bytes: upload.moved + answered,
+            asked: upload.is_done(),
+        }
+    }
+}
+
 impl Clock {
-    /// For a request whose head had been read at `started`.
+    /// For a request whose head had been read at `started`, with a body to come.
     #[must_use]
-    pub fn new(timeouts: &HttpTimeouts, started: std::time::Instant) -> Self {
+    pub fn new(timeouts: &HttpTimeouts, started: std::time::Instant, body: &Body) -> Self {
         let now = Instant::from_std(started);
+        let has_come = matches!(body, Body::Empty | Body::Whole(_));
         Self {
             started: now,
+            asked: has_come.then_some(now),
             request: timeouts.request.clone(),
             max_stream: timeouts.max_stream.clone(),
             idle: timeouts.stream_idle.clone(),
@@ -641,7 +668,7 @@ impl Clock {
     fn nearest(&self) -> Instant {
         let from = |start: Instant, timeout: &Timeout| timeout.limit.map(|limit| start + limit);
         [
-            from(self.started, &self.request),
+            self.asked.and_then(|asked| from(asked, &self.request)),
             from(self.started, &self.max_stream),
             from(self.moved_at, &self.idle),
         ]
@@ -652,23 +679,27 @@ impl Clock {
         .unwrap_or_else(|| self.started + Duration::from_secs(86_400 * 365))
     }
 
-    /// Ready once a limit is over: why, and which. `moved`: bytes that have passed so far.
+    /// Ready once a limit is over: why, and which.
     fn poll(
         &mut self,
         cx: &mut Context<'_>,
         mut sleep: Pin<&mut Sleep>,
-        moved: u64,
+        passed: Passed,
     ) -> Poll<(Reason, Timeout)> {
-        if moved != self.moved {
-            self.moved = moved;
+        if passed.bytes != self.moved {
+            self.moved = passed.bytes;
             self.moved_at = Instant::now();
+        }
+        if passed.asked && self.asked.is_none() {
+            self.asked = Some(Instant::now());
+            sleep.as_mut().reset(self.nearest());
         }
         while sleep.as_mut().poll(cx).is_ready() {
             let now = Instant::now();
             let over = |start: Instant, timeout: &Timeout| {
                 timeout.limit.is_some_and(|limit| now >= start + limit)
             };
-            if over(self.started, &self.request) {
+            if self.asked.is_some_and(|asked| over(asked, &self.request)) {
                 return Poll::Ready((Reason::RequestTimeout, self.request.clone()));
             }
             if over(self.started, &self.max_stream) {

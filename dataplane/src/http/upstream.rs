@@ -300,6 +300,9 @@ async fn lease(
     }
 }
 
+/// Interim answers (1xx) to one request, each of which a slow caller may have to be kept for.
+const INTERIMS_MAX: usize = 64;
+
 /// A request on its way, and the answer that is waited for.
 pub struct Sent {
     /// The request's body.
@@ -307,6 +310,8 @@ pub struct Sent {
     awaiting: Awaiting,
     /// Parts of the answer's head have come, so that the request was read.
     pub answered: bool,
+    /// Interim answers that have come.
+    interims: usize,
 }
 
 enum Awaiting {
@@ -408,6 +413,7 @@ pub async fn send(
                 upload: Pump::new(body, Sink::H1(lease.connection.clone())),
                 awaiting: Awaiting::H1(key, lease),
                 answered: false,
+                interims: 0,
             })
         }
         Lease::H2(lease) => {
@@ -443,6 +449,7 @@ pub async fn send(
                     tunnel,
                 },
                 answered: false,
+                interims: 0,
             })
         }
     }
@@ -457,6 +464,19 @@ impl Sent {
             Awaiting::H1(_, lease) => lease.made.peer.clone(),
             Awaiting::H2 { lease, .. } => lease.hop.made.peer.clone(),
         }
+    }
+
+    /// Takes note of an interim answer.
+    ///
+    /// # Errors
+    /// Where there have been more than come before an answer.
+    pub fn note_interim(&mut self) -> Result<(), NoAnswer> {
+        self.interims += 1;
+        if self.interims <= INTERIMS_MAX {
+            return Ok(());
+        }
+        let what = "it sends interim answers without end";
+        Err(NoAnswer::of(Reason::BadAnswer, what))
     }
 
     /// True where it is certain that nobody has read the request: no byte of it has left, or the connection had been closed before it

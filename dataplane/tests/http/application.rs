@@ -12,9 +12,9 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::wire_client::{Framing, Message, Wire};
 
-/// What has been asked, and how many requests are never answered.
+/// What has been asked, how many requests are never answered, and how many connections are open.
 #[derive(Clone, Default)]
-pub(crate) struct Seen(Arc<Mutex<Vec<Message>>>, Arc<AtomicUsize>);
+pub(crate) struct Seen(Arc<Mutex<Vec<Message>>>, Arc<AtomicUsize>, Arc<AtomicUsize>);
 
 impl Seen {
     pub(crate) fn take(&self) -> Vec<Message> {
@@ -27,6 +27,10 @@ impl Seen {
 
     pub(crate) fn hanging(&self) -> usize {
         self.1.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn open(&self) -> usize {
+        self.2.load(Ordering::SeqCst)
     }
 
     fn put(&self, message: Message) {
@@ -45,7 +49,11 @@ pub(crate) async fn application() -> (u16, Seen) {
             let _ = stream.set_nodelay(true);
             // Whoever goes away has its reasons.
             let seen = all.clone();
-            tokio::spawn(async move { serve(stream, &seen).await });
+            seen.2.fetch_add(1, Ordering::SeqCst);
+            tokio::spawn(async move {
+                let _ = serve(stream, &seen).await;
+                seen.2.fetch_sub(1, Ordering::SeqCst);
+            });
         }
     });
     (port, seen)
@@ -93,12 +101,24 @@ async fn serve(stream: TcpStream, seen: &Seen) -> io::Result<()> {
                 wire.head().await?;
                 return Ok(());
             }
+            // Says more than comes, and goes on waiting.
+            "/stops" => {
+                wire.send("HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nnot all")
+                    .await?;
+                wire.head().await?;
+                return Ok(());
+            }
             // Refuses what it has not read.
             "/refuse" => {
                 wire.send("HTTP/1.1 413 Content Too Large\r\ncontent-length: 3\r\nconnection: close\r\n\r\nbig")
                     .await?;
                 false
             }
+            // Never comes to its answer.
+            "/endless-hints" => loop {
+                wire.send("HTTP/1.1 103 Early Hints\r\nlink: </style.css>; rel=preload\r\n\r\n")
+                    .await?;
+            },
             "/hints" => {
                 wire.send("HTTP/1.1 103 Early Hints\r\nlink: </style.css>; rel=preload\r\n\r\n")
                     .await?;

@@ -168,6 +168,21 @@ async fn a_caller_may_have_many_requests_under_way_and_more_of_them_wait() {
 }
 
 #[tokio::test]
+async fn interim_answers_without_end_are_no_answer() {
+    let (application, _) = application().await;
+    let scene = scene(Protocol::Http, application).await;
+    let mut wire = Wire::new(scene.connect().await);
+    wire.send("GET /endless-hints HTTP/1.1\r\nHost: shop\r\n\r\n")
+        .await
+        .unwrap();
+    let answer = soon("an answer", wire.answer("GET")).await.unwrap();
+    assert_eq!(answer.status(), 502);
+    assert_eq!(answer.field("x-isthmus-reason"), Some("bad_answer"));
+    assert!(answer.interim.len() < 100, "{}", answer.interim.len());
+    others_are_served(&scene).await;
+}
+
+#[tokio::test]
 async fn a_head_that_does_not_come_is_answered_with_408() {
     let (application, seen) = application().await;
     let scene = scene_with(Protocol::Http, application, |settings| {

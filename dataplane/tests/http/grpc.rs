@@ -1,6 +1,12 @@
 //! gRPC, by tonic at both ends.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use mesh_proto::{
     discovery::{
@@ -19,11 +25,27 @@ use mesh_proto::{
 use tokio::{net::TcpListener, sync::mpsc};
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::{Code, Request, Response, Status, Streaming, transport::Channel};
+use tonic_health::{
+    ServingStatus,
+    pb::{HealthCheckRequest, health_check_response, health_client::HealthClient},
+    server::HealthReporter,
+};
 
 use super::*;
 
-/// Two services of the mesh's own, since they are there: here they are somebody's application.
-struct Application;
+/// Two services of the mesh's own, since they are there: here they are somebody's application. Counts the calls that were given up
+/// while it had not answered.
+#[derive(Clone, Default)]
+struct Application(Arc<AtomicUsize>);
+
+/// Counts where it is dropped.
+struct GivenUp(Arc<AtomicUsize>);
+
+impl Drop for GivenUp {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
 
 #[tonic::async_trait]
 impl Join for Application {
@@ -38,6 +60,7 @@ impl Join for Application {
             .to_owned();
         let request = request.into_inner();
         if request.token == "hang" {
+            let _given_up = GivenUp(self.0.clone());
             return std::future::pending().await;
         }
         let mut response = Response::new(JoinZoneResponse::default());
@@ -96,14 +119,21 @@ impl Discovery for Application {
 }
 
 async fn application() -> u16 {
+    serve(Application::default()).await.0
+}
+
+/// An application, and who says whether it is healthy.
+async fn serve(application: Application) -> (u16, HealthReporter) {
+    let (reporter, health) = tonic_health::server::health_reporter();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let server = tonic::transport::Server::builder()
-        .add_service(JoinServer::new(Application))
-        .add_service(DiscoveryServer::new(Application))
+        .add_service(JoinServer::new(application.clone()))
+        .add_service(DiscoveryServer::new(application))
+        .add_service(health)
         .serve_with_incoming(TcpListenerStream::new(listener));
     tokio::spawn(server);
-    port
+    (port, reporter)
 }
 
 async fn channel(port: u16) -> Channel {
@@ -241,4 +271,103 @@ async fn the_mesh_says_no_in_the_words_of_grpc() {
             .is_err_and(|failed| failed.code() == Code::Unavailable)
     })
     .await;
+}
+
+/// `grpc.health.v1`, as load balancers and `grpc_health_probe` ask it.
+#[tokio::test]
+async fn health_is_asked_and_watched_through_the_sidecars() {
+    let (port, reporter) = serve(Application::default()).await;
+    let scene = scene(Protocol::Grpc, port).await;
+    reporter
+        .set_service_status("shop.Store", ServingStatus::Serving)
+        .await;
+    let mut client = HealthClient::new(channel(scene.outbound).await);
+    let of = |service: &str| HealthCheckRequest {
+        service: service.into(),
+    };
+    for service in ["", "shop.Store"] {
+        let answer = soon("an answer", client.check(of(service))).await.unwrap();
+        let status = answer.into_inner().status();
+        assert_eq!(status, health_check_response::ServingStatus::Serving);
+    }
+    let failed = soon("an answer", client.check(of("shop.Nobody")))
+        .await
+        .unwrap_err();
+    assert_eq!(failed.code(), Code::NotFound);
+    let watch = soon("a stream", client.watch(of("shop.Store"))).await;
+    let mut watch = watch.unwrap().into_inner();
+    let mut next = async || {
+        let message = soon("a change", watch.message()).await.unwrap();
+        message.unwrap().status()
+    };
+    assert_eq!(next().await, health_check_response::ServingStatus::Serving);
+    reporter
+        .set_service_status("shop.Store", ServingStatus::NotServing)
+        .await;
+    assert_eq!(
+        next().await,
+        health_check_response::ServingStatus::NotServing
+    );
+    // It leaves, and that is what the records say on both sides.
+    drop((watch, client));
+    let words = [
+        "isthmus_dataplane_requests",
+        "said_by=\"client\"",
+        "reason=\"client_gone\"",
+    ];
+    scene.web.counted(&words).await;
+    scene.store.counted(&words).await;
+}
+
+#[tokio::test]
+async fn a_call_whose_deadline_is_over_is_given_up_by_the_application_as_well() {
+    let application = Application::default();
+    let given_up = application.0.clone();
+    let scene = scene(Protocol::Grpc, serve(application).await.0).await;
+    let mut client = JoinClient::new(channel(scene.outbound).await);
+    let mut request = Request::new(named("hang"));
+    request.set_timeout(Duration::from_millis(300));
+    let failed = soon("an answer", client.join_zone(request))
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(failed.code(), Code::DeadlineExceeded | Code::Cancelled),
+        "{failed:?}"
+    );
+    eventually("the application has given it up", async || {
+        given_up.load(Ordering::SeqCst) == 1
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_stream_that_a_policy_ends_says_so_in_the_words_of_grpc() {
+    let (port, _) = serve(Application::default()).await;
+    let scene = scene(Protocol::Grpc, port).await;
+    let mut service = http_service("store", Protocol::Grpc);
+    service.timeouts = Some(wire::Timeouts {
+        http: Some(wire::HttpTimeouts {
+            max_stream_ms: 500,
+            max_stream_origin: "MeshTimeout/short to[0]".into(),
+            ..wire::HttpTimeouts::default()
+        }),
+        ..timeouts()
+    });
+    let documents = vec![seal_service(service)];
+    scene.put(&scene.web, "web-1", 1, documents).await;
+    let mut client = HealthClient::new(channel(scene.outbound).await);
+    let asked = HealthCheckRequest::default();
+    let watch = soon("a stream", client.watch(asked)).await;
+    let mut watch = watch.unwrap().into_inner();
+    soon("the first message", watch.message()).await.unwrap();
+    let failed = soon("the end", watch.message()).await.unwrap_err();
+    assert_ne!(failed.code(), Code::Ok, "{failed:?}");
+    scene
+        .web
+        .counted(&[
+            "isthmus_dataplane_requests",
+            "said_by=\"policy\"",
+            "reason=\"stream_too_long\"",
+        ])
+        .await;
 }

@@ -2,6 +2,7 @@
 //! that each byte is theirs to say and to look at.
 
 mod application;
+mod bodies;
 mod closing;
 mod detect;
 mod differential;

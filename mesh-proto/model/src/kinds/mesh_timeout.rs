@@ -46,7 +46,7 @@ pub struct Timeouts {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HttpTimeouts {
-    /// From a request's beginning to the end of its answer. Built in: 15s for outgoing traffic, for ever for incoming.
+    /// From the end of a request to the end of its answer; an upload may take longer. Built in: 15s for outgoing traffic, for ever for incoming.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request_timeout: Option<Duration>,
     /// How long nothing may pass on a stream. Built in: 30m for outgoing traffic, 1h for incoming.

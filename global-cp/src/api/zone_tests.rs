@@ -564,6 +564,14 @@ async fn a_check_finds_what_ends_soon_who_is_away_and_what_is_refused() {
     assert!(check.to_string().contains("dataplane ana/stuck"), "{check}");
 }
 
+/// What does not hang.
+async fn soon<T>(future: impl Future<Output = T>) -> T {
+    let limit = std::time::Duration::from_secs(20);
+    tokio::time::timeout(limit, future)
+        .await
+        .expect("it comes soon")
+}
+
 /// The events of a tap from now on, as (event, data), until `enough` says so.
 async fn tap_events(
     node: &TestNode,
@@ -582,7 +590,7 @@ async fn tap_events(
     let mut text = String::new();
     let mut events = Vec::new();
     while !enough(&events) {
-        let chunk = body.next().await.expect("the tap goes on").unwrap();
+        let chunk = soon(body.next()).await.expect("the tap goes on").unwrap();
         text.push_str(std::str::from_utf8(&chunk).unwrap());
         while let Some((event, rest)) = text.split_once("\n\n") {
             let field = |name: &str| {
@@ -663,12 +671,8 @@ async fn a_tap_ends_when_its_client_goes() {
     let mut asked = tapped_zone(&node, "west").await;
     let begun = |events: &[(String, Value)]| !events.is_empty();
     tap_events(&node, &node.admin, "service=store", begun).await;
-    loop {
-        let question = asked.recv().await.expect("it is ended before this node is");
-        if question.lease_ms == 0 {
-            break;
-        }
-    }
+    let ended = async { while asked.recv().await.unwrap().lease_ms > 0 {} };
+    soon(ended).await;
 }
 
 #[tokio::test]
@@ -719,10 +723,12 @@ async fn whoever_may_tap_no_more_is_told_no_more() {
         .await;
     let path = format!("/v1/tokens/{id}");
     let ended = |events: &[(String, Value)]| events.last().is_some_and(|(name, _)| name == "end");
-    let (events, ()) = tokio::join!(tap_events(&node, &token, "service=store", ended), async {
+    let telling = tap_events(&node, &token, "service=store&for=15", ended);
+    let revoking = async {
         asked.recv().await.unwrap();
         node.delete(&path).await.ok();
-    });
+    };
+    let (events, ()) = tokio::join!(soon(telling), revoking);
     let (_, problem) = events.last().unwrap();
     assert_eq!(problem["status"], 401, "{problem}");
 }

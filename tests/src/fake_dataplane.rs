@@ -246,9 +246,11 @@ impl Drop for FakeDataplane {
 fn hello(resource: &str) -> Hello {
     Hello {
         version: mesh_proto::VERSION.to_owned(),
+        // It is asked nothing, as one of an older version.
         features: features::DATAPLANE
             .iter()
-            .map(|f| (*f).to_owned())
+            .filter(|feature| **feature != features::QUESTIONS)
+            .map(|feature| (*feature).to_owned())
             .collect(),
         role: Role::Sidecar.into(),
         resource: resource.to_owned(),

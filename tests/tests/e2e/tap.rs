@@ -4,6 +4,7 @@ use anyhow::Context as _;
 use mesh_tests::{
     api::{self, Api},
     app::Mirror,
+    fake_dataplane::FakeDataplane,
     global::Global,
     process::{Process, Recipe},
     resources,
@@ -23,7 +24,9 @@ struct Shop {
     world: World,
     global: Global,
     api: Api,
-    _zones: [Zone; 2],
+    zones: [Zone; 2],
+    /// Registers any dataplane of the mesh.
+    token: String,
     web: Sidecar,
     store: Sidecar,
     _app: Mirror,
@@ -55,7 +58,8 @@ impl Shop {
             world: world.clone(),
             global,
             api,
-            _zones: [east, west],
+            zones: [east, west],
+            token,
             web,
             store,
             _app: app,
@@ -200,6 +204,8 @@ fn a_tap_shows_what_is_looked_for_as_each_dataplane_saw_it() {
 fn a_tap_counts_what_it_does_not_show_ends_by_itself_and_is_not_for_everybody() {
     scene(|world| {
         let shop = Shop::start(world)?;
+        let old = resources::dataplane(MESH, "old-1", "127.0.0.1", world.port()?, 9, "old");
+        let _old = FakeDataplane::start(&shop.zones[1].discovery, &shop.token, &old)?;
         let out = ["--service", "store", "--direction", "outbound"];
         let few = [&out[..], &["--max-rate", "1", "--for", "5s"]].concat();
         let mut few = shop.tap("few", &few, BOTH)?;
@@ -209,6 +215,9 @@ fn a_tap_counts_what_it_does_not_show_ends_by_itself_and_is_not_for_everybody() 
         let status = few.wait_for_end(SOON)?;
         let said = few.log();
         anyhow::ensure!(status.success(), "{status}: {said}");
+        // What can not be asked is named, and not waited for.
+        let too_old = "not tapped: west/old-1: it is too old to be asked";
+        anyhow::ensure!(said.contains(too_old), "{said}");
         let last = said.lines().last().unwrap_or_default();
         let numbers = last
             .split(' ')

@@ -124,7 +124,15 @@ impl Mirror {
     /// # Errors
     /// Where it can not listen.
     pub fn start(world: &World, name: &str) -> anyhow::Result<Self> {
-        let listener = TcpListener::bind((world.loopback(), world.port()?))?;
+        Self::start_at(world, name, world.loopback())
+    }
+
+    /// Starts one on another machine (see [`World::machine`]).
+    ///
+    /// # Errors
+    /// Where it can not listen.
+    pub fn start_at(world: &World, name: &str, machine: impl Into<IpAddr>) -> anyhow::Result<Self> {
+        let listener = TcpListener::bind((machine.into(), world.port()?))?;
         let address = listener.local_addr()?;
         let name = name.to_owned();
         thread::spawn(move || {

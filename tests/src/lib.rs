@@ -12,6 +12,7 @@
 //! | [`sidecar`] | a sidecar beside a workload |
 //! | [`app`] | workloads: the demo's application, and an echo |
 //! | [`client`] | real clients: curl, openssl, and a conversation over TCP |
+//! | [`load`] | clients that ask and ask, of which none asks twice; an application that speaks gRPC |
 //! | [`link`] | a link between two processes that can be broken in one direction, or fall silent |
 //! | [`watcher`] | a client of the watch that comes back where it has been |
 //! | [`fake_dataplane`] | a client of a zone that acknowledges or refuses as it is told |
@@ -31,6 +32,7 @@ pub mod fake_dataplane;
 pub mod fake_zone;
 pub mod global;
 pub mod link;
+pub mod load;
 pub mod ports;
 pub mod process;
 pub mod resources;

@@ -96,3 +96,63 @@ async fn a_proxy_that_ends_under_load_fails_no_request() {
     load.goes_on().await;
     assert_eq!(load.failed().await, 0, "requests failed");
 }
+
+/// FIELD c3: what comes from outside drains; what the application asks goes on as if nothing were.
+#[tokio::test]
+async fn a_proxy_that_drains_cuts_none_of_its_applications_own_calls() {
+    let zone = Zone::start(&[DOMAIN]).await;
+    let dir = tempfile::tempdir().unwrap();
+    let (outbound_port, web, _stores) = start(&zone, &dir, 1).await;
+    // Somebody calls `web` as well, and does not end: so that it drains for as long as it may.
+    let (inbound_port, caller_port) = (free_port(), free_port());
+    let application = echo("web").await;
+    let trust = zone.trust();
+    zone.change(|world| {
+        let into = inbound("web", inbound_port, application, allow_any());
+        let web = proxy("web", vec![into], vec![outbound("store", outbound_port)]);
+        *world
+            .documents
+            .get_mut("web-1")
+            .unwrap()
+            .last_mut()
+            .unwrap() = web;
+        let caller = proxy("caller", vec![], vec![outbound("web", caller_port)]);
+        let documents = vec![trust.clone(), seal_service(service_body("web")), caller];
+        world.documents.insert("caller-1".into(), documents);
+        let there = endpoints("web", &[inbound_port]);
+        world.endpoints.insert(there.key.clone(), there);
+    });
+    let caller = Proxy::start(&zone, &dir, Role::Sidecar, "caller-1");
+    caller.ready().await;
+    eventually("web is called", async || call(caller_port).await.is_some()).await;
+    let mut held = TcpStream::connect(("127.0.0.1", caller_port))
+        .await
+        .unwrap();
+    held.write_all(b"x").await.unwrap();
+    held.read_exact(&mut [0; 4]).await.unwrap();
+    let mut asking = TcpStream::connect(("127.0.0.1", outbound_port))
+        .await
+        .unwrap();
+    assert_eq!(get(&mut asking).await, Some(true));
+    let ending = tokio::spawn(web.stop());
+    zone.hear("it leaves", |name, up| {
+        (name == "web-1" && matches!(up, Up::Leaving(_))).then_some(())
+    })
+    .await;
+    // Nobody new gets in from here on.
+    eventually("it takes no more from outside", async || {
+        TcpStream::connect(("127.0.0.1", inbound_port))
+            .await
+            .is_err()
+    })
+    .await;
+    for _ in 0..20 {
+        assert_eq!(get(&mut asking).await, Some(true), "cut, or told to close");
+    }
+    let mut another = TcpStream::connect(("127.0.0.1", outbound_port))
+        .await
+        .unwrap();
+    assert_eq!(get(&mut another).await, Some(true));
+    drop(held);
+    ending.await.unwrap();
+}

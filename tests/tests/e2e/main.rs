@@ -18,6 +18,7 @@
 //! | [`explain`] | what `explain` says is what a connection does |
 //! | [`requests`] | what `explain` says of a request is what becomes of it |
 //! | [`tap`] | what `meshctl tap` shows is what was asked |
+//! | [`life`] | instances restart and CAs change under load, and no request fails |
 //! | [`pages`] | what README and the book tell their readers to type |
 //! | [`watches`] | a watch goes on over restarts and changes of leader |
 //! | [`openapi`] | the API's own description is true: schemathesis |
@@ -32,6 +33,7 @@ mod explain;
 mod identity;
 mod installation;
 mod kinds;
+mod life;
 mod links;
 mod openapi;
 mod pages;

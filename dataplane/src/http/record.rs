@@ -168,8 +168,12 @@ impl RequestRecord {
     /// Says why it was not the application that decided how it ended. What is said first counts.
     pub fn fail(&mut self, said_by: SaidBy, reason: Reason, detail: impl Into<String>) {
         if self.reason == Reason::None {
-            self.said_by = said_by;
-            self.reason = reason;
+            // A caller whose connection this proxy has ended has not left.
+            let ended = self.connection.close.get();
+            (self.said_by, self.reason) = match (reason, ended) {
+                (Reason::ClientGone, Some(reason)) => (SaidBy::Proxy, reason),
+                _ => (said_by, reason),
+            };
             self.detail = detail.into();
         }
     }

@@ -1,6 +1,7 @@
 //! Whole proxies, each as it runs in its process, with a zone control plane that the test plays.
 
 mod descriptors;
+mod ended;
 mod floods;
 mod life;
 mod load;

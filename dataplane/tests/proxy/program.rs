@@ -6,6 +6,8 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
+use rustix::process::{Pid, Signal, kill_process};
+
 use super::support::Zone;
 
 /// A dataplane that runs until it is dropped.
@@ -81,12 +83,27 @@ impl Process {
 
     /// Its records of connections.
     pub(crate) fn records(&self) -> Vec<serde_json::Value> {
+        self.said("connection")
+    }
+
+    /// Its records of requests that failed.
+    pub(crate) fn requests(&self) -> Vec<serde_json::Value> {
+        self.said("request")
+    }
+
+    /// Asks it to end (SIGTERM).
+    pub(crate) fn terminate(&self) {
+        let pid = i32::try_from(self.pid()).ok().and_then(Pid::from_raw);
+        kill_process(pid.unwrap(), Signal::TERM).unwrap();
+    }
+
+    fn said(&self, message: &str) -> Vec<serde_json::Value> {
         let text = fs::read_to_string(&self.log).unwrap();
         let lines = text
             .lines()
             .filter_map(|line| serde_json::from_str(line).ok());
         lines
-            .filter(|line: &serde_json::Value| line["message"] == "connection")
+            .filter(|line: &serde_json::Value| line["message"] == message)
             .collect()
     }
 }

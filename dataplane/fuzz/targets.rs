@@ -10,7 +10,10 @@ use dataplane::http::{
 };
 use http::{HeaderMap, Method};
 use mesh_proto::{
-    http_match::{Compiled, RequestHeaders},
+    http_match::{
+        Compiled, RequestHeaders,
+        path::{compared, normal},
+    },
     proxy as wire,
     sni::{ClientHello, parse_client_hello},
 };
@@ -162,6 +165,8 @@ pub fn http_match(input: &[u8]) {
     let mut lines = input.splitn(3, |byte| *byte == b'\n');
     let mut text = || String::from_utf8_lossy(lines.next().unwrap_or_default()).into_owned();
     let (path, query, field) = (text(), text(), text());
+    let path = normal(&path).into_owned();
+    assert_eq!(normal(&path), path);
     let found = ROUTES.with(|routes| {
         let routes = routes.get_or_init(|| {
             let rules = vec![
@@ -174,6 +179,7 @@ pub fn http_match(input: &[u8]) {
         });
         routes.find("GET", &path, Some(&query), &Field(field.as_bytes()))
     });
+    let path = compared(&path);
     let below = path == "/p" || path.starts_with("/p/");
     match found {
         Some(0) => assert_eq!(path, "/exact"),

@@ -1,4 +1,4 @@
-//! Clients that ask and ask over HTTP/1, and an application that answers.
+//! Clients that ask and ask over HTTP/1 and HTTP/2, and an application that answers.
 
 use std::sync::{
     Arc,
@@ -47,6 +47,42 @@ pub(crate) async fn get(stream: &mut TcpStream) -> Option<bool> {
         .then(|| !head.contains("connection: close"))
 }
 
+/// Asks on one connection until it takes no more, as its other side may say. How many requests it took and did not answer.
+async fn ask_over_http2(port: u16, stop: &AtomicBool, done: &AtomicUsize) -> usize {
+    let Ok(stream) = TcpStream::connect(("127.0.0.1", port)).await else {
+        return 1;
+    };
+    let Ok((mut sender, connection)) = h2::client::handshake(stream).await else {
+        return 1;
+    };
+    let driving = tokio::spawn(connection);
+    while !stop.load(Ordering::Relaxed) {
+        sender = match sender.ready().await {
+            Ok(ready) => ready,
+            Err(_) => break,
+        };
+        let request = http::Request::get("http://store/").body(()).unwrap();
+        let Ok((answer, _)) = sender.send_request(request, true) else {
+            break;
+        };
+        let answered = async {
+            let answer = answer.await?;
+            let status = answer.status();
+            let mut body = answer.into_body();
+            while let Some(data) = body.data().await {
+                data?;
+            }
+            Ok::<_, h2::Error>(status == 200)
+        };
+        match answered.await {
+            Ok(true) => done.fetch_add(1, Ordering::Relaxed),
+            Ok(false) | Err(_) => return 1,
+        };
+    }
+    driving.abort();
+    0
+}
+
 /// Clients that ask and ask, and what they have seen.
 pub(crate) struct Load {
     stop: Arc<AtomicBool>,
@@ -87,7 +123,17 @@ impl Load {
                 failed
             })
         });
-        let clients = clients.collect();
+        let of_http2 = (0..2).map(|_| {
+            let (stop, done) = (stop.clone(), done.clone());
+            tokio::spawn(async move {
+                let mut failed = 0;
+                while !stop.load(Ordering::Relaxed) {
+                    failed += ask_over_http2(port, &stop, &done).await;
+                }
+                failed
+            })
+        });
+        let clients = clients.chain(of_http2).collect();
         Self {
             stop,
             done,

@@ -1,12 +1,15 @@
 //! What reads bytes from the network, and what has to hold for any bytes. Each function takes one input and panics where it does not.
 
 use bytes::BytesMut;
-use dataplane::http::{
-    h1::{
-        chunks::{Chunks, Piece},
-        head::{Framing, take_request, take_response, write_request},
+use dataplane::{
+    detect::{Spoken, is_server_of_http2, look},
+    http::{
+        h1::{
+            chunks::{Chunks, Piece},
+            head::{Framing, take_request, take_response, write_request},
+        },
+        limits::HttpLimits,
     },
-    limits::HttpLimits,
 };
 use http::{HeaderMap, Method};
 use mesh_proto::{
@@ -17,6 +20,26 @@ use mesh_proto::{
     proxy as wire,
     sni::{ClientHello, parse_client_hello},
 };
+
+/// What is spoken is never said in another way once more comes.
+pub fn first_bytes(input: &[u8]) {
+    const TARGET: usize = 64;
+    let (mut spoken, mut settings) = (None, None);
+    for known in 0..=input.len().min(256) {
+        let now = look(&input[..known], TARGET);
+        assert!(
+            spoken.is_none() || now == spoken,
+            "{spoken:?}, then {now:?}"
+        );
+        spoken = now;
+        let now = is_server_of_http2(&input[..known]);
+        assert!(settings.is_none() || now == settings);
+        settings = now;
+    }
+    if spoken == Some(Spoken::Http2) {
+        assert!(input.starts_with(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"));
+    }
+}
 
 /// A head that is taken is written so that it is read as the same again, and however it is cut, it is read alike.
 pub fn request_head(input: &[u8]) {

@@ -1,11 +1,12 @@
 //! What a connection speaks, where nobody has declared it: HTTP, or anything else, which is TCP.
 //!
 //! Both sides are listened to while the next hop is being reached, and whoever speaks first decides. A server that does is
-//! answered by nobody's request: TCP. What a client says is HTTP where it can be nothing else: the preface of HTTP/2, or the
+//! answered by nobody's request: TCP, but where it begins as servers of HTTP/2 do, which may not wait for their clients either
+//! (RFC 9113 §3.4). What a client says is HTTP where it can be nothing else: the preface of HTTP/2, or the
 //! beginning of a request line of HTTP/1 up to its version. In doubt it is TCP, since bytes that are passed on as they are break no
 //! protocol. So a server that speaks first waits for nothing, and a client only while what it has said may still become a request
 //! line, which is bounded. A connection on which nobody has said anything is neither: there is nothing to hold back, and it
-//! is told what it is when somebody speaks. `docs/decisions/011` says what this means for permissions and routes.
+//! is told what it is when somebody speaks. `docs/decisions/013` says what this means for permissions and routes.
 
 use std::{
     future::poll_fn,
@@ -28,7 +29,7 @@ use crate::{
 
 /// How long a client's bytes are held back at most while they may become a request line. Clients send one in one piece; this is
 /// time for a part of it to be lost and sent again twice (RFC 6298: after 1 s, then 2 s). A protocol whose first message looks like
-/// half of a request line, and waits there for an answer, is delayed by it.
+/// half of a request line, and waits there for an answer, is delayed by it; so is one whose server begins as one of HTTP/2 does.
 pub const WAIT: Duration = Duration::from_secs(3);
 /// Whoever speaks first does so at once: how long a client may still do so once the next hop can not be reached. One that speaks HTTP
 /// is answered, any other sees its connection closed.
@@ -43,6 +44,9 @@ const LAST_WORD: Duration = Duration::from_secs(2);
 const METHOD_BYTES_MAX: usize = 20;
 /// What a connection of HTTP/2 begins with (RFC 9113 §3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// What follows the length of a first frame of HTTP/2 that a server sends: the type SETTINGS, no flags, stream 0.
+const SETTINGS_OF_STREAM_0: [u8; 6] = [4, 0, 0, 0, 0, 0];
 
 /// What is spoken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -127,6 +131,37 @@ fn begins_target(method: &[u8], target: &[u8]) -> Result<(), Not> {
     if is_one { Ok(()) } else { Err(Not::Ever) }
 }
 
+/// Whether a server that begins with `bytes` speaks HTTP/2: its first frame is SETTINGS (RFC 9113 §6.5). `None`: it may become one.
+#[must_use]
+pub fn is_server_of_http2(bytes: &[u8]) -> Option<bool> {
+    match begins_with_settings(bytes) {
+        Ok(()) => Some(true),
+        Err(Not::Yet) => None,
+        Err(Not::Ever) => Some(false),
+    }
+}
+
+fn begins_with_settings(bytes: &[u8]) -> Result<(), Not> {
+    const FRAME_BYTES_MAX: u32 = 1 << 14;
+    let (length, rest) = bytes.split_at(bytes.len().min(3));
+    let rest = &rest[..rest.len().min(SETTINGS_OF_STREAM_0.len())];
+    let length = length
+        .iter()
+        .fold(0, |sum, byte| sum << 8 | u32::from(*byte));
+    if length > FRAME_BYTES_MAX || *rest != SETTINGS_OF_STREAM_0[..rest.len()] {
+        return Err(Not::Ever);
+    }
+    if rest.len() < SETTINGS_OF_STREAM_0.len() {
+        return Err(Not::Yet);
+    }
+    // Each setting has six bytes.
+    if length % 6 == 0 {
+        Ok(())
+    } else {
+        Err(Not::Ever)
+    }
+}
+
 fn is_followed_by(bytes: &[u8], wanted: &[u8]) -> Result<(), Not> {
     let known = bytes.len().min(wanted.len());
     match bytes[..known] == wanted[..known] {
@@ -186,6 +221,8 @@ pub struct Detection {
     pub expects_http: bool,
     /// What the client has said.
     heard: Vec<u8>,
+    /// What the server has said.
+    answered: Vec<u8>,
     reaches: bool,
     timers: Timers,
 }
@@ -214,6 +251,7 @@ impl Detection {
             port,
             expects_http,
             heard: Vec::new(),
+            answered: Vec::new(),
             reaches: false,
             timers: Timers::default(),
         }
@@ -229,6 +267,9 @@ impl Detection {
         let spoken = connection.unless_closed(listening).await;
         let heard = std::mem::take(&mut self.heard);
         self.source.unread(heard);
+        if let NextHop::Reached(upstream) = &mut self.next_hop {
+            upstream.socket.unread(std::mem::take(&mut self.answered));
+        }
         match spoken {
             Ok(Ok(spoken)) => Ok(spoken),
             Ok(Err(end)) => {
@@ -304,15 +345,21 @@ impl Detection {
         let socket = &mut upstream.socket;
         let mut scratch = worker.scratch.borrow_mut();
         let broken = loop {
+            if is_server_of_http2(&self.answered) == Some(true) {
+                // Now it is the client's turn to say that it speaks HTTP/2.
+                return Poll::Pending;
+            }
             // An error comes again where it is read.
             let _ = socket.poll_flush(cx);
             match ready!(socket.poll_receive(cx, &mut scratch.read)) {
                 Ok([]) if !socket.ended() => {}
                 // The end of what the server sends is its word, too.
+                Ok([]) => return Poll::Ready(Spoken::Tcp),
                 Ok(payload) => {
-                    let payload = payload.to_vec();
-                    socket.unread(payload);
-                    return Poll::Ready(Spoken::Tcp);
+                    self.answered.extend_from_slice(payload);
+                    if is_server_of_http2(&self.answered) == Some(false) {
+                        return Poll::Ready(Spoken::Tcp);
+                    }
                 }
                 Err(error) => break error,
             }
@@ -329,7 +376,7 @@ impl Detection {
         connection: &Connection,
     ) -> Poll<Result<Spoken, End>> {
         let timers = &mut self.timers;
-        if !self.heard.is_empty() {
+        if !(self.heard.is_empty() && self.answered.is_empty()) {
             ready!(poll_timer(
                 cx,
                 &mut timers.wait,

@@ -148,6 +148,11 @@ fn request_heads_are_read_as_one_thing_only() {
 }
 
 #[test]
+fn what_is_spoken_is_said_once() {
+    fuzz("first_bytes", targets::first_bytes);
+}
+
+#[test]
 fn response_heads_are_read_as_one_thing_only() {
     fuzz("response_head", targets::response_head);
 }

@@ -163,3 +163,27 @@ fn whatever_is_taken_for_a_request_begins_one_for_the_parser_too() {
         assert!(matches!(parsed, Ok(Some(_))), "{line}: {parsed:?}");
     }
 }
+
+#[test]
+fn a_server_of_http2_is_known_by_its_settings() {
+    let settings = [0, 0, 12, 4, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 100];
+    for known in 0..settings.len() {
+        assert_eq!(
+            is_server_of_http2(&settings[..known]),
+            (known >= 9).then_some(true)
+        );
+    }
+    assert_eq!(is_server_of_http2(&[0, 0, 0, 4, 0, 0, 0, 0, 0]), Some(true));
+    for other in [
+        &b"220 mail ready\r\n"[..],
+        // The greeting of MySQL.
+        &[0x4a, 0, 0, 0, 0x0a],
+        // An acknowledgement, settings of a stream, of half a setting, and more than a frame may have.
+        &[0, 0, 0, 4, 1],
+        &[0, 0, 6, 4, 0, 0, 0, 0, 1],
+        &[0, 0, 7, 4, 0, 0, 0, 0, 0],
+        &[1, 0, 2, 4, 0, 0, 0, 0, 0],
+    ] {
+        assert_eq!(is_server_of_http2(other), Some(false), "{other:?}");
+    }
+}

@@ -244,8 +244,12 @@ async fn a_client_that_says_nothing_for_long_is_still_known_when_it_asks() {
 
 /// Asks over HTTP/2.
 async fn get_over_http2(port: u16) -> u16 {
+    get_over_http2_on(connect(port).await).await
+}
+
+async fn get_over_http2_on(stream: TcpStream) -> u16 {
     let (mut sender, connection) = h2::client::Builder::new()
-        .handshake::<_, Bytes>(connect(port).await)
+        .handshake::<_, Bytes>(stream)
         .await
         .unwrap();
     let driving = tokio::spawn(connection);
@@ -283,6 +287,28 @@ async fn http2_is_spoken_to_the_application_where_the_caller_speaks_it() {
     }
     // Whoever hangs up at once may be noted as gone.
     scene.store.counted(&[REQUESTS, "status=\"200\""]).await;
+}
+
+#[tokio::test]
+async fn an_application_of_http2_that_speaks_first_is_one_of_http2() {
+    let (port, mut accepted) = connections().await;
+    let scene = detecting(port, LONG).await;
+    let client = scene.connect().await;
+    let server = soon("a connection", accepted.recv()).await.unwrap();
+    let mut shaking = Box::pin(h2::server::handshake(server));
+    // It sends its settings, and waits for the client's preface.
+    assert!(futures::poll!(&mut shaking).is_pending());
+    let serving = tokio::spawn(async move {
+        let mut connection = shaking.await?;
+        while let Some(request) = connection.accept().await {
+            let (_, mut reply) = request?;
+            reply.send_response(http::Response::new(()), true)?;
+        }
+        Ok::<_, h2::Error>(())
+    });
+    assert_eq!(get_over_http2_on(client).await, 200);
+    scene.store.counted(&[REQUESTS, "status=\"200\""]).await;
+    serving.abort();
 }
 
 #[tokio::test]

@@ -94,9 +94,18 @@ impl KeptAlive {
     /// # Errors
     /// Where the connection ends, or the answer is not what is wanted.
     pub fn get(&mut self, path: &str) -> anyhow::Result<String> {
+        self.ask(path).map(|(_, body)| body)
+    }
+
+    /// The same, with the status of the answer.
+    ///
+    /// # Errors
+    /// Where the connection ends, or what comes is no answer.
+    pub fn ask(&mut self, path: &str) -> anyhow::Result<(u16, String)> {
         let request = format!("GET {path} HTTP/1.1\r\nHost: app\r\n\r\n");
         self.0.reader.get_mut().write_all(request.as_bytes())?;
         let (mut length, mut line) = (0, String::new());
+        let mut status = None;
         loop {
             line.clear();
             anyhow::ensure!(
@@ -104,6 +113,10 @@ impl KeptAlive {
                 "the connection was closed"
             );
             let header = line.trim_end().to_ascii_lowercase();
+            if status.is_none() {
+                status = header.split(' ').nth(1).and_then(|code| code.parse().ok());
+                anyhow::ensure!(status.is_some(), "no answer of HTTP: {header:?}");
+            }
             if header.is_empty() {
                 break;
             }
@@ -113,15 +126,8 @@ impl KeptAlive {
         }
         let mut body = vec![0; length];
         self.0.reader.read_exact(&mut body)?;
-        Ok(String::from_utf8_lossy(&body).into_owned())
-    }
-
-    /// Waits, asking nothing, until the other side ends the connection.
-    ///
-    /// # Errors
-    /// Where it does not within `deadline`.
-    pub fn wait_for_end(&mut self, deadline: Duration) -> anyhow::Result<()> {
-        self.0.wait_for_end(deadline)
+        let body = String::from_utf8_lossy(&body).into_owned();
+        Ok((status.unwrap_or_default(), body))
     }
 }
 

@@ -198,10 +198,13 @@ impl Demo {
             "-m",
             "payments",
         ])?;
-        open.wait_for_end(SOON)
-            .context("an open connection outlives its permission")?;
+        eventually(SOON, "an open connection is refused", || {
+            let (status, body) = open.ask("/healthz")?;
+            anyhow::ensure!(status == 403, "{status}: {body}");
+            Ok(())
+        })?;
         say(&format!(
-            "denied: without the permission web-to-api an open connection is closed after {} ms",
+            "denied: without the permission web-to-api, requests of an open connection are refused after {} ms",
             removed.elapsed().as_millis()
         ));
         eventually(SOON, "the page of payments is refused by its api", || {

@@ -20,8 +20,11 @@ use tokio::time::{Sleep, sleep};
 
 use crate::{
     config::Outstanding,
-    http::pool::{HopKey, Made, Pool, Shared, begin_h1},
-    record::{ClosedBy, Connection, End, Limit, Outcome, Reason},
+    http::{
+        pool::{HopKey, Made, Pool, Shared, begin_h1},
+        serve::PREFACE,
+    },
+    record::{ClosedBy, Connection, End, Outcome, Reason},
     socket::{ReadError, Socket},
     tls::verify::VerifiedPeer,
     workers::Worker,
@@ -42,8 +45,6 @@ const LAST_WORD: Duration = Duration::from_secs(2);
 
 /// The longest method that is looked for: that of the longest one registered (UPDATEREDIRECTREF), and some.
 const METHOD_BYTES_MAX: usize = 20;
-/// What a connection of HTTP/2 begins with (RFC 9113 §3.4).
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// What follows the length of a first frame of HTTP/2 that a server sends: the type SETTINGS, no flags, stream 0.
 const SETTINGS_OF_STREAM_0: [u8; 6] = [4, 0, 0, 0, 0, 0];
@@ -280,7 +281,7 @@ impl Detection {
                 }
                 Err(end)
             }
-            Err(reason) => Err(closed(connection, reason)),
+            Err(reason) => Err(connection.closed(reason)),
         }
     }
 
@@ -460,19 +461,6 @@ fn gone(error: ReadError) -> End {
         end.outcome = Outcome::Refused;
     }
     end
-}
-
-/// The proxy ends it.
-fn closed(connection: &Connection, reason: Reason) -> End {
-    let detail = match reason {
-        Reason::IdleTimeout => {
-            let limit = connection.idle.get().unwrap_or_default();
-            let origin = connection.idle_origin.borrow();
-            format!("idle timeout {}", Limit(limit, &origin))
-        }
-        _ => String::new(),
-    };
-    End::closed(reason, detail)
 }
 
 #[cfg(test)]

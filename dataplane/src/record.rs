@@ -394,6 +394,25 @@ impl Connection {
         }
     }
 
+    /// How it ends where the proxy ends it for `reason`.
+    #[must_use]
+    pub fn closed(&self, reason: Reason) -> End {
+        End::closed(reason, self.why(reason))
+    }
+
+    /// What a reason does not say by itself.
+    #[must_use]
+    pub fn why(&self, reason: Reason) -> String {
+        match reason {
+            Reason::IdleTimeout => {
+                let limit = self.idle.get().unwrap_or_default();
+                let origin = self.idle_origin.borrow();
+                format!("idle timeout {}", Limit(limit, &origin))
+            }
+            _ => String::new(),
+        }
+    }
+
     /// Goes on with `future` until it is done, or the connection is asked to end.
     ///
     /// # Errors

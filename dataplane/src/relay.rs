@@ -322,11 +322,6 @@ impl Relay<'_> {
     /// What a reason does not say by itself.
     fn why(&self, reason: Reason) -> String {
         match reason {
-            Reason::IdleTimeout => {
-                let limit = self.connection.idle.get().unwrap_or_default();
-                let origin = self.connection.idle_origin.borrow();
-                format!("idle timeout {}", Limit(limit, &origin))
-            }
             Reason::HalfCloseTimeout => {
                 let limit = self.worker.shared.limits.half_close_timeout;
                 let first = self.first_to_end.unwrap_or(ClosedBy::Source);
@@ -338,7 +333,7 @@ impl Relay<'_> {
             Reason::PeerVanished => {
                 "what was sent has not been acknowledged, however often it was repeated".to_owned()
             }
-            _ => String::new(),
+            reason => self.connection.why(reason),
         }
     }
 }

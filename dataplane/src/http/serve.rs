@@ -35,7 +35,7 @@ use crate::{
 };
 
 /// What a connection of HTTP/2 begins with (RFC 9113 §3.4).
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// How long a peer that has been told the end is read and thrown away, so that it can read what it was sent.
 const LINGER: Duration = Duration::from_secs(5);
 /// How long an idle connection that drains waits for one more request, whose answer says that it is the last: closing at once would
@@ -134,21 +134,8 @@ async fn first_bytes(caller: &Caller, socket: &mut Socket) -> Result<(bool, Byte
     match caller.connection.unless_closed(reading).await {
         Ok(Ok(is_h2)) => Ok((is_h2, buffer)),
         Ok(Err(end)) => Err(end),
-        Err(reason) => Err(closed(caller, reason)),
+        Err(reason) => Err(caller.connection.closed(reason)),
     }
-}
-
-/// The proxy ends it.
-fn closed(caller: &Caller, reason: Reason) -> End {
-    let detail = match reason {
-        Reason::IdleTimeout => {
-            let limit = caller.connection.idle.get().unwrap_or_default();
-            let origin = caller.connection.idle_origin.borrow();
-            format!("idle timeout {}", Limit(limit, &origin))
-        }
-        _ => String::new(),
-    };
-    End::closed(reason, detail)
 }
 
 /// What comes next on a connection of HTTP/1.
@@ -175,7 +162,7 @@ async fn serve_h1(caller: &Caller, connection: &SharedH1, ends_at: Option<Instan
             NextRequest::Ended => return completed(ClosedBy::Source),
             NextRequest::Enough(reason) => {
                 finish(connection).await;
-                return closed(caller, reason);
+                return caller.connection.closed(reason);
             }
             NextRequest::Slow(limit) => {
                 let detail = format!(
@@ -222,7 +209,7 @@ async fn serve_h1(caller: &Caller, connection: &SharedH1, ends_at: Option<Instan
         if let Err(reason) = caller.connection.unless_closed(serving).await {
             // Whoever waits for the rest of an answer must not take what has come for the whole.
             connection.borrow_mut().break_off();
-            return closed(caller, reason);
+            return caller.connection.closed(reason);
         }
         let may_go_on = connection.borrow().may_go_on();
         if !may_go_on {
@@ -435,7 +422,7 @@ async fn serve_h2(
             let detail = "HTTP/2 did not begin in time";
             return End::failed(Reason::HandshakeTimeout, ClosedBy::Source, detail);
         }
-        Err(reason) => return closed(caller, reason),
+        Err(reason) => return caller.connection.closed(reason),
     };
     let mut leaving = None;
     let mut end_timer = ends_at.map(|ends_at| Box::pin(sleep_until(ends_at)));
@@ -475,7 +462,7 @@ async fn serve_h2(
     });
     let ended = caller.connection.unless_closed(serving).await;
     match (ended, leaving) {
-        (Err(reason), _) => closed(caller, reason),
+        (Err(reason), _) => caller.connection.closed(reason),
         (Ok(Some(error)), _) if error.is_io() && !is_flood(&error) => {
             End::failed(Reason::Reset, ClosedBy::Source, error)
         }
@@ -487,7 +474,7 @@ async fn serve_h2(
             );
             End::refused(Reason::BadRequest, format!("HTTP/2: {error}"))
         }
-        (Ok(None), Some(reason)) => closed(caller, reason),
+        (Ok(None), Some(reason)) => caller.connection.closed(reason),
         (Ok(None), None) => completed(ClosedBy::Source),
     }
 }

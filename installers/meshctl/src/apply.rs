@@ -1,9 +1,9 @@
 //! `meshctl apply`: writes what files say, as one change.
 
-use std::{path::PathBuf, time::Duration};
+use std::path::PathBuf;
 
 use clap::Args;
-use mesh_model::api::{Batch, Key, WriteOutcome, Written};
+use mesh_model::api::{Batch, WriteOutcome, Written};
 
 use crate::{
     cli::Connection,
@@ -12,7 +12,7 @@ use crate::{
     failure::Failure,
     kinds,
     output::{self, Format, FormatParser, Found},
-    rollout,
+    rollout::Effect,
     sources::{self, Sourced},
 };
 
@@ -36,13 +36,8 @@ pub(crate) struct Apply {
     /// Check everything, also at the server, and change nothing.
     #[arg(long, conflicts_with = "wait")]
     dry_run: bool,
-    /// Wait until every dataplane concerned, in every zone, has acknowledged the change. Exit code 3 where one refuses
-    /// it or is silent.
-    #[arg(long)]
-    wait: bool,
-    /// How long to wait.
-    #[arg(long, default_value = "60s", value_parser = humantime::parse_duration, requires = "wait")]
-    timeout: Duration,
+    #[command(flatten)]
+    effect: Effect,
     /// How the result is shown.
     #[arg(short, long, value_name = "FORMAT", default_value = "table", value_parser = FormatParser)]
     output: Format,
@@ -53,7 +48,7 @@ impl Apply {
     pub(crate) async fn run(self, connection: &Connection) -> Result<(), Failure> {
         let resources = sources::read(&self.files, &connection.mesh()?)?;
         let client = Client::new(connection)?;
-        let asked = match (self.dry_run, self.wait) {
+        let asked = match (self.dry_run, self.effect.wait) {
             (true, _) => Asked::DryRun,
             (false, true) => Asked::Write,
             (false, false) => Asked::WriteAndConditions,
@@ -71,15 +66,7 @@ impl Apply {
             let resource = kinds::display(&condition.key);
             eprintln!("warning: {resource}: {}", conditions::line(condition));
         }
-        if self.wait {
-            let keys: Vec<_> = written.results.iter().map(|result| &result.key).collect();
-            let meshes = meshes(&keys);
-            let waited = rollout::wait(&client, written.revision, &meshes, self.timeout).await;
-            // The zones have spoken by now.
-            say_conditions(&client, &keys).await;
-            waited?;
-        }
-        Ok(())
+        self.effect.wait(&client, &written).await
     }
 }
 
@@ -87,28 +74,6 @@ impl Apply {
 pub(crate) fn warn(warnings: &[String]) {
     for warning in warnings {
         eprintln!("warning: {warning}");
-    }
-}
-
-/// Resources that are asked about after a write.
-const ASKED_MAX: usize = 50;
-
-/// Says on standard error what the zones say about what was written: policies that select nothing, references that lead
-/// nowhere, conflicts.
-pub(crate) async fn say_conditions(client: &Client, keys: &[&Key]) {
-    for key in keys.iter().take(ASKED_MAX) {
-        let Ok(kind) = kinds::resolve(&key.kind) else {
-            continue;
-        };
-        let mut path = kinds::path(kind, &key.mesh);
-        path.push(&key.name);
-        // What was deleted says nothing, and the write itself has succeeded.
-        let Ok(read) = client.get::<serde_json::Value>(&path, &[]).await else {
-            continue;
-        };
-        for line in conditions::lines(&read) {
-            eprintln!("warning: {}: {line}", kinds::display(key));
-        }
     }
 }
 
@@ -236,25 +201,6 @@ pub(crate) fn outcome(outcome: WriteOutcome) -> &'static str {
     }
 }
 
-/// The meshes a change concerns; none: all of them.
-pub(crate) fn meshes(keys: &[&Key]) -> Vec<String> {
-    let mut meshes = Vec::new();
-    for key in keys {
-        let mesh = if key.kind == "Mesh" {
-            &key.name
-        } else {
-            &key.mesh
-        };
-        if mesh.is_empty() {
-            return Vec::new();
-        }
-        meshes.push(mesh.clone());
-    }
-    meshes.sort();
-    meshes.dedup();
-    meshes
-}
-
 #[cfg(test)]
 mod tests {
     use clap::Parser as _;
@@ -282,21 +228,14 @@ mod tests {
     #[test]
     fn a_dry_run_has_nothing_to_wait_for() {
         assert!(parse("apply -f a --dry-run --wait").is_err());
+        assert!(parse("apply -f a --timeout 2m").is_err());
         assert_eq!(
-            parse("apply -f a --wait --timeout 2m").unwrap().timeout,
-            Duration::from_secs(120)
+            parse("apply -f a --wait --timeout 2m")
+                .unwrap()
+                .effect
+                .timeout,
+            std::time::Duration::from_secs(120)
         );
-    }
-
-    fn key(kind: &str, mesh: &str, name: &str) -> Key {
-        mesh_proto::zone::ResourceKey::global(kind, mesh, name).into()
-    }
-
-    #[test]
-    fn a_change_concerns_its_meshes_and_one_outside_any_mesh_all() {
-        let (mesh, policy) = (key("Mesh", "", "pay"), key("Secret", "ana", "x"));
-        assert_eq!(meshes(&[&mesh, &policy]), ["ana", "pay"]);
-        assert!(meshes(&[&mesh, &key("Zone", "", "east")]).is_empty());
     }
 
     #[test]

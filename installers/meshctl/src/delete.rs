@@ -18,6 +18,7 @@ use crate::{
     failure::Failure,
     kinds::{self, Targets, targets},
     output::{self, Format, FormatParser},
+    rollout::Effect,
     sources,
 };
 
@@ -25,7 +26,7 @@ const EXAMPLES: &str = "\
 Examples:
   meshctl delete meshtrafficpermission web-to-api -m payments
   meshctl delete zones east west
-  meshctl delete -f policies/";
+  meshctl delete -f policies/ --wait";
 
 /// Delete resources. All of them are deleted in one revision, or none.
 #[derive(Debug, Args)]
@@ -46,8 +47,10 @@ pub(crate) struct Delete {
     #[arg(long)]
     ignore_not_found: bool,
     /// Check everything, also at the server, and change nothing.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "wait")]
     dry_run: bool,
+    #[command(flatten)]
+    effect: Effect,
     /// How the result is shown.
     #[arg(short, long, value_name = "FORMAT", default_value = "table", value_parser = FormatParser)]
     output: Format,
@@ -70,6 +73,7 @@ impl Delete {
         let written = apply::write(&client, &batch, self.dry_run).await?;
         output::print(&apply::show(&written, &self.output)?)?;
         apply::warn(&written.warnings);
+        self.effect.wait(&client, &written).await?;
         let missing: Vec<_> = written
             .results
             .iter()

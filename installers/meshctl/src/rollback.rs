@@ -1,9 +1,6 @@
 //! `meshctl rollback`: brings resources back to what they were at a revision, as one new change.
 
-use std::{
-    io::{IsTerminal as _, Write as _},
-    time::Duration,
-};
+use std::io::{IsTerminal as _, Write as _};
 
 use clap::Args;
 use clap_complete::ArgValueCompleter;
@@ -21,7 +18,7 @@ use crate::{
     failure::Failure,
     kinds::{self, Targets, targets},
     output::{self, Format, FormatParser},
-    rollout,
+    rollout::Effect,
 };
 
 const EXAMPLES: &str = "\
@@ -49,12 +46,8 @@ pub(crate) struct Rollback {
     /// Do not ask before a whole mesh is brought back.
     #[arg(short, long)]
     yes: bool,
-    /// Wait until every dataplane concerned has acknowledged the change, as `apply --wait` does.
-    #[arg(long)]
-    wait: bool,
-    /// How long to wait.
-    #[arg(long, default_value = "60s", value_parser = humantime::parse_duration, requires = "wait")]
-    timeout: Duration,
+    #[command(flatten)]
+    effect: Effect,
     /// How the result is shown.
     #[arg(short, long, value_name = "FORMAT", default_value = "table", value_parser = FormatParser)]
     output: Format,
@@ -99,14 +92,7 @@ impl Rollback {
         }
         output::print(&apply::show(&written, &self.output)?)?;
         apply::warn(&written.warnings);
-        if self.wait {
-            let keys: Vec<_> = written.results.iter().map(|result| &result.key).collect();
-            let meshes = apply::meshes(&keys);
-            let waited = rollout::wait(&client, written.revision, &meshes, self.timeout).await;
-            apply::say_conditions(&client, &keys).await;
-            waited?;
-        }
-        Ok(())
+        self.effect.wait(&client, &written).await
     }
 }
 

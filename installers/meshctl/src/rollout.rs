@@ -3,19 +3,48 @@
 
 use std::time::{Duration, Instant};
 
+use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
-use mesh_model::api::{Rollout, ZoneRollout};
+use mesh_model::api::{Key, Rollout, Written, ZoneRollout};
 
 use crate::{
     client::{Client, ClientError},
+    conditions,
     failure::Failure,
+    kinds,
 };
 
 const ASK_EVERY: Duration = Duration::from_millis(200);
 
+/// Flags of a command that writes.
+#[derive(Debug, Args)]
+pub(crate) struct Effect {
+    /// Wait until every dataplane concerned, in every zone, has acknowledged the change. Exit code 3 where one refuses
+    /// it or is silent.
+    #[arg(long)]
+    pub(crate) wait: bool,
+    /// How long to wait.
+    #[arg(long, default_value = "60s", value_parser = humantime::parse_duration, requires = "wait")]
+    pub(crate) timeout: Duration,
+}
+
+impl Effect {
+    /// Where waiting is wanted: until `written` is in effect. Then says what the zones say about it.
+    pub(crate) async fn wait(&self, client: &Client, written: &Written) -> Result<(), Failure> {
+        if !self.wait {
+            return Ok(());
+        }
+        let keys: Vec<_> = written.results.iter().map(|result| &result.key).collect();
+        let waited = wait(client, written.revision, &meshes(&keys), self.timeout).await;
+        // The zones have spoken by now.
+        say_conditions(client, &keys).await;
+        waited
+    }
+}
+
 /// Waits until `revision` is in effect at every dataplane of `meshes` (none named: of every mesh), and shows on
 /// standard error how far it is.
-pub(crate) async fn wait(
+async fn wait(
     client: &Client,
     revision: u64,
     meshes: &[String],
@@ -58,6 +87,47 @@ pub(crate) async fn wait(
             return Err(Failure::Incomplete(so_far));
         }
         tokio::time::sleep(ASK_EVERY.min(left)).await;
+    }
+}
+
+/// The meshes a change concerns; none: all of them.
+fn meshes(keys: &[&Key]) -> Vec<String> {
+    let mut meshes = Vec::new();
+    for key in keys {
+        let mesh = if key.kind == "Mesh" {
+            &key.name
+        } else {
+            &key.mesh
+        };
+        if mesh.is_empty() {
+            return Vec::new();
+        }
+        meshes.push(mesh.clone());
+    }
+    meshes.sort();
+    meshes.dedup();
+    meshes
+}
+
+/// Resources that are asked about after a write.
+const ASKED_MAX: usize = 50;
+
+/// Says on standard error what the zones say about what was written: policies that select nothing, references that lead
+/// nowhere, conflicts.
+async fn say_conditions(client: &Client, keys: &[&Key]) {
+    for key in keys.iter().take(ASKED_MAX) {
+        let Ok(kind) = kinds::resolve(&key.kind) else {
+            continue;
+        };
+        let mut path = kinds::path(kind, &key.mesh);
+        path.push(&key.name);
+        // What was deleted says nothing, and the write itself has succeeded.
+        let Ok(read) = client.get::<serde_json::Value>(&path, &[]).await else {
+            continue;
+        };
+        for line in conditions::lines(&read) {
+            eprintln!("warning: {}: {line}", kinds::display(key));
+        }
     }
 }
 
@@ -219,6 +289,17 @@ mod tests {
     use mesh_model::api::Refused;
 
     use super::*;
+
+    fn key(kind: &str, mesh: &str, name: &str) -> Key {
+        mesh_proto::zone::ResourceKey::global(kind, mesh, name).into()
+    }
+
+    #[test]
+    fn a_change_concerns_its_meshes_and_one_outside_any_mesh_all() {
+        let (mesh, policy) = (key("Mesh", "", "pay"), key("Secret", "ana", "x"));
+        assert_eq!(meshes(&[&mesh, &policy]), ["ana", "pay"]);
+        assert!(meshes(&[&mesh, &key("Zone", "", "east")]).is_empty());
+    }
 
     fn zone(name: &str, applied: bool, dataplanes: u32, current: u32) -> ZoneRollout {
         ZoneRollout {

@@ -66,9 +66,17 @@ fn nobody_may_call_where_no_permission_says_so() {
             .replace("allow:", "deny:");
         one.api.apply(&deny)?;
         wait_for_refusal(pair.outbound())?;
-        one.api
-            .delete(&resources::permission_path("payments", "zz-deny"))?;
-        wait_for_answer(pair.outbound(), "store")
+        // What was waited for needs no second look.
+        one.global.meshctl(&[
+            "delete",
+            "meshtrafficpermission",
+            "zz-deny",
+            "-m",
+            "payments",
+            "--wait",
+        ])?;
+        assert_eq!(who_answers(pair.outbound())?, "store");
+        Ok(())
     });
 }
 
@@ -151,7 +159,8 @@ fn a_mesh_that_is_deleted_disturbs_no_other() {
             });
             let gone = (|| {
                 more_answers(&answers)?;
-                one.api.delete("/v1/meshes/payments")?;
+                one.global
+                    .meshctl(&["delete", "mesh", "payments", "--wait"])?;
                 eventually(SOON, "nothing of payments is left in its zone", || {
                     anyhow::ensure!(!one.west.data.join("ca/payments").exists(), "its CA is");
                     anyhow::ensure!(!one.west.data.join("meshes/mesh-payments").exists());

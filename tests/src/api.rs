@@ -1,6 +1,6 @@
 //! The REST API, as an administrator's program uses it.
 
-use std::{sync::Arc, time::Duration};
+use std::{iter, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use mesh_model::api::{
@@ -80,7 +80,8 @@ impl Api {
         Self::new(self.servers.clone(), token)
     }
 
-    /// One request.
+    /// One request, to one server after the other until one answers. A question goes round twice: the first time may find a
+    /// connection to a process that has been killed since.
     ///
     /// # Errors
     /// Where no server answers.
@@ -92,7 +93,8 @@ impl Api {
         body: Option<&str>,
     ) -> anyhow::Result<Answer> {
         let mut last = anyhow::anyhow!("no server to ask");
-        for server in &self.servers {
+        let rounds = if method == "GET" { 2 } else { 1 };
+        for server in iter::repeat_n(&self.servers, rounds).flatten() {
             match self.request_to(server, method, path, headers, body) {
                 Ok(answer) => return Ok(answer),
                 Err(error) => last = error,

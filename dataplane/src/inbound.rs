@@ -92,7 +92,9 @@ async fn serve_mesh(
     };
     is_from(connection, &established.peer);
     if inbound.protocol.is_http() {
-        return serve_http(worker, Socket::tls(stream, established), listen, connection).await;
+        let socket = Socket::tls(stream, established);
+        // In a box, as all that a connection of bytes would carry along for as long as it is open.
+        return Box::pin(serve_http(worker, socket, listen, connection)).await;
     }
     if inbound.protocol == Protocol::Detect {
         let peer = established.peer.clone();
@@ -171,7 +173,7 @@ async fn serve_detected(
     };
     if spoken != Spoken::Tcp {
         let source = detection.into_requests(worker, spoken);
-        return serve_http(worker, source, listen, connection).await;
+        return Box::pin(serve_http(worker, source, listen, connection)).await;
     }
     // Time has passed, and what is looked at again at a change is what has been judged.
     if let Some(peer) = peer

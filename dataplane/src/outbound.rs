@@ -117,7 +117,7 @@ pub async fn serve_detected(
     if is_http {
         connection.destination_address.replace(None);
         let source = detection.into_requests(worker, spoken);
-        return serve_requests(worker, source, called, connection).await;
+        return Box::pin(serve_requests(worker, source, called, connection)).await;
     }
     let upstream = match Box::pin(detection.next_hop.reached()).await {
         Ok(upstream) => upstream,

@@ -163,12 +163,13 @@ struct Relay<'a> {
 }
 
 /// Moves bytes between `source` and `destination` until both have ended, the world or the worker ends it.
-pub async fn relay(
+pub fn relay<'a>(
     source: Socket,
     destination: Socket,
-    connection: &Rc<Connection>,
-    worker: &Worker,
-) -> End {
+    connection: &'a Rc<Connection>,
+    worker: &'a Worker,
+) -> impl Future<Output = End> + 'a {
+    // No async function, which would keep room for its arguments beside what it makes of them.
     let mut relay = Relay {
         source,
         destination,
@@ -179,7 +180,7 @@ pub async fn relay(
         worker,
     };
     connection.active_at.set(worker.now_ms());
-    poll_fn(|cx| relay.poll(cx)).await
+    poll_fn(move |cx| relay.poll(cx))
 }
 
 impl Relay<'_> {

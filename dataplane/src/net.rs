@@ -15,8 +15,17 @@ const KEEPALIVE_COUNT: u32 = 2;
 const USER_TIMEOUT: Duration = Duration::from_secs(8);
 /// Connections that wait in the kernel to be accepted.
 const BACKLOG: i32 = 4096;
+/// Bytes that may wait in the kernel before they are sent. What is under way to the peer is not among them, so that a fast and far one
+/// still gets all that it can take; for one that reads slowly, the kernel would keep megabytes.
+const UNSENT_MAX: u32 = 128 * 1024;
+/// What the kernel receives at first before anybody has read it, where nobody has changed it (tcp(7), `tcp_rmem`).
+const RECEIVED_AT_FIRST: usize = 128 * 1024;
+/// What it goes on to receive, once it has told the peer of more: Linux sends over loopback in pieces of half the largest window
+/// that it has seen, and where so much does not fit, one piece in a fifth of a second.
+const RECEIVED_LATER_MIN: usize = 64 * 1024;
 
-/// What every connection has, on both hops: no delay of small writes, and a peer that vanished is noticed.
+/// What every connection has, on both hops: no delay of small writes, a peer that vanished is noticed, and one that reads slowly is
+/// not written to in vain.
 fn set_options(socket: SockRef<'_>) -> io::Result<()> {
     socket.set_tcp_nodelay(true)?;
     let keepalive = TcpKeepalive::new()
@@ -24,7 +33,21 @@ fn set_options(socket: SockRef<'_>) -> io::Result<()> {
         .with_interval(KEEPALIVE_INTERVAL)
         .with_retries(KEEPALIVE_COUNT);
     socket.set_tcp_keepalive(&keepalive)?;
+    socket.set_tcp_notsent_lowat(UNSENT_MAX)?;
     socket.set_tcp_user_timeout(Some(USER_TIMEOUT))
+}
+
+/// From now on the kernel keeps about `bytes` of what is to be sent, and of what has come and not been read, instead of as much as it
+/// thinks best.
+pub fn keep_at_most(stream: &TcpStream, bytes: u32) {
+    let socket = SockRef::from(stream);
+    let _ = socket.set_tcp_notsent_lowat(bytes.min(UNSENT_MAX));
+    let has_grown = !matches!(socket.recv_buffer_size(), Ok(size) if size <= RECEIVED_AT_FIRST);
+    let received = match has_grown {
+        true => (bytes as usize).max(RECEIVED_LATER_MIN),
+        false => bytes as usize,
+    };
+    let _ = socket.set_recv_buffer_size(received);
 }
 
 /// Repetitions without an answer after which packets count as lost for good.
@@ -178,6 +201,7 @@ mod tests {
             assert!(socket.keepalive().unwrap());
             assert_eq!(socket.tcp_keepalive_time().unwrap(), KEEPALIVE_IDLE);
             assert_eq!(socket.tcp_user_timeout().unwrap(), Some(USER_TIMEOUT));
+            assert_eq!(socket.tcp_notsent_lowat().unwrap(), UNSENT_MAX);
             be_patient(&stream, true);
             assert_eq!(SockRef::from(&stream).tcp_user_timeout().unwrap(), None);
         }

@@ -21,6 +21,7 @@ use tokio::{
 };
 
 use crate::{
+    http::room::ROOM_MAX,
     net,
     record::{Reason, Waiting},
     tls::{
@@ -39,7 +40,8 @@ const CORK_KEPT_MAX: usize = 256 * 1024;
 /// What an idle socket may keep of its buffer for the next head.
 const RESTING_BYTES_MAX: usize = 2048;
 /// A peer that was sent more than this and has not answered may have filled its receive window and be reading slowly:
-/// it is no longer judged by how long it takes to acknowledge, but by the worker, which looks whether it does at all.
+/// it is no longer judged by how long it takes to acknowledge, but by the worker, which looks whether it does at all. So is one for
+/// which the kernel takes no more.
 const IMPATIENT_BYTES_MAX: usize = 48 * 1024;
 
 /// Buffers of one worker, used within one poll and never across polls.
@@ -84,6 +86,8 @@ pub struct Socket {
     written: usize,
     /// The next read takes at most so much.
     read_bytes: usize,
+    /// The room for a body that the kernel has been told of.
+    room: u32,
     /// The peer has said that it sends no more.
     ended: bool,
     /// The peer has reset the connection, which a write has found out, so the end of what it sends is no clean one.
@@ -179,6 +183,7 @@ impl Socket {
             outgoing: Vec::new(),
             written: 0,
             read_bytes: READ_BYTES,
+            room: ROOM_MAX,
             ended: false,
             broken: false,
             unanswered: 0,
@@ -366,6 +371,15 @@ impl Socket {
         self.read_bytes = self.read_bytes.min(bytes.max(READ_BYTES));
     }
 
+    /// For a socket that carries one body at a time: the kernel keeps no more of it either than there is room for, where that is less
+    /// than usual.
+    pub fn keep_at_most(&mut self, room: u32) {
+        if self.room != room {
+            self.room = room;
+            net::keep_at_most(&self.stream, room);
+        }
+    }
+
     fn saw(&mut self, count: usize) {
         if count >= self.read_bytes {
             self.read_bytes = READ_BYTES_BULK;
@@ -514,6 +528,10 @@ impl Socket {
         self.unanswered = before.saturating_add(count);
         self.taken += count as u64;
         self.progressed |= count > 0;
+        if self.written < self.outgoing.len() {
+            // There may be little room for it, and its peer has not read that little.
+            self.unanswered = self.unanswered.max(IMPATIENT_BYTES_MAX + 1);
+        }
         if before <= IMPATIENT_BYTES_MAX && self.unanswered > IMPATIENT_BYTES_MAX {
             net::be_patient(&self.stream, true);
             if let Some(watch) = &self.watch {
@@ -590,6 +608,30 @@ fn poll_read(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn little_is_kept_for_a_peer_that_does_not_read_and_it_is_not_given_up_for_that() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let peer = tokio::net::TcpSocket::new_v4().unwrap();
+        peer.set_recv_buffer_size(4096).unwrap();
+        let (peer, accepted) = tokio::join!(
+            peer.connect(listener.local_addr().unwrap()),
+            listener.accept()
+        );
+        let _peer = peer.unwrap();
+        let mut socket = Socket::plain(accepted.unwrap().0, Vec::new());
+        socket.keep_at_most(16 * 1024);
+        let mut cx = Context::from_waker(Waker::noop());
+        for _ in 0..16 {
+            socket.send(&mut cx, &[7; 4096], &mut Vec::new()).unwrap();
+        }
+        let taken = usize::try_from(socket.taken()).unwrap();
+        assert!((4096..48 * 1024).contains(&taken), "{taken}");
+        assert_eq!(socket.unsent(), 16 * 4096 - taken);
+        let kernel = SockRef::from(&socket.stream);
+        assert_eq!(kernel.tcp_user_timeout().unwrap(), None);
+        assert!(kernel.recv_buffer_size().unwrap() <= 32 * 1024);
+    }
 
     /// A connection that its peer has reset, and one whose peer reads.
     #[tokio::test]

@@ -121,6 +121,7 @@ impl H1 {
     /// Reads once more into the buffer. Ready with 0: the peer has ended cleanly.
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, ReadError>> {
         self.socket.read_at_most(self.worker.room.unsent());
+        self.socket.keep_at_most(self.worker.room.each());
         let mut scratch = self.worker.scratch.borrow_mut();
         loop {
             let payload = ready!(self.socket.poll_receive(cx, &mut scratch.read))?;

@@ -4,10 +4,11 @@
 //! `ISTHMUS_SLOW_CONNECTIONS` says how many of each kind.
 
 use std::{
+    collections::HashSet,
     future::poll_fn,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
 };
 
@@ -30,6 +31,10 @@ const STREAMS: usize = 10;
 const BODIES_MAX: u64 = 192 * 1024 * 1024;
 /// What it may keep for each slow request besides.
 const EACH_MAX: u64 = 72 * 1024;
+/// What the kernel may keep for a sidecar.
+const KERNEL_MAX: u64 = 256 * 1024 * 1024;
+/// And for each slow request besides.
+const KERNEL_EACH_MAX: u64 = 24 * 1024;
 /// What the kernel keeps for callers and for the application: little, since it is not what is looked at here.
 const BUFFER: u32 = 4096;
 
@@ -44,15 +49,23 @@ enum Kind {
 
 /// What has been written, by the application and by callers.
 #[derive(Clone, Default)]
-pub(crate) struct Written(Arc<AtomicU64>);
+pub(crate) struct Written {
+    bytes: Arc<AtomicU64>,
+    /// Requests that the application has been asked and is slow at.
+    asked: Arc<AtomicUsize>,
+}
 
 impl Written {
     fn count(&self, bytes: usize) {
-        self.0.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
     fn so_far(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    fn asked(&self) -> usize {
+        self.asked.load(Ordering::Relaxed)
     }
 }
 
@@ -73,6 +86,9 @@ pub(crate) async fn application(written: Written) -> u16 {
 
 async fn serve(mut stream: TcpStream, written: Written) -> std::io::Result<()> {
     while let Some(head) = head(&mut stream).await {
+        if head.contains(" /endless ") || head.contains(" /swallow ") {
+            written.asked.fetch_add(1, Ordering::Relaxed);
+        }
         if head.contains(" /endless ") {
             stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await?;
             loop {
@@ -191,6 +207,33 @@ pub(crate) fn resident(process: &Process) -> u64 {
     let line = status.lines().find(|line| line.starts_with("VmRSS:"));
     let kilobytes = line.and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok());
     kilobytes.unwrap() * 1024
+}
+
+/// What the kernel keeps for the connections of a process, as their payload, in bytes: what has not been sent or not been acknowledged, and
+/// what has not been read (proc_pid_net(5)).
+fn in_kernel(process: &Process) -> u64 {
+    let pid = process.pid();
+    let open = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+    let sockets: HashSet<String> = open
+        .filter_map(|entry| {
+            let link = std::fs::read_link(entry.ok()?.path()).ok()?;
+            let inode = link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?;
+            Some(inode.to_owned())
+        })
+        .collect();
+    let table = std::fs::read_to_string(format!("/proc/{pid}/net/tcp")).unwrap();
+    let queued = |line: &str| {
+        let fields: Vec<_> = line.split_ascii_whitespace().collect();
+        // What a listener has there are connections.
+        let is_open = fields.get(3).is_some_and(|state| *state != "0A");
+        if !is_open || !sockets.contains(*fields.get(9)?) {
+            return None;
+        }
+        let (sending, received) = fields[4].split_once(':')?;
+        let bytes = |hex| u64::from_str_radix(hex, 16).ok();
+        Some(bytes(sending)? + bytes(received)?)
+    };
+    table.lines().filter_map(queued).sum()
 }
 
 /// As many descriptors as slow requests take here: a caller's and an application's end of each. Says so where there are fewer, and
@@ -321,14 +364,18 @@ async fn slow(kind: Kind, is_http2: bool) {
         };
         let called = timeout(SOON, calling).await;
         held.append(&mut called.unwrap_or_else(|_| panic!("{left} could not call in time")));
+        let arrived = async || written.asked() >= count - (left + 1 - wave);
+        eventually("the application is asked", arrived).await;
     }
     stuck(&written).await;
     let after = [&pair.web, &pair.store].map(resident);
     let kept = [0, 1].map(|n| after[n].saturating_sub(before[n]));
     let taken = written.so_far() / count as u64;
     let each = kept.map(|kept| kept / count as u64);
+    let in_kernel = [&pair.web, &pair.store].map(in_kernel);
+    let each_in_kernel = in_kernel.map(|kept| kept / count as u64);
     println!(
-        "{count} {kind:?}, HTTP/2: {is_http2}: for each {each:?} bytes in the sidecars, {taken} taken"
+        "{count} {kind:?}, HTTP/2: {is_http2}: for each {each:?} bytes in the sidecars, {each_in_kernel:?} in the kernel, {taken} taken"
     );
     for _ in 0..32 {
         let served = timeout(SOON, pair.serves()).await;
@@ -339,6 +386,20 @@ async fn slow(kind: Kind, is_http2: bool) {
         kept.iter().all(|kept| *kept < most),
         "{kept:?} bytes are kept for {count} slow requests, {each:?} for each"
     );
+    let most = KERNEL_MAX + KERNEL_EACH_MAX * count as u64;
+    assert!(
+        in_kernel.iter().all(|kept| *kept < most),
+        "the kernel keeps {in_kernel:?} bytes for {count} slow requests, {each_in_kernel:?} for each"
+    );
+    for sidecar in [&pair.web, &pair.store] {
+        let failed: Vec<_> = sidecar
+            .requests()
+            .into_iter()
+            .filter(|request| request["path"] != "/")
+            .map(|request| request["detail"].to_string())
+            .collect();
+        assert_eq!(failed.first(), None, "{} have failed", failed.len());
+    }
     for held in held {
         held.abort();
     }

@@ -118,6 +118,9 @@ pub(crate) fn measure(
         // Nobody is always the first.
         run.chains.rotate_left(1);
     }
+    for (_, chain) in &mut run.chains {
+        chain.end();
+    }
     Ok(())
 }
 

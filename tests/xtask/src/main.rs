@@ -5,9 +5,11 @@
 //! | [`demo`] | shows the mesh at work, or checks it unattended |
 //! | [`lint`] | format, clippy, and which crates may be in the tree |
 //! | [`cargo`] | builds and tests |
+//! | [`dist`] | builds what is installed |
 
 mod cargo;
 mod demo;
+mod dist;
 mod lint;
 
 use clap::{Parser, Subcommand};
@@ -42,6 +44,8 @@ enum Task {
     },
     /// Check format, lints and dependencies; changes nothing
     Lint,
+    /// Build the binaries as they are installed, into `target/dist`: the dataplane by a profile of itself at work
+    Dist,
     /// Measure on optimised binaries: `dataplane` (beside haproxy, Envoy and nginx), `change`, or both
     Bench {
         /// Passed on to the benchmark
@@ -60,6 +64,7 @@ fn main() -> anyhow::Result<()> {
             cargo::cargo(&all)
         }
         Task::Lint => lint::run(),
+        Task::Dist => dist::run().map(|_| ()),
         Task::Bench { arguments } => {
             let binaries = cargo::build_binaries(true)?;
             let mut bench = std::process::Command::new(binaries.join("bench"));

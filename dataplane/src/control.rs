@@ -18,8 +18,8 @@ use std::{
 use mesh_proto::{
     VERSION,
     discovery::{
-        Ack, Answer, Certificate, DocumentNack, DocumentVersion, Documents, EndpointsDelta,
-        Heartbeat, Hello, Leaving, Nack, NackKind, Question, Role, ToZone, answer, question,
+        Ack, Answer, Certificate, DocumentNack, DocumentVersion, Documents, EndpointsDelta, Hello,
+        Leaving, Nack, NackKind, Question, Role, ToZone, answer, question,
         to_dataplane::Message as FromZoneMessage, to_zone::Message as ToZoneMessage,
     },
     document, features, proxy as wire,
@@ -585,10 +585,7 @@ impl Control {
             .swap(not_after, Ordering::Relaxed);
         if before != not_after {
             // People who ask the zone are told at once, not only after the next beat.
-            self.say(ToZoneMessage::Heartbeat(Heartbeat {
-                revision: 0,
-                certificate_not_after: u64::try_from(not_after).unwrap_or(0),
-            }));
+            self.say(ToZoneMessage::Heartbeat(self.metrics.heartbeat()));
         }
     }
 

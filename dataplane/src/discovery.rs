@@ -6,14 +6,10 @@
 
 mod recognise;
 
-use std::{
-    path::PathBuf,
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use mesh_proto::discovery::{
-    GoAway, Heartbeat, Hello, ToDataplane, ToZone, Welcome, discovery_client::DiscoveryClient,
+    GoAway, Hello, ToDataplane, ToZone, Welcome, discovery_client::DiscoveryClient,
     to_dataplane::Message as FromZoneMessage, to_zone::Message as ToZoneMessage,
 };
 use mesh_runtime::{
@@ -28,7 +24,7 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Status, Streaming, metadata::MetadataValue};
 
-use crate::metrics::ControlMetrics;
+use crate::metrics::Metrics;
 use recognise::Recognise;
 
 /// How long the zone may take to answer hello.
@@ -95,8 +91,8 @@ pub struct Client {
     pub token: TokenSource,
     /// Anchors of the control plane that were kept, as PEM.
     pub anchors: Vec<String>,
-    /// Says when the workload certificate ends.
-    pub control: Arc<ControlMetrics>,
+    /// What the zone is told of with each heartbeat.
+    pub metrics: Arc<Metrics>,
     /// Wakes the client to begin a new stream, which brings all endpoints afresh.
     pub look_up: Arc<Notify>,
     /// To the control thread. Where it is full, the stream is not read, and the zone waits.
@@ -331,12 +327,8 @@ impl Client {
     }
 
     fn heartbeat(&self) -> ToZone {
-        let not_after = self.control.certificate_not_after.load(Ordering::Relaxed);
         ToZone {
-            message: Some(ToZoneMessage::Heartbeat(Heartbeat {
-                revision: 0,
-                certificate_not_after: u64::try_from(not_after).unwrap_or(0),
-            })),
+            message: Some(ToZoneMessage::Heartbeat(self.metrics.heartbeat())),
         }
     }
 }

@@ -4,6 +4,7 @@
 //! for a label set it has not seen before, and by the scrape.
 
 use std::{
+    cmp::Reverse,
     collections::{BTreeMap, HashMap},
     fmt,
     sync::{
@@ -12,7 +13,7 @@ use std::{
     },
 };
 
-use mesh_proto::discovery::RequestCounts;
+use mesh_proto::discovery::{self, Heartbeat, RequestCounts};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, NoLabelSet},
@@ -60,9 +61,14 @@ pub struct DetectionLabels {
 #[derive(Debug, Default, Clone, Copy)]
 struct DetectionTimeouts {
     count: u64,
+    /// Unix seconds.
+    last_at: u64,
     /// The worker's clock when it was said last.
     said_at_ms: u64,
 }
+
+/// Ports that the zone is told of with each beat.
+const TOLD_MAX: usize = 32;
 
 /// Between two logs about one port.
 const SAID_AGAIN_MS: u64 = 60_000;
@@ -114,11 +120,17 @@ impl Counters {
 
     /// Counts a detection that timed out, which is rare. True where it is time to say so.
     #[must_use]
-    pub fn count_detection_timeout(&self, labels: DetectionLabels, now_ms: u64) -> bool {
+    pub fn count_detection_timeout(
+        &self,
+        labels: DetectionLabels,
+        now_ms: u64,
+        unix_seconds: u64,
+    ) -> bool {
         let detections = &self.shared.detections;
         let mut detections = detections.lock().unwrap_or_else(PoisonError::into_inner);
         let of_port = detections.entry(labels).or_default();
         of_port.count += 1;
+        of_port.last_at = unix_seconds;
         let is_due =
             of_port.count == 1 || now_ms.saturating_sub(of_port.said_at_ms) >= SAID_AGAIN_MS;
         if is_due {
@@ -213,15 +225,39 @@ impl Metrics {
         workers.map(|worker| worker.requests.clone()).collect()
     }
 
-    /// Detections that timed out so far, by port.
+    /// What the zone is told again and again.
     #[must_use]
-    pub fn detection_timeouts(&self) -> BTreeMap<DetectionLabels, u64> {
-        let mut sums = BTreeMap::new();
+    pub fn heartbeat(&self) -> Heartbeat {
+        let not_after = self.control.certificate_not_after.load(Ordering::Relaxed);
+        let mut timeouts: Vec<_> = self.detection_timeouts().into_iter().collect();
+        timeouts.sort_by_key(|(_, of_port)| Reverse(of_port.last_at));
+        timeouts.truncate(TOLD_MAX);
+        let told = timeouts
+            .into_iter()
+            .map(|(labels, of_port)| discovery::DetectionTimeouts {
+                service: labels.destination.to_string(),
+                port: labels.port.to_string(),
+                inbound: labels.direction == Direction::Inbound,
+                connections: of_port.count,
+                last_at: of_port.last_at,
+            });
+        Heartbeat {
+            revision: 0,
+            certificate_not_after: u64::try_from(not_after).unwrap_or(0),
+            detection_timeouts: told.collect(),
+        }
+    }
+
+    /// Detections that timed out so far, by port.
+    fn detection_timeouts(&self) -> BTreeMap<DetectionLabels, DetectionTimeouts> {
+        let mut sums = BTreeMap::<_, DetectionTimeouts>::new();
         for worker in &self.workers {
             let detections = worker.detections.lock();
             let detections = detections.unwrap_or_else(PoisonError::into_inner);
             for (labels, of_port) in &*detections {
-                *sums.entry(labels.clone()).or_default() += of_port.count;
+                let sum = sums.entry(labels.clone()).or_default();
+                sum.count += of_port.count;
+                sum.last_at = sum.last_at.max(of_port.last_at);
             }
         }
         sums
@@ -318,7 +354,7 @@ impl Collector for Metrics {
             None,
             MetricType::Counter,
         )?;
-        for (labels, count) in self.detection_timeouts() {
+        for (labels, of_port) in self.detection_timeouts() {
             let labels = [
                 ("mesh", &*labels.mesh),
                 ("zone", &**zone),
@@ -328,7 +364,7 @@ impl Collector for Metrics {
             ];
             family
                 .encode_family(&labels)?
-                .encode_counter::<NoLabelSet, u64, u64>(&count, None)?;
+                .encode_counter::<NoLabelSet, u64, u64>(&of_port.count, None)?;
         }
         http::metrics::encode(&self.requests(), &zone, &mut encoder)?;
         self.encode_process(&mut encoder)

@@ -148,7 +148,7 @@ pub async fn run(
         addresses: settings.zone_cp.clone(),
         token: settings.token.clone(),
         anchors,
-        control: metrics.control.clone(),
+        metrics: metrics.clone(),
         look_up,
         events: zone_events,
     };
@@ -290,7 +290,7 @@ fn connections_max(wanted: usize) -> usize {
     wanted.min(room)
 }
 
-fn unix_now() -> u64 {
+pub(crate) fn unix_now() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     since.map_or(0, |since| since.as_secs())
 }

@@ -37,6 +37,7 @@ use crate::{
     metrics::{Counters, DetectionLabels, Labels, WorkerSeries},
     net,
     permission::Decision,
+    process::unix_now,
     record::{Connection, Direction, End, Outcome, Reason, Waiting},
     snapshot::Snapshot,
     socket::{Scratch, Watched},
@@ -333,7 +334,7 @@ impl Worker {
         if self
             .counters
             .borrow()
-            .count_detection_timeout(labels, self.now_ms())
+            .count_detection_timeout(labels, self.now_ms(), unix_now())
         {
             tracing::warn!(
                 direction = connection.direction.as_str(),

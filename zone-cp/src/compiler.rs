@@ -258,9 +258,9 @@ fn required_of(inbound: &Inbound) -> Vec<&'static str> {
 }
 
 /// Service ports that each inbound (by name) of a dataplane serves.
-type ServedPorts = BTreeMap<String, Vec<(String, PortSpec)>>;
+pub(crate) type ServedPorts = BTreeMap<String, Vec<(String, PortSpec)>>;
 
-fn served_ports(services: &Services, dataplane: &Resource) -> ServedPorts {
+pub(crate) fn served_ports(services: &Services, dataplane: &Resource) -> ServedPorts {
     let mut served = ServedPorts::new();
     let behind = services.behind.get(&dataplane.meta.name);
     for name in behind.into_iter().flatten() {

@@ -91,14 +91,29 @@ pub fn route(route: &TcpRoute) -> String {
     with_origin(&http::backends(&route.backends), &route.origin)
 }
 
-/// Where traffic to a service really goes, in the order in which rules are tried. Nothing: to the service.
+/// Where traffic to the service of `document` really goes, in the order in which rules are tried. Nothing: to the service.
 #[must_use]
-pub fn routes(service: &Service) -> Vec<String> {
+pub fn routes(document: &str, service: &Service) -> Vec<String> {
     match (&service.http_routes, &service.tcp_route) {
-        (Some(routes), _) => routes.rules.iter().map(http::rule).collect(),
+        (Some(routes), _) => {
+            let bytes =
+                (service.protocol() == Protocol::Detect).then(|| not_http(document, service));
+            routes.rules.iter().map(http::rule).chain(bytes).collect()
+        }
         (None, Some(tcp)) => vec![route(tcp)],
         (None, None) => Vec::new(),
     }
+}
+
+/// What no rule for requests is about, at a port that declares nothing.
+pub const NOT_HTTP: &str = "what is not HTTP";
+
+fn not_http(document: &str, service: &Service) -> String {
+    let to = match &service.tcp_route {
+        Some(tcp) => route(tcp),
+        None => with_origin(&format!("1 {}", service_name(document)), ""),
+    };
+    format!("{NOT_HTTP}: to {to}")
 }
 
 /// Time-outs and the spreading over endpoints, with their origins.

@@ -237,7 +237,7 @@ impl Discovery for DiscoveryServer {
             events: self.events.clone(),
             revision: self.revision.clone(),
             heartbeat: self.heartbeat,
-            certificate_not_after: None,
+            last_beat: None,
         };
         tokio::spawn(reader.run(inbound));
         Ok(Response::new(body))
@@ -253,7 +253,7 @@ struct Reader {
     events: mpsc::Sender<Event>,
     revision: watch::Receiver<u64>,
     heartbeat: Duration,
-    certificate_not_after: Option<u64>,
+    last_beat: Option<Heartbeat>,
 }
 
 impl Reader {
@@ -306,11 +306,8 @@ impl Reader {
     fn worth_telling(&mut self, message: ToZone) -> Option<to_zone::Message> {
         match message.message? {
             to_zone::Message::Heartbeat(beat) => {
-                let told = self
-                    .certificate_not_after
-                    .replace(beat.certificate_not_after);
-                (told != Some(beat.certificate_not_after))
-                    .then_some(to_zone::Message::Heartbeat(beat))
+                let last = self.last_beat.replace(beat.clone());
+                (last.as_ref() != Some(&beat)).then_some(to_zone::Message::Heartbeat(beat))
             }
             other => Some(other),
         }
@@ -319,7 +316,7 @@ impl Reader {
     fn send_heartbeat(&self) {
         let beat = Heartbeat {
             revision: *self.revision.borrow(),
-            certificate_not_after: 0,
+            ..Heartbeat::default()
         };
         if let Some(outgoing) = &self.outgoing {
             outgoing.send(ToDataplane {

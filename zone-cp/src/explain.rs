@@ -252,8 +252,16 @@ fn caller(
     });
     explained.request = request.map(|request| format!("{} {}", request.method, request.path));
     let mut timeouts = called.timeouts.clone();
-    let shares: Vec<RouteBackend> = match (&called.http_routes, &called.tcp_route) {
-        (Some(routes), _) => {
+    // Connections of bytes, which have a route of their own.
+    let connections = || match &called.tcp_route {
+        Some(route) => route.backends.clone(),
+        None => vec![RouteBackend {
+            service_document: document_name.clone(),
+            weight: 1,
+        }],
+    };
+    let shares = match &called.http_routes {
+        Some(routes) => {
             let rules = concerned(routes, request);
             explained.rules = rules.iter().map(|rule| explained_rule(rule)).collect();
             if request.is_some() {
@@ -266,16 +274,28 @@ fn caller(
                     timeouts.http = Some(own);
                 }
             }
-            together(&rules)
+            let mut backends: Vec<_> = rules
+                .iter()
+                .flat_map(|rule| rule.backends.clone())
+                .collect();
+            if request.is_none() && called.protocol() == Protocol::Detect {
+                let bytes = connections();
+                explained.rules.push(ExplainedRule {
+                    matches: describe::NOT_HTTP.to_owned(),
+                    origin: called.tcp_route.as_ref().map(|route| route.origin.clone()),
+                    filters: Vec::new(),
+                    backends: describe::http::backends(&bytes),
+                    settings: Vec::new(),
+                });
+                backends.extend(bytes);
+            }
+            together(&backends)
         }
-        (None, Some(route)) => {
-            explained.route = Some(route.origin.clone());
-            route.backends.clone()
+        None => {
+            let route = called.tcp_route.as_ref();
+            explained.route = route.map(|route| route.origin.clone());
+            connections()
         }
-        (None, None) => vec![RouteBackend {
-            service_document: document_name.clone(),
-            weight: 1,
-        }],
     };
     for RouteBackend {
         service_document,
@@ -353,9 +373,9 @@ fn answer(rule: Option<&HttpRule>) -> Option<String> {
 }
 
 /// The backends of several rules, each once.
-fn together(rules: &[&HttpRule]) -> Vec<RouteBackend> {
+fn together(backends: &[RouteBackend]) -> Vec<RouteBackend> {
     let mut weights: BTreeMap<&str, u32> = BTreeMap::new();
-    for backend in rules.iter().flat_map(|rule| &rule.backends) {
+    for backend in backends {
         let weight = weights.entry(&backend.service_document).or_default();
         *weight = (*weight).max(backend.weight);
     }

@@ -5,16 +5,17 @@ use std::collections::BTreeSet;
 use mesh_model::{
     Dataplane, Kind as _, MeshHTTPRoute, MeshService, Stamp,
     api::{
-        DataplaneView, DocumentView, InboundView, Key, OutboundView, ZonePolicy, ZoneService,
-        ZoneServicePort,
+        DataplaneView, DetectionTimeouts, DocumentView, InboundView, Key, OutboundView, ZonePolicy,
+        ZoneService, ZoneServicePort,
     },
     permission,
     policy::{self, Destination, ToKind},
     selection,
 };
 use mesh_proto::{
+    discovery,
     names::ZoneName,
-    proxy::{Inbound, Proxy, document::Body},
+    proxy::{Inbound, Protocol, Proxy, document::Body},
     zone::ZoneStatus,
 };
 use serde_json::{Value, json};
@@ -354,9 +355,71 @@ fn view(mesh: &Mesh, zone: &ZoneName, name: &str, registration: &Registration) -
         certificate_not_after: registration.certificate_not_after,
         documents: documents.collect(),
         resource: registration.resource.to_view(&Stamp::default()),
+        detection_timeouts: detection_timeouts(mesh, name, registration),
         inbounds: Vec::new(),
         outbounds: Vec::new(),
     }
+}
+
+/// Ports at which the dataplane could not tell in time what is spoken, without those of which that has been declared since.
+fn detection_timeouts(
+    mesh: &Mesh,
+    name: &str,
+    registration: &Registration,
+) -> Vec<DetectionTimeouts> {
+    let told = &registration.detection_timeouts;
+    if told.is_empty() {
+        return Vec::new();
+    }
+    let bodies = || {
+        let documents = mesh.tracker(name).into_iter().flat_map(|t| t.wanted());
+        documents.filter_map(|(_, document)| document.body.as_ref())
+    };
+    let detected_inbound = |one: &discovery::DetectionTimeouts| {
+        bodies().find_map(|body| match body {
+            Body::Proxy(proxy) => proxy.inbounds.iter().find(|inbound| {
+                inbound.protocol() == Protocol::Detect
+                    && (&inbound.name, &inbound.service) == (&one.port, &one.service)
+            }),
+            _ => None,
+        })
+    };
+    let detected_service = |one: &discovery::DetectionTimeouts| {
+        bodies().find_map(|body| match body {
+            Body::Service(service)
+                if service.protocol() == Protocol::Detect
+                    && service.name == one.service
+                    && service.port.to_string() == one.port =>
+            {
+                u16::try_from(service.port).ok()
+            }
+            _ => None,
+        })
+    };
+    let served = compiler::served_ports(mesh.services(), &registration.resource);
+    let shown = |one: &discovery::DetectionTimeouts| {
+        let (port, direction) = if one.inbound {
+            let inbound = detected_inbound(one)?;
+            let served = served.get(&inbound.name).into_iter().flatten();
+            let port = served
+                .filter(|(service, _)| *service == one.service)
+                .map(|(_, port)| port.port)
+                .next();
+            // What no service names is called by its own port.
+            let own = || u16::try_from(inbound.listen.as_ref()?.port).ok();
+            (port.or_else(own)?, "inbound")
+        } else {
+            (detected_service(one)?, "outbound")
+        };
+        Some(DetectionTimeouts {
+            service: one.service.clone(),
+            port,
+            direction: direction.to_owned(),
+            connections: one.connections,
+            last_at: one.last_at,
+        })
+    };
+    told.iter().filter_map(shown).collect()
 }
 
 fn state(registration: &Registration) -> &'static str {
@@ -440,7 +503,9 @@ fn outbounds(
                 service: outbound.service_document.clone(),
                 endpoints: reference.map(|r| endpoints(mesh, r)).unwrap_or_default(),
                 identities: zones.flat_map(|z| z.identities.clone()).collect(),
-                routes: service.map(describe::routes).unwrap_or_default(),
+                routes: service
+                    .map(|service| describe::routes(&outbound.service_document, service))
+                    .unwrap_or_default(),
                 settings: service.map(describe::service_settings).unwrap_or_default(),
             }
         })

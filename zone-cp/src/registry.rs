@@ -7,7 +7,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use mesh_model::Resource;
-use mesh_proto::discovery::InboundReadiness;
+use mesh_proto::discovery::{DetectionTimeouts, InboundReadiness};
 use serde::{Deserialize, Serialize};
 
 use crate::token::Accepted;
@@ -43,6 +43,8 @@ pub struct Registration {
     pub leaving: bool,
     /// Unix seconds at which its certificate ends, as it said last. 0: it has none.
     pub certificate_not_after: u64,
+    /// Ports on which it could not be told what is spoken, as it said last. Not kept on disk: it says so again.
+    pub detection_timeouts: Vec<DetectionTimeouts>,
 }
 
 /// Who knocks.
@@ -109,6 +111,7 @@ impl Registry {
                         listening: entry.listening,
                         leaving: false,
                         certificate_not_after: entry.certificate_not_after,
+                        detection_timeouts: Vec::new(),
                     };
                     registry.entries.insert(entry.name, registration);
                 }
@@ -165,6 +168,7 @@ impl Registry {
             listening: old.is_some_and(|old| old.listening && !old.leaving),
             leaving: false,
             certificate_not_after: old.map_or(0, |old| old.certificate_not_after),
+            detection_timeouts: Vec::new(),
             resource: arrival.resource,
         };
         self.entries.insert(name, registration);

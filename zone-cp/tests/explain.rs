@@ -310,6 +310,43 @@ fn a_routes_shares_are_shown_with_those_that_fail() {
 }
 
 #[test]
+fn at_a_port_that_declares_nothing_requests_and_bytes_go_each_by_a_route_of_their_own() {
+    let mut world = World::new(&WORLD.replace(", protocol: tcp", ""));
+    world.put(&format!(
+        "{SPLIT}---\n{{type: MeshHTTPRoute, mesh: pay, name: shop, spec: {{to: [{{targetRef: {{kind: MeshService, name: store}}, rules: [{{matches: [{{path: {{type: PathPrefix, value: /v2}}}}], default: {{backendRefs: [{{kind: MeshService, name: web, port: 80}}]}}}}]}}]}}}}\n"
+    ));
+    world.ack_all();
+    let of = |lines: Vec<String>, words: &[&str]| -> Vec<String> {
+        let is_of = |line: &String| words.iter().any(|word| line.contains(word));
+        lines.into_iter().filter(is_of).collect()
+    };
+    let words = ["  by ", ":80: ", "HTTPRoute/", "not HTTP"];
+    assert_eq!(
+        of(world.call("web", "store", 80), &words),
+        [
+            "  path begins with /v2: 1 web:80 (MeshHTTPRoute/shop to[0].rules[0])",
+            "  what is not HTTP: 1 none:80, 9 store:80 (MeshTCPRoute/split to[0].rules[0])",
+            "  1 none:80: there is no none:80 in any zone",
+            "  9 store:80: 10.0.0.2:80 (east)",
+            "  1 web:80: 10.0.0.1:80 (east)",
+        ]
+    );
+    assert_eq!(
+        of(world.request("GET /v2", None), &words),
+        [
+            "  by MeshHTTPRoute/shop to[0].rules[0]",
+            "  path begins with /v2: 1 web:80 (MeshHTTPRoute/shop to[0].rules[0])",
+            "  1 web:80: 10.0.0.1:80 (east)"
+        ]
+    );
+    // What no rule of requests takes goes to the service, whatever is said of bytes.
+    assert_eq!(
+        of(world.request("GET /", None), &words),
+        ["  1 store:80: 10.0.0.2:80 (east)"]
+    );
+}
+
+#[test]
 fn the_own_zones_endpoints_are_used_while_there_are_any() {
     let mut world = World::new(WORLD);
     let mut west = resources(

@@ -423,6 +423,19 @@ async fn global_may_ask_about_dataplanes() {
         .await
         .unwrap();
     web.until("documents", |d| d.documents.len() == 2).await;
+    // The port declares nothing; another one that is named does not exist, or not any more.
+    let timeouts = |port: &str| discovery::DetectionTimeouts {
+        service: "web".into(),
+        port: port.into(),
+        inbound: true,
+        connections: 2,
+        last_at: 1_000,
+    };
+    let beat = discovery::Heartbeat {
+        detection_timeouts: vec![timeouts("8080"), timeouts("81")],
+        ..discovery::Heartbeat::default()
+    };
+    web.say(discovery::to_zone::Message::Heartbeat(beat)).await;
     let list = What::ListDataplanes(ListDataplanes { mesh: "pay".into() });
     let inspect = |name: &str| {
         What::InspectDataplane(InspectDataplane {
@@ -432,16 +445,36 @@ async fn global_may_ask_about_dataplanes() {
     };
     let mut answers = Vec::new();
     for what in [
-        Some(list),
+        Some(list.clone()),
         Some(inspect("web-1")),
         Some(inspect("nobody")),
         None,
     ] {
         answers.push(asked(&mut stream, what).await);
     }
-    let views: Vec<mesh_model::api::DataplaneView> =
-        serde_json::from_slice(&answers[0].json).unwrap();
-    assert_eq!(views.len(), 1);
+    let views = |answer: &QueryAnswer| -> Vec<mesh_model::api::DataplaneView> {
+        serde_json::from_slice(&answer.json).unwrap()
+    };
+    assert_eq!(views(&answers[0]).len(), 1);
+    // What a dataplane says comes on a stream of its own.
+    let told = soon("the heartbeat is heard", async {
+        loop {
+            let mut views = views(&asked(&mut stream, Some(list.clone())).await);
+            let told = views.remove(0).detection_timeouts;
+            if !told.is_empty() {
+                return told;
+            }
+        }
+    })
+    .await;
+    let of_web = mesh_model::api::DetectionTimeouts {
+        service: "web".into(),
+        port: 8080,
+        direction: "inbound".into(),
+        connections: 2,
+        last_at: 1_000,
+    };
+    assert_eq!(told, [of_web]);
     let view: mesh_model::api::DataplaneView = serde_json::from_slice(&answers[1].json).unwrap();
     assert_eq!(view.inbounds[0].permissions, [format!("allow {WEB} (p#0)")]);
     assert!(answers[2].error.contains("nobody"));

@@ -1,5 +1,7 @@
 //! What deserves attention: what ends soon, who is away, what is refused.
 
+use std::collections::BTreeMap;
+
 use axum::{Json, extract::State};
 use mesh_model::api::{Check, DataplaneView, Expiry, Finding, TokenUse};
 use mesh_proto::{
@@ -29,6 +31,8 @@ const CERTIFICATES_MAX: usize = 1000;
 const FINDINGS_MAX: usize = 1000;
 /// Dataplanes of one mesh in one zone that are named.
 const NAMED_MAX: usize = 20;
+/// Detections that timed out are told for so long.
+const DETECTION_SECONDS: i64 = 24 * 3600;
 /// Tokens that end within this are told.
 const TOKEN_SECONDS: i64 = 14 * 24 * 3600;
 
@@ -42,7 +46,8 @@ pub async fn check(State(app): State<App>, caller: Caller) -> Result<Json<Check>
     let image = app.image();
     let zones = known_zones(&image);
     let now = i64::try_from(clock::now_seconds()).unwrap_or(i64::MAX);
-    let (mut lifetimes, silent) = of_dataplanes(&app, actor, &zones, &connected).await;
+    let (views, silent) = dataplanes(&app, actor, &zones, &connected).await;
+    let mut lifetimes: Vec<Lifetime> = views.iter().filter_map(lifetime).collect();
     lifetimes.extend(
         certificates::stored(&image)
             .into_iter()
@@ -60,12 +65,13 @@ pub async fn check(State(app): State<App>, caller: Caller) -> Result<Json<Check>
             findings.extend(of_stream(stream, |mesh, kind| reads(actor, mesh, kind)));
         }
     }
+    findings.extend(undetected(&views, now));
     findings.extend(silent.into_iter().map(|zone| {
         finding(
             "warning",
             format!("zone {}", zone.zone),
             format!("it did not say which dataplanes it has: {}", zone.reason),
-            "its dataplanes' certificates are missing here; ask again when it answers",
+            "what its dataplanes say is missing here; ask again when it answers",
         )
     }));
     findings.extend(of_tokens(&image, actor, now));
@@ -98,13 +104,13 @@ fn finding(severity: &str, subject: String, message: String, remedy: &str) -> Fi
     }
 }
 
-/// The certificates of dataplanes, as their zones know them. Only meshes that have some in a zone are asked about.
-async fn of_dataplanes(
+/// Dataplanes, as their zones know them. Only meshes that have some in a zone are asked about.
+async fn dataplanes(
     app: &App,
     actor: &Actor,
     zones: &[KnownZone],
     connected: &[ConnectedZone],
-) -> (Vec<Lifetime>, Vec<NoAnswer>) {
+) -> (Vec<DataplaneView>, Vec<NoAnswer>) {
     let mut questions = Vec::new();
     for zone in zones.iter().filter(|zone| zone.enabled) {
         let status = stream_of(&zone.name, connected).and_then(|stream| stream.status.as_ref());
@@ -128,23 +134,67 @@ async fn of_dataplanes(
             continue;
         };
         match answer {
-            Ok(views) => found.extend(
-                views
-                    .into_iter()
-                    .filter(|view| view.mesh == mesh && view.certificate_not_after > 0)
-                    .map(|view| Lifetime {
-                        subject: format!("dataplane {mesh}/{}", view.name),
-                        mesh: mesh.clone(),
-                        ends: i64::try_from(view.certificate_not_after).unwrap_or(i64::MAX),
-                        // How long it was made for is not known here.
-                        worry: 0,
-                    }),
-            ),
+            Ok(views) => found.extend(views.into_iter().filter(|view| view.mesh == mesh)),
             Err(zone) if silent.iter().all(|known| known.zone != zone.zone) => silent.push(zone),
             Err(_) => {}
         }
     }
     (found, silent)
+}
+
+fn lifetime(view: &DataplaneView) -> Option<Lifetime> {
+    (view.certificate_not_after > 0).then(|| Lifetime {
+        subject: format!("dataplane {}/{}", view.mesh, view.name),
+        mesh: view.mesh.clone(),
+        ends: i64::try_from(view.certificate_not_after).unwrap_or(i64::MAX),
+        // How long it was made for is not known here.
+        worry: 0,
+    })
+}
+
+/// Ports at which connections were delayed, since nothing says what is spoken there and nobody could tell.
+fn undetected(views: &[DataplaneView], now: i64) -> Vec<Finding> {
+    #[derive(Default)]
+    struct Seen {
+        by_callers: u64,
+        by_called: u64,
+        last_at: u64,
+    }
+    let mut ports: BTreeMap<(&str, &str, u16), Seen> = BTreeMap::new();
+    for view in views {
+        for told in &view.detection_timeouts {
+            let port = (&*view.mesh, &*told.service, told.port);
+            let seen = ports.entry(port).or_default();
+            let by = match told.direction.as_str() {
+                "inbound" => &mut seen.by_called,
+                _ => &mut seen.by_callers,
+            };
+            *by = by.saturating_add(told.connections);
+            seen.last_at = seen.last_at.max(told.last_at);
+        }
+    }
+    let ago = |seen: &Seen| now - i64::try_from(seen.last_at).unwrap_or(now);
+    ports
+        .into_iter()
+        .filter(|(_, seen)| ago(seen) < DETECTION_SECONDS)
+        .map(|((mesh, service, port), seen)| {
+            // The called one sees again most of what callers have seen.
+            let count = match seen.by_callers.max(seen.by_called) {
+                1 => "one connection".to_owned(),
+                many => format!("{many} connections"),
+            };
+            // A dataplane's clock may be ahead.
+            let ago = words(ago(&seen).max(0));
+            finding(
+                "warning",
+                format!("service {mesh}/{service}:{port}"),
+                format!(
+                    "nothing declares what it speaks, and of {count} that could not be told in time, the last {ago} ago: each was held back for seconds",
+                ),
+                "say it in the MeshService (`appProtocol: tcp` on that port, or `http`, `http2`, `grpc`), or in the Dataplane of each instance (`protocol` of the inbound)",
+            )
+        })
+        .collect()
 }
 
 /// What is over, or should have been renewed.

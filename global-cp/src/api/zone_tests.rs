@@ -474,7 +474,16 @@ async fn a_check_finds_what_ends_soon_who_is_away_and_what_is_refused() {
                     "services": [], "certificateNotAfter": ends, "documents": [], "resource": {},
                 })
             };
-            Ok(json!([dataplane("fresh", now + 80_000), dataplane("stuck", expired), dataplane("new", 0)]))
+            let mut fresh = dataplane("fresh", now + 80_000);
+            let timeouts = |port: u16, direction: &str, connections: u64, ago: u64| {
+                json!({"service": "db", "port": port, "direction": direction, "connections": connections, "lastAt": now - ago})
+            };
+            fresh["detectionTimeouts"] = json!([
+                timeouts(5432, "outbound", 7, 600),
+                timeouts(5432, "inbound", 5, 300),
+                timeouts(9000, "inbound", 1, 25 * 3600),
+            ]);
+            Ok(json!([fresh, dataplane("stuck", expired), dataplane("new", 0)]))
         })
         .await;
     let mesh = |mesh: &str| MeshStatus {
@@ -525,12 +534,15 @@ async fn a_check_finds_what_ends_soon_who_is_away_and_what_is_refused() {
         "warning zone north: it was declared and has never been heard of",
         "warning zone west: its certificate ends in 24 h, and should have been renewed by now",
         "warning token",
+        // Told by both sides, and counted once. What was more than a day ago is not told.
+        "warning service pay/db:5432: nothing declares what it speaks, and of 7 connections that could not be told in time, the last 5 min ago",
     ] {
         assert!(
             told.iter().any(|told| told.starts_with(expected)),
             "{expected} in {told:#?}"
         );
     }
+    assert!(!check.to_string().contains(":9000"), "{check}");
     let first_warning = told
         .iter()
         .position(|told| told.starts_with("warning"))

@@ -268,6 +268,12 @@ pub(crate) fn until(unix_seconds: u64, now: std::time::SystemTime) -> String {
     }
 }
 
+/// How long ago that was.
+pub(crate) fn since(unix_seconds: u64, now: std::time::SystemTime) -> String {
+    let then = std::time::UNIX_EPOCH + std::time::Duration::from_secs(unix_seconds);
+    span(now.duration_since(then).unwrap_or_default())
+}
+
 /// A duration in its largest unit.
 pub(crate) fn span(duration: std::time::Duration) -> String {
     match duration.as_secs() {

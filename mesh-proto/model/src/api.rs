@@ -484,12 +484,32 @@ pub struct DataplaneView {
     /// The Dataplane resource.
     #[schemars(with = "AnyView")]
     pub resource: Value,
+    /// Ports at which it could not tell in time what is spoken, though nothing is declared.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub detection_timeouts: Vec<DetectionTimeouts>,
     /// Inbounds with readiness and the permissions in force, each with its origin. Filled by `inspect` only.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub inbounds: Vec<InboundView>,
     /// Outbounds with their endpoints. Filled by `inspect` only.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub outbounds: Vec<OutboundView>,
+}
+
+/// Connections to one port of which a dataplane could not tell in time whether they speak HTTP, so that each was delayed. Counted since
+/// it started.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DetectionTimeouts {
+    /// The service that was called.
+    pub service: String,
+    /// Its port.
+    pub port: u16,
+    /// `inbound`: counted beside the called application; `outbound`: beside the caller's.
+    pub direction: String,
+    /// How many.
+    pub connections: u64,
+    /// Unix seconds of the last one.
+    pub last_at: u64,
 }
 
 /// One document of a dataplane.
@@ -951,7 +971,7 @@ pub struct ExplainedCaller {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub route: Option<String>,
     /// Rules for requests of HTTP: the one that takes the request, or all in the order in which they are tried, where no request
-    /// was asked about.
+    /// was asked about. Where nothing declares what the port speaks, the last of all is about what is not HTTP.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub rules: Vec<ExplainedRule>,
     /// What the caller's own proxy answers to the request without calling anybody; absent where it does not.

@@ -16,6 +16,7 @@
 //! | [`kinds`] | every kind is written, listed and taken by its zone |
 //! | [`api`] | batches, pages, preconditions, watches, problems |
 //! | [`explain`] | what `explain` says is what a connection does |
+//! | [`detection`] | what is spoken at a port that declares nothing is found out, and where it is not, said |
 //! | [`requests`] | what `explain` says of a request is what becomes of it |
 //! | [`tap`] | what `meshctl tap` shows is what was asked |
 //! | [`life`] | instances restart and CAs change under load, and no request fails |
@@ -28,6 +29,7 @@ mod api;
 mod cluster;
 mod command_line;
 mod demo;
+mod detection;
 mod durability;
 mod explain;
 mod identity;

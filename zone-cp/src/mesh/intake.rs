@@ -2,7 +2,7 @@
 
 use mesh_model::{Dataplane, MeshIdentity, MeshService, MeshTrust, api::Key};
 use mesh_proto::{
-    discovery::{Ack, DocumentVersion, InboundReadiness, Nack},
+    discovery::{Ack, DocumentVersion, Heartbeat, InboundReadiness, Nack},
     document,
     zone::Changes,
 };
@@ -13,6 +13,9 @@ use crate::{
     registry::{Admission, Arrival, StreamId},
     scope::Taken,
 };
+
+/// Ports that a dataplane may name as those where it could not be told what is spoken.
+const DETECTION_TIMEOUTS_MAX: usize = 32;
 
 impl Mesh {
     /// Takes a message of this mesh's scope.
@@ -137,11 +140,17 @@ impl Mesh {
         }
     }
 
-    /// The dataplane says when its certificate ends.
-    pub fn certificate_ends(&mut self, name: &str, not_after: u64) {
-        if let Some(registration) = self.registry.get_mut(name) {
-            registration.certificate_not_after = not_after;
-        }
+    /// The dataplane says what it says with each heartbeat. True where something of it is to be kept on disk.
+    pub fn beat(&mut self, name: &str, beat: Heartbeat) -> bool {
+        let Some(registration) = self.registry.get_mut(name) else {
+            return false;
+        };
+        let mut timeouts = beat.detection_timeouts;
+        timeouts.truncate(DETECTION_TIMEOUTS_MAX);
+        registration.detection_timeouts = timeouts;
+        let ended = registration.certificate_not_after;
+        registration.certificate_not_after = beat.certificate_not_after;
+        ended != beat.certificate_not_after
     }
 
     /// The stream has ended; something was last heard at `heard_ms`. True where the registration is gone with it.

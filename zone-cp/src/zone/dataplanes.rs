@@ -180,9 +180,10 @@ impl Zone {
                 self.save_soon();
             }
             to_zone::Message::Heartbeat(beat) => {
-                slot.mesh.certificate_ends(name, beat.certificate_not_after);
-                self.registrations_to_save.insert(Some(mesh_name.clone()));
-                self.save_soon();
+                if slot.mesh.beat(name, beat) {
+                    self.registrations_to_save.insert(Some(mesh_name.clone()));
+                    self.save_soon();
+                }
             }
             to_zone::Message::Leaving(_) => {
                 tracing::info!(mesh = %mesh_name, dataplane = %name, "a dataplane drains");

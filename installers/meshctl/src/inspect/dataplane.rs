@@ -88,6 +88,19 @@ fn text(view: &DataplaneView, now: SystemTime) -> String {
             short(&document.wanted)
         ));
     }
+    if !view.detection_timeouts.is_empty() {
+        lines.push("\nHeld back, since nothing declares what is spoken:".to_owned());
+    }
+    for told in &view.detection_timeouts {
+        lines.push(format!(
+            "  {} {} connections to {}:{}, the last {} ago",
+            told.connections,
+            told.direction,
+            told.service,
+            told.port,
+            output::since(told.last_at, now)
+        ));
+    }
     lines.push("\nInbounds:".to_owned());
     for inbound in &view.inbounds {
         lines.push(format!(
@@ -137,6 +150,8 @@ fn short(version: &str) -> &str {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use serde_json::json;
 
     use super::*;
@@ -147,6 +162,7 @@ mod tests {
             "mesh": "pay", "zone": "east", "name": "web-1", "state": "online",
             "spiffeId": "spiffe://pay.east.mesh.local/workload/web", "version": "0.1.0", "services": ["web"],
             "certificateNotAfter": 0, "resource": {},
+            "detectionTimeouts": [{"service": "db", "port": 5432, "direction": "outbound", "connections": 7, "lastAt": 1_000}],
             "documents": [{"name": "proxy", "wanted": "bbbbbbbbbbbbbbbb", "running": "a", "refused": "no such feature"}],
             "inbounds": [{"name": "http", "listen": "10.0.0.1:80", "application": "127.0.0.1:8080", "state": "ready",
                           "service": "web", "permissions": ["allow spiffe://x (web-to-api#0)"],
@@ -155,8 +171,10 @@ mod tests {
                            "routes": ["every request: to 1 api:80 (built in)"]}],
         }))
         .unwrap();
-        let text = text(&view, SystemTime::now());
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_060);
+        let text = text(&view, now);
         for words in [
+            "  7 outbound connections to db:5432, the last 60s ago",
             "proxy bbbbbbbbbbbb: refused: no such feature",
             "allow spiffe://x (web-to-api#0)",
             "127.0.0.1:9000 -> api",

@@ -31,7 +31,7 @@ use crate::{
         pool::Pool,
         record::{RequestRecord, SaidBy},
         room::Room,
-        tap::Taps,
+        tap::{Refused, Taps},
     },
     inbound, listener,
     metrics::{Counters, DetectionLabels, Labels, WorkerSeries},
@@ -402,12 +402,13 @@ impl Worker {
             .count(labels, duration, record.trace_id());
     }
 
-    /// Counts what was refused before it was a request.
+    /// Counts what was refused before it was a request, and shows it to whoever looks.
     pub fn count_refused_request(
         &self,
         connection: &Connection,
         status: http::StatusCode,
         reason: Reason,
+        detail: &str,
     ) {
         let labels = RequestLabels {
             mesh: connection.mesh.borrow().clone(),
@@ -424,6 +425,15 @@ impl Worker {
         self.requests
             .borrow_mut()
             .count(labels, Duration::ZERO, None);
+        if self.shared.taps.is_active() {
+            self.shared.taps.show_refused(Refused {
+                connection,
+                snapshot: &self.shared.snapshot.load(),
+                status,
+                reason,
+                detail,
+            });
+        }
     }
 
     /// Counts a connection that is allowed only because its deny is a shadow deny.

@@ -333,7 +333,7 @@ async fn refuse(
 ) {
     caller
         .worker
-        .count_refused_request(&caller.connection, status, reason);
+        .count_refused_request(&caller.connection, status, reason, detail);
     let reply = Reply::H1(H1Reply {
         connection: connection.clone(),
         version: Version::Http11,
@@ -467,12 +467,14 @@ async fn serve_h2(
             End::failed(Reason::Reset, ClosedBy::Source, error)
         }
         (Ok(Some(error)), _) => {
+            let detail = format!("HTTP/2: {error}");
             worker.count_refused_request(
                 &caller.connection,
                 StatusCode::BAD_REQUEST,
                 Reason::BadRequest,
+                &detail,
             );
-            End::refused(Reason::BadRequest, format!("HTTP/2: {error}"))
+            End::refused(Reason::BadRequest, detail)
         }
         (Ok(None), Some(reason)) => caller.connection.closed(reason),
         (Ok(None), None) => completed(ClosedBy::Source),
@@ -503,9 +505,12 @@ fn accept(caller: &Caller, request: Request<RecvStream>, respond: SendResponse<B
             tokio::task::spawn_local(Box::pin(serving));
         }
         Err((status, what)) => {
-            caller
-                .worker
-                .count_refused_request(&caller.connection, status, Reason::BadRequest);
+            caller.worker.count_refused_request(
+                &caller.connection,
+                status,
+                Reason::BadRequest,
+                what,
+            );
             let is_head = reply.is_head();
             let (head, bytes) = Answer::new(status, Reason::BadRequest, what).into_message(false);
             reply.close_after();

@@ -16,8 +16,16 @@ use arc_swap::ArcSwap;
 use mesh_proto::tap::{self as wire, Caught, Filter, Party, Request};
 use prost::Message as _;
 
-use super::{message::Version, record::RequestRecord};
-use crate::{record::Direction, tls::verify::VerifiedPeer};
+use super::{
+    message::Version,
+    metrics,
+    record::{RequestRecord, SaidBy},
+};
+use crate::{
+    record::{Connection, Direction, Reason},
+    snapshot::Snapshot,
+    tls::verify::VerifiedPeer,
+};
 
 /// Taps at once. More are refused, with the reason.
 const TAPS_MAX: usize = 8;
@@ -99,6 +107,21 @@ struct Seen<'a> {
     /// 0: there was no answer.
     status: u16,
     failed: bool,
+}
+
+/// What a caller sent that was refused before it was a request.
+#[derive(Clone, Copy)]
+pub struct Refused<'a> {
+    /// The caller's connection.
+    pub connection: &'a Connection,
+    /// What is in force now.
+    pub snapshot: &'a Snapshot,
+    /// What it was answered.
+    pub status: http::StatusCode,
+    /// Why.
+    pub reason: Reason,
+    /// In words.
+    pub detail: &'a str,
 }
 
 /// Whether `filter` takes what is seen.
@@ -199,6 +222,31 @@ impl Taps {
         for tap in self.open.load().iter() {
             if takes(&tap.filter, &seen) {
                 tap.catch(Instant::now(), || request(record, duration, tap.with_query));
+            }
+        }
+    }
+
+    /// Shows what was no request to those who look for such. It has neither a method nor a path, so nobody who looks for one of these
+    /// sees it.
+    pub fn show_refused(&self, of: Refused<'_>) {
+        let (source, destination) = (
+            of.connection.source.borrow(),
+            of.connection.destination.borrow(),
+        );
+        let status = of.status.as_u16();
+        let seen = Seen {
+            direction: of.connection.direction,
+            source: &source,
+            destination: &destination,
+            route: "",
+            method: "",
+            path: "",
+            status,
+            failed: metrics::failed(of.reason, status, None),
+        };
+        for tap in self.open.load().iter() {
+            if takes(&tap.filter, &seen) {
+                tap.catch(Instant::now(), || refused(of));
             }
         }
     }
@@ -304,37 +352,19 @@ fn request(record: &RequestRecord, duration: Duration, with_query: bool) -> Requ
     } else {
         record.path_only()
     };
-    let own = snapshot.identity.as_ref().map(|own| &own.spiffe_id);
-    let own_zone = snapshot.proxy.as_ref().map(|proxy| proxy.zone.as_str());
-    let peer = record.peer.as_deref().cloned();
-    let peer: Option<VerifiedPeer> = peer.or_else(|| connection.peer.borrow().clone());
-    let peer = peer.as_ref().map(|peer| &peer.id);
-    let peer_zone = peer.and_then(|id| id.trust_domain().zone_of_mesh());
-    let party = |service: &str, own_end: bool, address: String| {
-        let (id, zone) = if own_end {
-            (own, own_zone)
-        } else {
-            (peer, peer_zone)
-        };
-        Party {
-            service: service.to_owned(),
-            zone: zone.unwrap_or_default().to_owned(),
-            spiffe_id: id.map(ToString::to_string).unwrap_or_default(),
-            address,
-        }
-    };
-    let at_caller = connection.direction == Direction::Outbound;
-    let endpoint = record.endpoint.as_deref().unwrap_or_default();
+    let (source, destination) = parties(
+        connection,
+        &snapshot,
+        record.peer.as_deref(),
+        &record.destination,
+        record.endpoint.as_deref().unwrap_or_default(),
+    );
     let request_id = record.request_id.as_ref().and_then(|id| id.to_str().ok());
     Request {
         began_us: began.map_or(0, micros),
         direction: to_wire(connection.direction).into(),
-        source: Some(party(
-            &connection.source.borrow(),
-            at_caller,
-            connection.source_address.to_string(),
-        )),
-        destination: Some(party(&record.destination, !at_caller, endpoint.to_owned())),
+        source: Some(source),
+        destination: Some(destination),
         method: cut(record.method.as_str(), TEXT_BYTES_MAX),
         path: cut(path, PATH_BYTES_MAX),
         version: match record.version {
@@ -360,6 +390,58 @@ fn request(record: &RequestRecord, duration: Duration, with_query: bool) -> Requ
         request_id: cut(request_id.unwrap_or_default(), TEXT_BYTES_MAX),
         trace_id: record.trace_id().unwrap_or_default().to_owned(),
     }
+}
+
+fn refused(of: Refused<'_>) -> Request {
+    let connection = of.connection;
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let destination = connection.destination.borrow();
+    let (source, destination) = parties(connection, of.snapshot, None, &destination, "");
+    Request {
+        began_us: now.map_or(0, micros),
+        direction: to_wire(connection.direction).into(),
+        source: Some(source),
+        destination: Some(destination),
+        status: of.status.as_u16().into(),
+        said_by: SaidBy::Client.as_str().to_owned(),
+        reason: of.reason.as_str().to_owned(),
+        detail: cut(of.detail, TEXT_BYTES_MAX),
+        ..Request::default()
+    }
+}
+
+/// Who called, and who was called. Without a `peer` of the request, it is that of the caller's connection.
+fn parties(
+    connection: &Connection,
+    snapshot: &Snapshot,
+    peer: Option<&VerifiedPeer>,
+    destination: &str,
+    endpoint: &str,
+) -> (Party, Party) {
+    let own = snapshot.identity.as_ref().map(|own| &own.spiffe_id);
+    let own_zone = snapshot.proxy.as_ref().map(|proxy| proxy.zone.as_str());
+    let of_connection = connection.peer.borrow();
+    let peer = peer.or(of_connection.as_ref()).map(|peer| &peer.id);
+    let peer_zone = peer.and_then(|id| id.trust_domain().zone_of_mesh());
+    let party = |service: &str, own_end: bool, address: String| {
+        let (id, zone) = if own_end {
+            (own, own_zone)
+        } else {
+            (peer, peer_zone)
+        };
+        Party {
+            service: service.to_owned(),
+            zone: zone.unwrap_or_default().to_owned(),
+            spiffe_id: id.map(ToString::to_string).unwrap_or_default(),
+            address,
+        }
+    };
+    let at_caller = connection.direction == Direction::Outbound;
+    let source = connection.source_address.to_string();
+    (
+        party(&connection.source.borrow(), at_caller, source),
+        party(destination, !at_caller, endpoint.to_owned()),
+    )
 }
 
 fn micros(duration: Duration) -> u64 {

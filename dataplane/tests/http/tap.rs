@@ -170,3 +170,71 @@ async fn only_what_is_looked_for_is_shown_and_what_is_too_much_is_counted() {
     assert_eq!(few.matched, 5);
     assert!(!few.requests.is_empty());
 }
+
+#[tokio::test]
+async fn what_is_refused_before_it_is_a_request_is_shown_without_method_and_path() {
+    let (application, seen) = application().await;
+    let scene = scene(Protocol::Http, application).await;
+    let all = tap("all", Filter::default());
+    let gets = tap(
+        "gets",
+        Filter {
+            method: "GET".into(),
+            ..Filter::default()
+        },
+    );
+    let failed = tap(
+        "failed",
+        Filter {
+            service: "store".into(),
+            failed: true,
+            ..Filter::default()
+        },
+    );
+    for tap in [&all, &gets, &failed] {
+        scene.caught("web-1", tap).await;
+    }
+    scene.caught("store-1", &all).await;
+    let two_hosts = "GET /items HTTP/1.1\r\nHost: shop\r\nHost: shop\r\n\r\n".to_owned();
+    let large = format!(
+        "GET /items HTTP/1.1\r\nHost: shop\r\nlarge: {}\r\n\r\n",
+        "a".repeat(200 << 10)
+    );
+    let mut caught = Vec::new();
+    for (head, status) in [(&two_hosts, 400), (&large, 431)] {
+        let mut wire = Wire::new(scene.connect().await);
+        // The answer may come before all of it is read.
+        let _ = wire.send(head.clone()).await;
+        let answer = soon("an answer", wire.answer("GET")).await.unwrap();
+        assert_eq!(answer.status(), status);
+        caught.extend(scene.catch("web-1", &all, 1).await);
+        assert_eq!(scene.catch("web-1", &failed, 1).await.len(), 1);
+    }
+    // Beside the called application it is known who it was.
+    let mut wire = Wire::new(scene.peer().connect().await);
+    wire.send(two_hosts).await.unwrap();
+    caught.extend(scene.catch("store-1", &all, 1).await);
+    let (web, store) = (identity("web"), identity("store"));
+    for (seen, (status, source_id, destination_id)) in
+        caught
+            .iter()
+            .zip([(400, &web, ""), (431, &web, ""), (400, &web, &*store)])
+    {
+        assert_eq!((&*seen.method, &*seen.path, seen.status), ("", "", status));
+        let why = (&*seen.said_by, &*seen.reason);
+        assert_eq!(why, ("client", "bad_request"), "{seen:?}");
+        assert_ne!(seen.detail, "");
+        let (source, destination) = (seen.source.as_ref(), seen.destination.as_ref());
+        let (source, destination) = (source.unwrap(), destination.unwrap());
+        assert_eq!((&*source.service, &*destination.service), ("web", "store"));
+        assert_eq!(
+            (&source.spiffe_id, &*destination.spiffe_id),
+            (source_id, destination_id)
+        );
+        assert!(seen.began_us > 1_700_000_000_000_000, "{seen:?}");
+        assert!(!format!("{seen:?}").contains("items"), "{seen:?}");
+    }
+    let gets = scene.caught("web-1", &gets).await;
+    assert_eq!((gets.matched, gets.requests.len()), (0, 0));
+    assert_eq!(seen.len(), 0);
+}

@@ -35,7 +35,8 @@ const COLUMN_MAX: usize = 40;
 /// Show requests of HTTP as they end, until the time is over or it is interrupted.
 ///
 /// A request between two dataplanes is seen by both: `out` beside the caller, `in` beside the called application; --direction shows one of
-/// them. Neither headers nor bodies are shown, and of paths no query without --query.
+/// them. Neither headers nor bodies are shown, and of paths no query without --query. What is refused before it is a request (a malformed
+/// or too large head) has `-` for method and path.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 #[command(group = ArgGroup::new("what").required(true).multiple(true).args(["service", "dataplane", "route", "from", "to"]))]
@@ -275,7 +276,10 @@ impl Columns {
         let cells = [
             format!("{}/{} {direction}", request.zone, request.dataplane),
             format!("{} -> {}", party(source), party(destination)),
-            format!("{} {}", request.method, request.path),
+            match request.method.as_str() {
+                "" => "-".to_owned(),
+                method => format!("{method} {}", request.path),
+            },
             status(request),
         ];
         let mut line = time;
@@ -443,6 +447,18 @@ mod tests {
         assert_eq!(
             columns.line(&short),
             "10:41:09.123  east/web-1 out  web -> store                GET /          - grpc 14  3.2ms"
+        );
+        let no_request = TappedRequest {
+            method: String::new(),
+            path: String::new(),
+            status: Some(431),
+            said_by: "client".to_owned(),
+            reason: "bad_request".to_owned(),
+            ..request()
+        };
+        assert_eq!(
+            columns.line(&no_request),
+            "10:41:09.123  east/web-1 out  web (east) -> store (west)  -              431        3.2ms  client: bad_request"
         );
         let details = details(&request());
         let lines: Vec<_> = details.lines().map(str::trim).collect();

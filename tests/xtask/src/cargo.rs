@@ -44,9 +44,14 @@ pub(crate) fn build_binaries(release: bool) -> anyhow::Result<PathBuf> {
         arguments.push("--release");
     }
     cargo(&arguments)?;
+    Ok(target_directory()?.join(if release { "release" } else { "debug" }))
+}
+
+/// Where cargo puts what it builds.
+pub(crate) fn target_directory() -> anyhow::Result<PathBuf> {
     // This very binary lies in `<target directory>/<its own profile>`.
     let mut target = std::env::current_exe()?;
     target.pop();
     target.pop();
-    Ok(target.join(if release { "release" } else { "debug" }))
+    Ok(target)
 }

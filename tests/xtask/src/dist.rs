@@ -35,8 +35,14 @@ const LOAD: &[&str] = &[
 /// Builds everything and returns the folder it is in.
 pub(crate) fn run() -> anyhow::Result<PathBuf> {
     let profdata = profdata()?;
-    let binaries = cargo::build_binaries(true)?;
-    let target = binaries.parent().context("a target directory")?;
+    let mut build = cargo::command();
+    build.args(["build", "--release"]);
+    for name in BINARIES {
+        build.args(["--bin", name]);
+    }
+    cargo::run(&mut build)?;
+    let target = cargo::target_directory()?;
+    let binaries = target.join("release");
     let work = target.join("profile");
     let (raw, merged) = (work.join("raw"), work.join("dataplane.profdata"));
     let training = work.join("bin");

@@ -32,9 +32,12 @@ impl Scene {
     /// What `count` requests look like that a dataplane catches.
     async fn catch(&self, dataplane: &str, tap: &Tap, count: usize) -> Vec<Request> {
         let mut caught = Vec::new();
-        while caught.len() < count {
-            caught.extend(self.caught(dataplane, tap).await.requests);
-        }
+        soon("so many are caught", async {
+            while caught.len() < count {
+                caught.extend(self.caught(dataplane, tap).await.requests);
+            }
+        })
+        .await;
         caught
     }
 

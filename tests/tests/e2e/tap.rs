@@ -6,6 +6,7 @@ use mesh_tests::{
     app::Mirror,
     fake_dataplane::FakeDataplane,
     global::Global,
+    load::{Client, Load},
     process::{Process, Recipe},
     resources,
     sidecar::{Plan, Sidecar},
@@ -184,6 +185,33 @@ fn a_tap_shows_what_is_looked_for_as_each_dataplane_saw_it() {
             "{one:?}"
         );
 
+        // What is refused before it is a request is shown as well.
+        let refused = ["--from", "web", "--status", "400", "--count", "1"];
+        let mut refused = shop.tap("refused", &refused, BOTH)?;
+        let address = shop.web.to(&shop.service);
+        let answer = send(address, "GET /two-hosts", &["host: other"])?;
+        anyhow::ensure!(answer.status() == "400", "{answer:?}");
+        let status = refused.wait_for_end(SOON)?;
+        anyhow::ensure!(status.success(), "{status}: {}", refused.last_words());
+        let line = refused.output();
+        let words: Vec<_> = line.split_whitespace().skip(1).collect();
+        let is_shown = matches!(
+            &*words,
+            [
+                "east/web-1",
+                "out",
+                "web",
+                "->",
+                "store",
+                "-",
+                "400",
+                _,
+                "client:",
+                "bad_request"
+            ]
+        );
+        anyhow::ensure!(is_shown, "{line}");
+
         let permission = format!("/v1/meshes/{MESH}/meshtrafficpermissions/everyone");
         api.wait_for_rollout(api.delete(&permission)?.revision)?;
         shop.ask("GET /denied", "403")?;
@@ -260,6 +288,54 @@ fn a_tap_counts_what_it_does_not_show_ends_by_itself_and_is_not_for_everybody() 
         for words in ["tap requests of mesh payments: service store", "refused"] {
             anyhow::ensure!(audit.contains(words), "{words}: {audit}");
         }
+        Ok(())
+    });
+}
+
+/// How often taps come and go.
+const ROUNDS: usize = 3;
+
+#[test]
+fn taps_that_come_and_go_under_load_lose_no_request() {
+    scene(|world| {
+        let shop = Shop::start(world)?;
+        let address = shop.web.to(&shop.service);
+        let load = Load::start(&[
+            Client::Http1(address),
+            Client::Http1(address),
+            Client::Http2(address),
+        ]);
+        load.goes_on(20)?;
+        let mut failed = Vec::new();
+        for round in 0..ROUNDS {
+            let service = ["--service", "store", "-o", "json"];
+            let some = [&service[..], &["--count", "50"]].concat();
+            let some = shop.tap(&format!("some-{round}"), &some, BOTH)?;
+            let none = [&service[..], &["--failed"]].concat();
+            let none = shop.tap(&format!("failed-{round}"), &none, BOTH)?;
+            load.goes_on(20)?;
+            let seen = shown(some)?;
+            anyhow::ensure!(seen.len() == 50, "{}", seen.len());
+            for one in seen {
+                anyhow::ensure!(one["status"] == 200 && one.get("reason").is_none(), "{one}");
+            }
+            failed.push(none);
+        }
+        // These go without a word.
+        for tap in &mut failed {
+            tap.kill();
+        }
+        let tapped = [&shop.web, &shop.store];
+        until(SOON, "the dataplanes have ended their taps", || {
+            let ends = |sidecar: &&Sidecar| sidecar.process.log().matches("a tap ends").count();
+            tapped.iter().all(|sidecar| ends(sidecar) == 2 * ROUNDS)
+        })?;
+        load.goes_on(20)?;
+        let answers = load.end()?;
+        for tap in &failed {
+            anyhow::ensure!(tap.output().is_empty(), "{}", tap.output());
+        }
+        println!("{answers} answers while {} taps came and went", 2 * ROUNDS);
         Ok(())
     });
 }

@@ -13,7 +13,7 @@
 //! | [`route`] | which rule, what its filters change |
 //! | [`upstream`] | a connection to the next hop, the request on it, the head of its answer |
 //! | [`pool`] | connections to the next hop that requests share |
-//! | [`body`], [`room`] | bodies, as they come, with back-pressure; how much of them may wait |
+//! | [`body`], [`room`] | bodies, as they come, with back-pressure; how much of requests may wait |
 //! | [`reply`] | the way back to the caller |
 //! | [`record`], [`metrics`], [`tap`] | one record a request; counts and durations; what somebody looks at now |
 //! | [`message`], [`websocket`], [`limits`] | heads without what is of one hop; keys; bounds |

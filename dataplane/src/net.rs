@@ -37,11 +37,15 @@ fn set_options(socket: SockRef<'_>) -> io::Result<()> {
     socket.set_tcp_user_timeout(Some(USER_TIMEOUT))
 }
 
-/// From now on the kernel keeps about `bytes` of what is to be sent, and of what has come and not been read, instead of as much as it
-/// thinks best.
+/// From now on the kernel keeps about `bytes` of what is to be sent.
+pub fn send_at_most(stream: &TcpStream, bytes: u32) {
+    let _ = SockRef::from(stream).set_tcp_notsent_lowat(bytes.min(UNSENT_MAX));
+}
+
+/// The same, and about as much of what has come and not been read, instead of as much as it thinks best.
 pub fn keep_at_most(stream: &TcpStream, bytes: u32) {
+    send_at_most(stream, bytes);
     let socket = SockRef::from(stream);
-    let _ = socket.set_tcp_notsent_lowat(bytes.min(UNSENT_MAX));
     let has_grown = !matches!(socket.recv_buffer_size(), Ok(size) if size <= RECEIVED_AT_FIRST);
     let received = match has_grown {
         true => (bytes as usize).max(RECEIVED_LATER_MIN),

@@ -380,6 +380,14 @@ impl Socket {
         }
     }
 
+    /// For a socket that is read whatever waits: it keeps no more of what it is to send.
+    pub fn send_at_most(&mut self, room: u32) {
+        if self.room != room {
+            self.room = room;
+            net::send_at_most(&self.stream, room);
+        }
+    }
+
     fn saw(&mut self, count: usize) {
         if count >= self.read_bytes {
             self.read_bytes = READ_BYTES_BULK;

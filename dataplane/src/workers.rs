@@ -418,7 +418,10 @@ impl Worker {
             method: "",
             status: status.as_u16(),
             grpc_status: None,
-            said_by: SaidBy::Client,
+            said_by: match reason {
+                Reason::RequestLimit => SaidBy::Proxy,
+                _ => SaidBy::Client,
+            },
             reason,
             route: Arc::default(),
         };

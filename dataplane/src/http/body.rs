@@ -2,6 +2,9 @@
 //!
 //! A [`Pump`] takes a part from a [`Body`] only where its [`Sink`] has room, and the peer that sends is given room (HTTP/2) or read
 //! (HTTP/1) only then, so that a slow reader slows its writer and nothing is kept here but what one of them may have under way.
+//!
+//! h2 keeps frames as they come, and a frame of one byte takes some hundred: while a body can not be passed on, it is taken from there
+//! ([`Body::collect`]) and small pieces are put together, so that what waits takes little more than what its sender was told it may send.
 
 use std::{
     cell::RefCell,
@@ -10,11 +13,12 @@ use std::{
     task::{Context, Poll, Waker, ready},
 };
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use h2::{Reason as H2Reason, RecvStream, SendStream};
 use http::HeaderMap;
 
 use super::{
+    flood::SMALL,
     h1::SharedH1,
     message::{Length, strip_trailers},
 };
@@ -51,18 +55,105 @@ pub enum Body {
     /// Over HTTP/1.
     H1(SharedH1, Length),
     /// Over HTTP/2.
-    H2(RecvStream, Length),
+    H2(H2Body),
     /// One that somebody gets a copy of.
     Copied(Box<Body>, Copier),
     /// The copy.
     Copy(Rc<RefCell<Copied>>, Length),
 }
 
+/// A body that comes over HTTP/2.
+pub struct H2Body {
+    stream: RecvStream,
+    length: Length,
+    /// What has been taken from h2, whose sender has not been told that it may send as much again.
+    collected: Option<Box<Collected>>,
+}
+
+/// What has come of a body and waits, in few pieces.
+#[derive(Debug, Default)]
+struct Collected {
+    pieces: VecDeque<Bytes>,
+    /// Small pieces, put together.
+    small: BytesMut,
+    bytes: usize,
+    broken: Option<BodyError>,
+}
+
+/// A piece of so many bytes is kept as it is. A smaller one is copied, since it would keep the buffer that it was read into.
+const PIECE_MIN: usize = SMALL as usize;
+
+impl Collected {
+    fn put(&mut self, data: Bytes) {
+        self.bytes += data.len();
+        if data.len() < PIECE_MIN {
+            self.small.extend_from_slice(&data);
+            if self.small.len() < PIECE_MIN {
+                return;
+            }
+        }
+        if !self.small.is_empty() {
+            self.pieces.push_back(self.small.split().freeze());
+        }
+        if data.len() >= PIECE_MIN {
+            self.pieces.push_back(data);
+        }
+    }
+
+    fn take(&mut self) -> Option<Bytes> {
+        let data = match self.pieces.pop_front() {
+            Some(piece) => piece,
+            None if self.small.is_empty() => return None,
+            None => self.small.split().freeze(),
+        };
+        self.bytes -= data.len();
+        Some(data)
+    }
+}
+
+impl H2Body {
+    fn collect(&mut self, cx: &mut Context<'_>) {
+        while self.collected.as_ref().is_none_or(|c| c.broken.is_none()) {
+            match self.stream.poll_data(cx) {
+                Poll::Ready(Some(Ok(data))) => self.collected.get_or_insert_default().put(data),
+                Poll::Ready(Some(Err(error))) => {
+                    self.collected.get_or_insert_default().broken = Some(stream_error(&error));
+                }
+                Poll::Ready(None) | Poll::Pending => return,
+            }
+        }
+    }
+
+    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, BodyError>>> {
+        let data = match &mut self.collected {
+            None => None,
+            Some(collected) => match collected.take() {
+                Some(data) => Some(data),
+                None => match self.collected.take().and_then(|c| c.broken) {
+                    Some(error) => return Poll::Ready(Some(Err(error))),
+                    None => None,
+                },
+            },
+        };
+        let data = match data {
+            Some(data) => data,
+            None => match ready!(self.stream.poll_data(cx)) {
+                Some(Ok(data)) => data,
+                Some(Err(error)) => return Poll::Ready(Some(Err(stream_error(&error)))),
+                None => return Poll::Ready(None),
+            },
+        };
+        // The sender may send as much again: a pump asks only where there is room.
+        let _ = self.stream.flow_control().release_capacity(data.len());
+        Poll::Ready(Some(Ok(data)))
+    }
+}
+
 /// What has come of a body and not been taken by the reader of its copy.
 #[derive(Default)]
 pub struct Copied {
-    parts: VecDeque<Part>,
-    bytes: usize,
+    data: Collected,
+    trailers: Option<Box<HeaderMap>>,
     ended: bool,
     /// The reader was too slow, or the body broke: there is no whole copy.
     lost: bool,
@@ -75,15 +166,13 @@ const COPIED_MAX: usize = 1024 * 1024;
 impl Copied {
     fn put(&mut self, part: Option<Part>) {
         match part {
-            Some(part) => {
-                if let Part::Data(data) = &part {
-                    self.bytes += data.len();
-                }
-                self.parts.push_back(part);
-                if self.bytes > COPIED_MAX {
+            Some(Part::Data(data)) => {
+                self.data.put(data);
+                if self.data.bytes > COPIED_MAX {
                     self.lose();
                 }
             }
+            Some(Part::Trailers(trailers)) => self.trailers = Some(trailers),
             None => self.ended = true,
         }
         self.wake();
@@ -91,8 +180,8 @@ impl Copied {
 
     fn lose(&mut self) {
         self.lost = true;
-        self.parts.clear();
-        self.bytes = 0;
+        self.data = Collected::default();
+        self.trailers = None;
     }
 
     fn wake(&mut self) {
@@ -103,13 +192,35 @@ impl Copied {
 }
 
 impl Body {
+    /// What comes on `stream`, and has `length`.
+    #[must_use]
+    pub fn h2(stream: RecvStream, length: Length) -> Self {
+        Self::H2(H2Body {
+            stream,
+            length,
+            collected: None,
+        })
+    }
+
+    /// It can not be passed on at the moment. What has come is put together, as is what comes later, where this is called when the
+    /// task is woken.
+    pub fn collect(&mut self, cx: &mut Context<'_>) {
+        match self {
+            Self::H2(body) => body.collect(cx),
+            Self::Copied(body, _) => body.collect(cx),
+            // Of HTTP/1 no more is read, and the rest is whole.
+            Self::Empty | Self::Whole(_) | Self::H1(..) | Self::Copy(..) => {}
+        }
+    }
+
     /// How long it is.
     #[must_use]
     pub fn length(&self) -> Length {
         match self {
             Self::Empty => Length::Known(0),
             Self::Whole(bytes) => Length::Known(bytes.len() as u64),
-            Self::H1(_, length) | Self::H2(_, length) | Self::Copy(_, length) => *length,
+            Self::H1(_, length) | Self::Copy(_, length) => *length,
+            Self::H2(body) => body.length,
             Self::Copied(body, _) => body.length(),
         }
     }
@@ -169,11 +280,11 @@ impl Body {
             }
             Self::Copy(copied, _) => {
                 let mut copied = copied.borrow_mut();
-                if let Some(part) = copied.parts.pop_front() {
-                    if let Part::Data(data) = &part {
-                        copied.bytes -= data.len();
-                    }
-                    return Poll::Ready(Some(Ok(part)));
+                if let Some(data) = copied.data.take() {
+                    return Poll::Ready(Some(Ok(Part::Data(data))));
+                }
+                if let Some(trailers) = copied.trailers.take() {
+                    return Poll::Ready(Some(Ok(Part::Trailers(trailers))));
                 }
                 if copied.lost {
                     let error = BodyError::Closed("the copy could not keep up".to_owned());
@@ -185,17 +296,13 @@ impl Body {
                 copied.reader = Some(cx.waker().clone());
                 Poll::Pending
             }
-            Self::H2(stream, _) => {
-                match ready!(stream.poll_data(cx)) {
-                    Some(Ok(data)) => {
-                        // The sender may send as much again: a pump asks only where there is room.
-                        let _ = stream.flow_control().release_capacity(data.len());
-                        return Poll::Ready(Some(Ok(Part::Data(data))));
-                    }
-                    Some(Err(error)) => return Poll::Ready(Some(Err(stream_error(&error)))),
+            Self::H2(body) => {
+                match ready!(body.poll_data(cx)) {
+                    Some(Ok(data)) => return Poll::Ready(Some(Ok(Part::Data(data)))),
+                    Some(Err(error)) => return Poll::Ready(Some(Err(error))),
                     None => {}
                 }
-                let trailers = ready!(stream.poll_trailers(cx));
+                let trailers = ready!(body.stream.poll_trailers(cx));
                 Poll::Ready(match trailers {
                     Ok(None) => None,
                     Ok(Some(mut trailers)) => {
@@ -459,7 +566,11 @@ impl Pump {
                     self.state = State::Done;
                 }
                 State::Moving => {
-                    ready!(self.to.poll_room(cx)).map_err(PumpError::To)?;
+                    let room = self.to.poll_room(cx);
+                    if !matches!(room, Poll::Ready(Ok(()))) {
+                        self.from.collect(cx);
+                    }
+                    ready!(room).map_err(PumpError::To)?;
                     let next = match self.ahead.take() {
                         Some(ahead) => Poll::Ready(ahead),
                         None => self.from.poll_next(cx),
@@ -505,5 +616,103 @@ impl Pump {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_pieces_are_put_together_and_large_ones_stay_as_they_are() {
+        let mut collected = Collected::default();
+        let large = Bytes::from(vec![9; PIECE_MIN]);
+        let mut sent = Vec::new();
+        let mut put = |collected: &mut Collected, data: Bytes| {
+            sent.extend_from_slice(&data);
+            collected.put(data);
+        };
+        for n in 0..10_000 {
+            put(&mut collected, Bytes::from(vec![n as u8]));
+        }
+        put(&mut collected, large.clone());
+        put(&mut collected, Bytes::from_static(b"end"));
+        assert_eq!(collected.bytes, sent.len());
+        let taken: Vec<Bytes> = std::iter::from_fn(|| collected.take()).collect();
+        assert_eq!(taken.concat(), sent);
+        assert_eq!(taken.len(), 5, "{:?}", taken.iter().map(Bytes::len));
+        assert_eq!(taken[3].as_ptr(), large.as_ptr());
+        assert_eq!(collected.bytes, 0);
+    }
+
+    /// A request of HTTP/2 whose body goes on one end and comes on the other.
+    async fn request() -> (SendStream<Bytes>, RecvStream) {
+        let (near, far) = tokio::io::duplex(1024 * 1024);
+        let (client, server) = tokio::join!(
+            h2::client::handshake(near),
+            h2::server::Builder::new()
+                .data_frame_budget(1024 * 1024)
+                .handshake::<_, Bytes>(far)
+        );
+        let ((sender, connection), mut server) = (client.unwrap(), server.unwrap());
+        tokio::spawn(connection);
+        let request = http::Request::post("http://store/").body(()).unwrap();
+        let (answer, body) = sender
+            .ready()
+            .await
+            .unwrap()
+            .send_request(request, false)
+            .unwrap();
+        let (request, respond) = server.accept().await.unwrap().unwrap();
+        tokio::spawn(async move {
+            std::future::poll_fn(|cx| server.poll_closed(cx)).await.ok();
+            drop((answer, respond));
+        });
+        (body, request.into_body())
+    }
+
+    #[tokio::test]
+    async fn what_waits_for_a_slow_reader_is_put_together_and_its_sender_sends_no_more() {
+        let (mut sender, from) = request().await;
+        let (mut to, mut reader) = request().await;
+        const WINDOW: usize = 65_535;
+        // As much as may be sent before anybody reads.
+        to.send_data(vec![0; WINDOW].into(), false).unwrap();
+        for _ in 0..1000 {
+            sender
+                .send_data(Bytes::from_static(b"x"), false)
+                .unwrap();
+        }
+        let mut pump = Pump::new(Body::h2(from, Length::Unknown), Sink::H2(H2Sink::new(to)));
+        let collected = std::future::poll_fn(|cx| {
+            assert!(pump.poll(cx).is_pending());
+            let Body::H2(H2Body {
+                collected: Some(collected),
+                ..
+            }) = &pump.from
+            else {
+                return Poll::Pending;
+            };
+            // One is on its way, and one is what comes next.
+            match collected.bytes {
+                998 => Poll::Ready(collected.pieces.len()),
+                _ => Poll::Pending,
+            }
+        });
+        assert_eq!(collected.await, 0, "small pieces are not put together");
+        assert!(sender.capacity() <= WINDOW - 900, "{}", sender.capacity());
+        sender.send_data(Bytes::new(), true).unwrap();
+        let mut read = 0;
+        let reading = async {
+            while let Some(data) = reader.data().await {
+                let data = data.unwrap();
+                read += data.len();
+                let _ = reader.flow_control().release_capacity(data.len());
+            }
+        };
+        let moving = std::future::poll_fn(|cx| pump.poll(cx));
+        let (moved, ()) = tokio::join!(moving, reading);
+        moved.unwrap();
+        assert_eq!((pump.moved, read), (1000, WINDOW + 1000));
     }
 }

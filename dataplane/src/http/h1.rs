@@ -24,6 +24,7 @@ use super::{
     body::{BodyError, Part},
     limits::HttpLimits,
     message::{RequestHead, ResponseHead, Version},
+    room::HeadRoom,
 };
 use crate::{
     record::Connection,
@@ -39,6 +40,8 @@ pub struct H1 {
     socket: Socket,
     /// What has been read and not been used.
     buffer: BytesMut,
+    /// What a head (or trailers) takes in it that has not come to its end.
+    head_room: HeadRoom,
     reading: Reading,
     writing: Writing,
     /// What the kernel had ever taken when the request that goes began.
@@ -84,6 +87,13 @@ pub enum ReadMessageError {
     Socket(ReadError),
     /// It ended in the midst of a head.
     Truncated,
+    /// It has a large head that does not come to its end, as too many others have.
+    NoRoom,
+}
+
+impl ReadMessageError {
+    /// [`Self::NoRoom`] in words.
+    pub const NO_ROOM: &str = "too many large heads are being waited for here";
 }
 
 impl H1 {
@@ -96,6 +106,7 @@ impl H1 {
         meter: Option<Rc<Connection>>,
     ) -> Self {
         Self {
+            head_room: worker.room.head(),
             socket,
             buffer,
             reading: Reading::Head,
@@ -153,12 +164,13 @@ impl H1 {
                 let limits = self.limits();
                 match head::take_request(&mut self.buffer, &limits) {
                     Ok(Some(request)) => {
+                        self.head_room.leave();
                         self.reading = reading(request.framing);
                         return Poll::Ready(Ok(Some(request)));
                     }
-                    Ok(None) => {}
+                    Ok(None) => self.keep_head()?,
                     Err(bad) => {
-                        self.reading = Reading::Broken;
+                        self.give_up_head();
                         return Poll::Ready(Err(ReadMessageError::Bad(bad)));
                     }
                 }
@@ -186,6 +198,7 @@ impl H1 {
                 let limits = self.limits();
                 match head::take_response(&mut self.buffer, &limits, method) {
                     Ok(Some(response)) => {
+                        self.head_room.leave();
                         if !response.head.status.is_informational()
                             || response.head.upgrade.is_some()
                         {
@@ -193,9 +206,9 @@ impl H1 {
                         }
                         return Poll::Ready(Ok(response));
                     }
-                    Ok(None) => {}
+                    Ok(None) => self.keep_head()?,
                     Err(bad) => {
-                        self.reading = Reading::Broken;
+                        self.give_up_head();
                         return Poll::Ready(Err(ReadMessageError::Bad(bad)));
                     }
                 }
@@ -206,6 +219,21 @@ impl H1 {
                 Err(error) => return Poll::Ready(Err(ReadMessageError::Socket(error))),
             }
         }
+    }
+
+    /// Keeps what has come of a head or of trailers, where there is room for it.
+    fn keep_head(&mut self) -> Result<(), ReadMessageError> {
+        if self.head_room.take(self.buffer.capacity()) {
+            return Ok(());
+        }
+        self.give_up_head();
+        Err(ReadMessageError::NoRoom)
+    }
+
+    fn give_up_head(&mut self) {
+        self.reading = Reading::Broken;
+        self.buffer = BytesMut::new();
+        self.head_room.leave();
     }
 
     /// The next part of the body that comes. `None`: it has ended.
@@ -239,13 +267,19 @@ impl H1 {
                             return Poll::Ready(Some(Ok(Part::Data(data))));
                         }
                         Ok(Some(Piece::End(trailers))) => {
+                            self.head_room.leave();
                             self.reading = Reading::Head;
                             if trailers.is_empty() {
                                 return Poll::Ready(None);
                             }
                             return Poll::Ready(Some(Ok(Part::Trailers(Box::new(trailers)))));
                         }
-                        Ok(None) => {}
+                        Ok(None) => {
+                            if self.keep_head().is_err() {
+                                let what = "too many trailers are being waited for here";
+                                return Poll::Ready(Some(Err(BodyError::Malformed(what))));
+                            }
+                        }
                         Err(what) => {
                             self.reading = Reading::Broken;
                             return Poll::Ready(Some(Err(BodyError::Malformed(what))));

@@ -15,11 +15,16 @@ use std::{
 use bytes::{Buf as _, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::flood::{Flood, Manners};
+use super::{
+    flood::{Manners, Offence},
+    room::{FRAMES_OF_CONNECTION, ROOM_MAX},
+};
 use crate::{record::Connection, socket::Socket, workers::Worker};
 
 /// Bytes that may be corked before they leave although there is more to do.
-const CORKED_MAX: usize = 128 * 1024;
+const CORKED_MAX: u32 = ROOM_MAX / 2;
+/// The same where there is little room.
+const CORKED_MIN: u32 = 16 * 1024;
 
 /// A socket that h2 and the task of its connection share.
 pub type SharedSocket = Rc<RefCell<Socket>>;
@@ -32,7 +37,10 @@ pub struct H2Io {
     left: BytesMut,
     meter: Option<Rc<Connection>>,
     manners: Manners,
-    flood: Option<Flood>,
+    offence: Option<Offence>,
+    /// The turn after which it reads on.
+    turn: u64,
+    of_one_caller: bool,
 }
 
 impl H2Io {
@@ -43,10 +51,12 @@ impl H2Io {
         buffer: BytesMut,
         worker: Rc<Worker>,
         meter: Option<Rc<Connection>>,
-        mut manners: Manners,
+        manners: Manners,
     ) -> Self {
         Self {
-            flood: manners.received(&buffer, worker.now_ms()).err(),
+            offence: None,
+            turn: 0,
+            of_one_caller: false,
             manners,
             socket,
             worker,
@@ -69,6 +79,53 @@ pub fn poll_uncork(
     socket.borrow_mut().poll_uncork(cx, &mut scratch)
 }
 
+impl H2Io {
+    /// On a connection of one caller, who may read none of it, less waits where there is little room.
+    #[must_use]
+    pub fn of_one_caller(mut self) -> Self {
+        self.of_one_caller = true;
+        self
+    }
+
+    /// True until those whom small frames are for, which have been woken, have had their turn: what h2 keeps of frames it reads at once.
+    fn waits_for_turn(&mut self, cx: &Context<'_>) -> bool {
+        let room = &self.worker.room;
+        if self.turn <= room.turns() && room.is_crowded() {
+            self.turn = room.turns() + 1;
+        }
+        if self.turn > room.turns() {
+            if room.wait(cx) {
+                let worker = self.worker.clone();
+                // The last in the queue.
+                tokio::task::spawn_local(async move { worker.room.turn() });
+            }
+            return true;
+        }
+        if self.manners.small_frames() >= FRAMES_OF_CONNECTION {
+            self.manners.had_turn();
+        }
+        false
+    }
+
+    /// How much of what comes next may be handed on.
+    fn look_at(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let before = self.manners.small_frames();
+        let count = match self.manners.received(bytes, self.worker.now_ms()) {
+            Ok(count) => count,
+            Err(offence) => {
+                self.offence = Some(offence);
+                return Err(offence.into());
+            }
+        };
+        let frames = self.manners.small_frames();
+        self.worker.room.note_frames(frames - before);
+        if frames >= FRAMES_OF_CONNECTION {
+            self.turn = self.worker.room.turns() + 1;
+        }
+        Ok(count)
+    }
+}
+
 impl AsyncRead for H2Io {
     fn poll_read(
         self: Pin<&mut Self>,
@@ -76,12 +133,19 @@ impl AsyncRead for H2Io {
         room: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if let Some(flood) = this.flood {
-            return Poll::Ready(Err(flood.into()));
+        if let Some(offence) = this.offence {
+            return Poll::Ready(Err(offence.into()));
+        }
+        if this.waits_for_turn(cx) {
+            return Poll::Pending;
         }
         if this.left.is_empty() {
-            let mut scratch = this.worker.scratch.borrow_mut();
-            let mut socket = this.socket.borrow_mut();
+            let (worker, socket) = (this.worker.clone(), this.socket.clone());
+            let mut scratch = worker.scratch.borrow_mut();
+            let mut socket = socket.borrow_mut();
+            if this.of_one_caller {
+                socket.send_at_most(worker.room.each());
+            }
             loop {
                 let payload = ready!(socket.poll_receive(cx, &mut scratch.read))
                     .map_err(|error| io::Error::other(error.detail))?;
@@ -91,25 +155,23 @@ impl AsyncRead for H2Io {
                     }
                     continue;
                 }
-                if let Err(flood) = this.manners.received(payload, this.worker.now_ms()) {
-                    this.flood = Some(flood);
-                    return Poll::Ready(Err(flood.into()));
-                }
                 if let Some(meter) = &this.meter {
                     meter.sent.set(meter.sent.get() + payload.len() as u64);
-                    meter.active_at.set(this.worker.now_ms());
+                    meter.active_at.set(worker.now_ms());
                 }
                 let count = payload.len().min(room.remaining());
+                let count = this.look_at(&payload[..count])?;
                 room.put_slice(&payload[..count]);
                 this.left.extend_from_slice(&payload[count..]);
                 return Poll::Ready(Ok(()));
             }
         }
-        let count = this.left.len().min(room.remaining());
-        room.put_slice(&this.left[..count]);
-        this.left.advance(count);
-        if this.left.is_empty() {
-            this.left = BytesMut::new();
+        let mut left = std::mem::take(&mut this.left);
+        let count = this.look_at(&left[..left.len().min(room.remaining())])?;
+        room.put_slice(&left[..count]);
+        left.advance(count);
+        if !left.is_empty() {
+            this.left = left;
         }
         Poll::Ready(Ok(()))
     }
@@ -124,7 +186,11 @@ impl AsyncWrite for H2Io {
         let this = self.get_mut();
         let mut socket = this.socket.borrow_mut();
         let mut scratch = this.worker.scratch.borrow_mut();
-        if socket.unsent() >= CORKED_MAX {
+        let corked = match this.of_one_caller {
+            true => (this.worker.room.each() / 2).max(CORKED_MIN),
+            false => CORKED_MAX,
+        };
+        if socket.unsent() >= corked as usize {
             ready!(socket.poll_uncork(cx, &mut scratch))?;
         }
         socket.cork_much(bytes, &mut scratch);

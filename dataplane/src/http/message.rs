@@ -55,6 +55,14 @@ pub enum Length {
 }
 
 impl RequestHead {
+    /// About what it takes, in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let fields = self.headers.iter();
+        let fields = fields.map(|(name, value)| name.as_str().len() + value.len());
+        self.path.as_str().len() + fields.sum::<usize>()
+    }
+
     /// True where asking twice means the same as asking once (RFC 9110 §9.2.2).
     #[must_use]
     pub fn is_idempotent(&self) -> bool {

@@ -76,7 +76,8 @@ pub fn serve(
 ) -> impl Future<Output = ()> + use<> {
     let mut record = RequestRecord::begin(worker, connection, &mut call.head);
     let snapshot = worker.shared.snapshot.load_full();
-    let admitted = if worker.room.under_way() > worker.shared.limits.http.requests {
+    let limits = &worker.shared.limits.http;
+    let admitted = if worker.room.is_full_for(&call.head, limits) {
         let text = "too many requests are under way here";
         record.fail(SaidBy::Proxy, Reason::RequestLimit, text);
         let status = StatusCode::SERVICE_UNAVAILABLE;
@@ -199,7 +200,7 @@ impl Exchange {
                         let leasing =
                             next.lease(&self.worker, &self.snapshot, needs, picked, record);
                         let mut leasing = Box::pin(leasing);
-                        until(leasing.as_mut(), clock, sleep.as_mut(), reply).await
+                        until(leasing.as_mut(), clock, sleep.as_mut(), reply, &mut body).await
                     };
                     match leased {
                         Ok(Ok(leased)) => leased,
@@ -213,13 +214,10 @@ impl Exchange {
                 .get_or_insert_with(|| record.started.elapsed());
             record.attempts += 1;
             let outstanding = leased.outstanding;
-            let sending = pin!(send(
-                &self.worker,
-                leased.lease,
-                head,
-                body.take().unwrap_or(Body::Empty),
-            ));
-            let (failed, left) = match until(sending, clock, sleep.as_mut(), reply).await {
+            let going = body.take().unwrap_or(Body::Empty);
+            let sending = pin!(send(&self.worker, leased.lease, head, going));
+            let sent = until(sending, clock, sleep.as_mut(), reply, &mut body);
+            let (failed, left) = match sent.await {
                 Err(cut) => return Err(cut_short(record, cut)),
                 Ok(Err(not_sent)) => *not_sent,
                 Ok(Ok(mut sent)) => {
@@ -273,16 +271,20 @@ enum Cut {
     BadBody(String),
 }
 
-/// Waits for `future`, but not longer than the clock lets it, nor for a caller that has gone.
+/// Waits for `future`, but not longer than the clock lets it, nor for a caller that has gone. The body waits meanwhile.
 async fn until<T>(
     mut future: Pin<&mut impl Future<Output = T>>,
     clock: &mut Clock,
     mut sleep: Pin<&mut Sleep>,
     reply: &mut Reply,
+    body: &mut Option<Body>,
 ) -> Result<T, Cut> {
     poll_fn(|cx| {
         if let Poll::Ready(done) = future.as_mut().poll(cx) {
             return Poll::Ready(Ok(done));
+        }
+        if let Some(body) = body {
+            body.collect(cx);
         }
         poll_cut(cx, clock, sleep.as_mut(), Passed::default(), reply).map(Err)
     })
@@ -354,9 +356,14 @@ fn unreached(record: &mut RequestRecord, end: End) -> Failure {
 
 fn failed_upstream(record: &mut RequestRecord, failed: NoAnswer) -> Failure {
     let text = format!("{} gave no answer: {}", record.destination, failed.reason);
-    record.fail(SaidBy::Upstream, failed.reason, failed.detail);
+    let said_by = match failed.reason {
+        Reason::RequestLimit => SaidBy::Proxy,
+        _ => SaidBy::Upstream,
+    };
+    record.fail(said_by, failed.reason, failed.detail);
     let status = match failed.reason {
         Reason::RefusedByPeer => StatusCode::FORBIDDEN,
+        Reason::RequestLimit => StatusCode::SERVICE_UNAVAILABLE,
         _ => StatusCode::BAD_GATEWAY,
     };
     Failure::Answer(Box::new(Answer::new(status, failed.reason, text)))

@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::{
     body::{Body, Pump},
-    flood::{Manners, is_flood},
+    flood::{Manners, Offence},
     h1::{H1, ReadMessageError, SharedH1, head},
     h2io::{H2Io, poll_uncork},
     message::{Length, RequestHead, Version},
@@ -190,6 +190,12 @@ async fn serve_h1(caller: &Caller, connection: &SharedH1, ends_at: Option<Instan
                 )
                 .await;
                 return End::refused(Reason::BadRequest, detail);
+            }
+            NextRequest::Failed(ReadMessageError::NoRoom) => {
+                let detail = ReadMessageError::NO_ROOM;
+                let status = StatusCode::SERVICE_UNAVAILABLE;
+                refuse(caller, connection, status, Reason::RequestLimit, detail).await;
+                return End::refused(Reason::RequestLimit, detail);
             }
             NextRequest::Failed(ReadMessageError::Truncated) => {
                 let detail = "the caller ended in the midst of a request";
@@ -379,6 +385,10 @@ async fn serve_h2(
     let meter = Some(caller.connection.clone());
     let manners = Manners::new(worker, PREFACE.len());
     let io = H2Io::new(socket.clone(), buffer, worker.clone(), meter, manners);
+    let io = match caller.is_peer {
+        true => io,
+        false => io.of_one_caller(),
+    };
     let limits = &worker.shared.limits.http;
     let (streams, resets, overhead) = if caller.is_peer {
         (STREAMS_OF_PEERS, RESETS_OF_PEERS, OVERHEAD_OF_PEERS)
@@ -463,18 +473,15 @@ async fn serve_h2(
     let ended = caller.connection.unless_closed(serving).await;
     match (ended, leaving) {
         (Err(reason), _) => caller.connection.closed(reason),
-        (Ok(Some(error)), _) if error.is_io() && !is_flood(&error) => {
-            End::failed(Reason::Reset, ClosedBy::Source, error)
-        }
         (Ok(Some(error)), _) => {
+            let (status, reason) = match Offence::of(&error) {
+                None if error.is_io() => return End::failed(Reason::Reset, ClosedBy::Source, error),
+                None | Some(Offence::Flood) => (StatusCode::BAD_REQUEST, Reason::BadRequest),
+                Some(Offence::NoRoom) => (StatusCode::SERVICE_UNAVAILABLE, Reason::RequestLimit),
+            };
             let detail = format!("HTTP/2: {error}");
-            worker.count_refused_request(
-                &caller.connection,
-                StatusCode::BAD_REQUEST,
-                Reason::BadRequest,
-                &detail,
-            );
-            End::refused(Reason::BadRequest, detail)
+            worker.count_refused_request(&caller.connection, status, reason, &detail);
+            End::refused(reason, detail)
         }
         (Ok(None), Some(reason)) => caller.connection.closed(reason),
         (Ok(None), None) => completed(ClosedBy::Source),
@@ -563,9 +570,9 @@ fn read_h2(request: Request<RecvStream>) -> Result<ReadRequest, (StatusCode, &'s
         },
     };
     let (body, tunnel) = match &upgrade {
-        Some(_) => (Body::Empty, Some(Body::H2(stream, Length::Unknown))),
+        Some(_) => (Body::Empty, Some(Body::h2(stream, Length::Unknown))),
         None if stream.is_end_stream() => (Body::Empty, None),
-        None => (Body::H2(stream, length), None),
+        None => (Body::h2(stream, length), None),
     };
     let head = RequestHead {
         method,

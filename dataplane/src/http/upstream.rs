@@ -391,7 +391,7 @@ pub async fn send(
     worker: &Rc<Worker>,
     lease: Lease,
     head: &RequestHead,
-    body: Body,
+    mut body: Body,
 ) -> Result<Sent, Box<(NoAnswer, Option<Body>)>> {
     match lease {
         Lease::H1(key, lease) => {
@@ -419,7 +419,14 @@ pub async fn send(
         Lease::H2(lease) => {
             let mut sender = lease.sender();
             let ends = head.upgrade.is_none() && matches!(body, Body::Empty);
-            let sent = match poll_fn(|cx| sender.poll_ready(cx)).await {
+            let ready = poll_fn(|cx| {
+                let ready = sender.poll_ready(cx);
+                if ready.is_pending() {
+                    body.collect(cx);
+                }
+                ready
+            });
+            let sent = match ready.await {
                 Ok(()) => sender.send_request(on_h2(head), ends),
                 Err(error) => Err(error),
             };
@@ -652,7 +659,7 @@ fn from_h2(
     let has_body =
         upgraded.is_some() || !(is_bodiless(method, parts.status) || stream.is_end_stream());
     let body = if has_body {
-        Body::H2(stream, length.map_or(Length::Unknown, Length::Known))
+        Body::h2(stream, length.map_or(Length::Unknown, Length::Known))
     } else {
         Body::Empty
     };
@@ -705,6 +712,9 @@ fn broken(error: ReadMessageError, lease: &H1Lease, answered: bool) -> NoAnswer 
             Reason::BadAnswer,
             format!("what it answered is no HTTP: {bad}"),
         ),
+        ReadMessageError::NoRoom => {
+            NoAnswer::of(Reason::RequestLimit, ReadMessageError::NO_ROOM)
+        }
         ReadMessageError::Socket(error) => NoAnswer {
             stale: lease.reused && !answered && lease.connection.borrow().is_drained(),
             ..NoAnswer::of(

@@ -1,9 +1,11 @@
 //! Callers of HTTP/2 that send what makes work or memory for nothing are ended, and what is kept for them is bounded.
 
-use futures::future::join_all;
+use futures::{StreamExt as _, future::join_all, stream};
+use tokio::task::JoinHandle;
 
 use super::{
-    slow::{Pair, Written, application, pair, resident},
+    load::get,
+    slow::{Pair, Written, application, connections, in_kernel, pair, resident},
     *,
 };
 
@@ -132,4 +134,120 @@ async fn floods_are_ended_and_take_bounded_memory() {
             flood.run(&pair, reads).await;
         }
     }
+}
+
+/// A head of so many bytes that does not come to its end.
+const HEAD_BYTES: usize = 100 * 1024;
+/// What all of them may add to the memory of the caller's sidecar, and each caller besides.
+const HEADS_MAX: u64 = 64 * 1024 * 1024;
+const CALLER_MAX: u64 = 32 * 1024;
+
+fn unfinished_http1() -> Vec<u8> {
+    let mut head = b"GET / HTTP/1.1\r\nhost: store\r\nx: ".to_vec();
+    head.resize(HEAD_BYTES, b'y');
+    head
+}
+
+fn unfinished_http2() -> Vec<u8> {
+    // A literal without indexing, of a million bytes.
+    let mut block = [GET, b"\x00\x01x\x7f\xc1\x83\x3d"].concat();
+    block.resize(HEAD_BYTES, b'y');
+    let mut sent = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    sent.extend(frame(SETTINGS, 0, 0, &[]));
+    for (n, part) in block.chunks(16_384).enumerate() {
+        let kind = if n == 0 { HEADERS } else { CONTINUATION };
+        sent.extend(frame(kind, 0, 1, part));
+    }
+    sent
+}
+
+/// What comes of a caller that sends `head`, once there is something; and until then its connection is open.
+async fn begin(port: u16, head: &[u8]) -> JoinHandle<String> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+    // One that is refused need not be read.
+    let _ = stream.write_all(head).await;
+    tokio::spawn(async move {
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer).await;
+        String::from_utf8_lossy(&answer).into_owned()
+    })
+}
+
+async fn heads_without_an_end(head: Vec<u8>, is_refusal: impl Fn(&str) -> bool) {
+    let pair = pair(application(Written::default()).await).await;
+    let mut established = TcpStream::connect(("127.0.0.1", pair.port)).await.unwrap();
+    assert_eq!(get(&mut established).await, Some(true));
+    let (count, before) = (connections(), resident(&pair.web));
+    let begun: Vec<_> = stream::iter(0..count)
+        .map(|_| begin(pair.port, &head))
+        .buffer_unordered(32)
+        .collect()
+        .await;
+    eventually("all is read", async || in_kernel(&pair.web) == 0).await;
+    let kept = resident(&pair.web).saturating_sub(before);
+    let is_held = |caller: &&JoinHandle<String>| !caller.is_finished();
+    let refused = ["status=\"503\"", "reason=\"request_limit\""];
+    eventually("all others are refused, and counted", async || {
+        let held = begun.iter().filter(is_held).count();
+        held + pair.counted(&refused).await == count
+    })
+    .await;
+    let held = begun.iter().filter(is_held).count();
+    println!("{count} heads without an end: {held} are held, {kept} bytes");
+    // Each of two workers holds 16 MiB of them.
+    assert!((64..=512).contains(&held), "{held} are held");
+    let most = HEADS_MAX + CALLER_MAX * count as u64;
+    assert!(kept < most, "{kept} bytes are kept");
+    for _ in 0..16 {
+        assert_eq!(get(&mut established).await, Some(true));
+        let served = timeout(SOON, pair.serves()).await;
+        assert!(served.unwrap_or(false), "others are not served");
+    }
+    for caller in begun {
+        match caller.is_finished() {
+            true => {
+                let answer = caller.await.unwrap();
+                assert!(is_refusal(&answer), "{answer}");
+            }
+            false => caller.abort(),
+        }
+    }
+}
+
+#[tokio::test]
+async fn large_heads_of_http1_without_an_end_are_refused_where_there_are_too_many() {
+    heads_without_an_end(unfinished_http1(), |answer| {
+        answer.starts_with("HTTP/1.1 503 ") && answer.contains("x-isthmus-reason: request_limit")
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn large_heads_of_http2_without_an_end_are_refused_where_there_are_too_many() {
+    // Such a connection just ends: it has no request that could be answered.
+    heads_without_an_end(unfinished_http2(), |answer| !answer.contains("HTTP/1.1")).await;
+}
+
+#[tokio::test]
+async fn small_frames_of_bodies_that_have_to_wait_take_little_more_than_their_payload() {
+    const CALLERS: usize = 24;
+    let pair = pair(application(Written::default()).await).await;
+    let small = frame(DATA, 0, 1, b"x").repeat(100);
+    let flood = Flood {
+        enough: Some(300 * 1024),
+        ..flood("small DATA", frame(HEADERS, 4, 1, POST), move |_| {
+            small.clone()
+        })
+    };
+    let before = resident(&pair.web);
+    let held = join_all((0..CALLERS).map(|_| flood.caller(pair.deaf, true))).await;
+    eventually("all is read", async || in_kernel(&pair.web) == 0).await;
+    let kept = resident(&pair.web).saturating_sub(before);
+    println!("{CALLERS} callers with 30000 small frames each: {kept} bytes");
+    assert!(kept < 32 * 1024 * 1024, "{kept} bytes are kept");
+    for _ in 0..16 {
+        let served = timeout(SOON, pair.serves()).await;
+        assert!(served.unwrap_or(false), "others are not served");
+    }
+    drop(held);
 }

@@ -211,7 +211,7 @@ pub(crate) fn resident(process: &Process) -> u64 {
 
 /// What the kernel keeps for the connections of a process, as their payload, in bytes: what has not been sent or not been acknowledged, and
 /// what has not been read (proc_pid_net(5)).
-fn in_kernel(process: &Process) -> u64 {
+pub(crate) fn in_kernel(process: &Process) -> u64 {
     let pid = process.pid();
     let open = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
     let sockets: HashSet<String> = open
@@ -238,7 +238,7 @@ fn in_kernel(process: &Process) -> u64 {
 
 /// As many descriptors as slow requests take here: a caller's and an application's end of each. Says so where there are fewer, and
 /// how many there can be.
-fn connections() -> usize {
+pub(crate) fn connections() -> usize {
     let wanted = std::env::var("ISTHMUS_SLOW_CONNECTIONS");
     let wanted: usize = wanted.map_or(CONNECTIONS, |count| count.parse().unwrap());
     let needed = wanted as u64 * 2 + 500;
@@ -265,17 +265,22 @@ pub(crate) struct Pair {
     pub(crate) web: Process,
     store: Process,
     pub(crate) port: u16,
+    /// Where `deaf` is called, whose only endpoint takes connections and never says anything.
+    pub(crate) deaf: u16,
+    _deaf: std::net::TcpListener,
     _zone: Zone,
-    _dir: TempDir,
+    dir: TempDir,
 }
 
 pub(crate) async fn pair(application: u16) -> Pair {
     let zone = Zone::start(&[DOMAIN]).await;
     let dir = tempfile::tempdir().unwrap();
-    let (port, inbound_port) = (free_port(), free_port());
+    let (port, deaf, inbound_port) = (free_port(), free_port(), free_port());
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let trust = zone.trust();
     zone.change(|world| {
-        let web = proxy("web", vec![], vec![outbound("store", port)]);
+        let outbounds = vec![outbound("store", port), outbound("deaf", deaf)];
+        let web = proxy("web", vec![], outbounds);
         let mut into = inbound("store", inbound_port, application, allow_any());
         into.protocol = wire::Protocol::Http.into();
         let mut called = service_body("store");
@@ -287,11 +292,20 @@ pub(crate) async fn pair(application: u16) -> Pair {
         };
         called.timeouts = Some(patient.clone());
         into.timeouts = Some(patient);
-        let documents = vec![trust.clone(), seal_service(called), web];
+        let mut unheard = service_body("deaf");
+        unheard.protocol = wire::Protocol::Http.into();
+        let documents = vec![
+            trust.clone(),
+            seal_service(called),
+            seal_service(unheard),
+            web,
+        ];
         world.documents.insert("web-1".into(), documents);
         let store = proxy("store", vec![into], vec![]);
         world.documents.insert("store-1".into(), vec![trust, store]);
         let there = endpoints("store", &[inbound_port]);
+        world.endpoints.insert(there.key.clone(), there);
+        let there = endpoints("deaf", &[silent.local_addr().unwrap().port()]);
         world.endpoints.insert(there.key.clone(), there);
     });
     let [web, store] = [("web", "web-1"), ("store", "store-1")].map(|(service, name)| {
@@ -308,14 +322,28 @@ pub(crate) async fn pair(application: u16) -> Pair {
         web,
         store,
         port,
+        deaf,
+        _deaf: silent,
         _zone: zone,
-        _dir: dir,
+        dir,
     };
     eventually("web reaches store", async || pair.serves().await).await;
     pair
 }
 
 impl Pair {
+    /// What the caller's sidecar has counted of requests with all of `words` in their labels.
+    pub(crate) async fn counted(&self, words: &[&str]) -> usize {
+        let socket = self.dir.path().join("web-1/admin.sock");
+        let (_, metrics) = ask(&socket, "GET", "/metrics").await.unwrap();
+        let lines = metrics.lines().filter(|line| {
+            line.starts_with("isthmus_dataplane_requests_total{")
+                && words.iter().all(|word| line.contains(word))
+        });
+        let counts = lines.filter_map(|line| line.rsplit(' ').next()?.parse::<usize>().ok());
+        counts.sum()
+    }
+
     pub(crate) async fn serves(&self) -> bool {
         match TcpStream::connect(("127.0.0.1", self.port)).await {
             Ok(mut stream) => get(&mut stream).await.is_some(),

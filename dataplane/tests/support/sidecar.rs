@@ -1,7 +1,7 @@
 //! A whole proxy, as it runs in its process.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
 };
@@ -77,14 +77,7 @@ impl Proxy {
 
     /// Asks the admin socket.
     pub async fn ask(&self, method: &str, path: &str) -> Option<(u16, String)> {
-        let mut stream = UnixStream::connect(&self.socket).await.ok()?;
-        let request = format!("{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).await.ok()?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.ok()?;
-        let status = answer.split(' ').nth(1)?.parse().ok()?;
-        let body = answer.split_once("\r\n\r\n")?.1.to_owned();
-        Some((status, body))
+        ask(&self.socket, method, path).await
     }
 
     pub async fn ready(&self) {
@@ -141,4 +134,16 @@ pub async fn eventually(what: &str, condition: impl AsyncFn() -> bool) {
         assert!(Instant::now() < deadline, "not in time: {what}");
         sleep(Duration::from_millis(20)).await;
     }
+}
+
+/// Asks an admin socket.
+pub async fn ask(socket: &Path, method: &str, path: &str) -> Option<(u16, String)> {
+    let mut stream = UnixStream::connect(socket).await.ok()?;
+    let request = format!("{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.ok()?;
+    let status = answer.split(' ').nth(1)?.parse().ok()?;
+    let body = answer.split_once("\r\n\r\n")?.1.to_owned();
+    Some((status, body))
 }

@@ -679,9 +679,7 @@ mod tests {
         // As much as may be sent before anybody reads.
         to.send_data(vec![0; WINDOW].into(), false).unwrap();
         for _ in 0..1000 {
-            sender
-                .send_data(Bytes::from_static(b"x"), false)
-                .unwrap();
+            sender.send_data(Bytes::from_static(b"x"), false).unwrap();
         }
         let mut pump = Pump::new(Body::h2(from, Length::Unknown), Sink::H2(H2Sink::new(to)));
         let collected = std::future::poll_fn(|cx| {

@@ -475,7 +475,9 @@ async fn serve_h2(
         (Err(reason), _) => caller.connection.closed(reason),
         (Ok(Some(error)), _) => {
             let (status, reason) = match Offence::of(&error) {
-                None if error.is_io() => return End::failed(Reason::Reset, ClosedBy::Source, error),
+                None if error.is_io() => {
+                    return End::failed(Reason::Reset, ClosedBy::Source, error);
+                }
                 None | Some(Offence::Flood) => (StatusCode::BAD_REQUEST, Reason::BadRequest),
                 Some(Offence::NoRoom) => (StatusCode::SERVICE_UNAVAILABLE, Reason::RequestLimit),
             };

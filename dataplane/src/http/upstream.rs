@@ -712,9 +712,7 @@ fn broken(error: ReadMessageError, lease: &H1Lease, answered: bool) -> NoAnswer 
             Reason::BadAnswer,
             format!("what it answered is no HTTP: {bad}"),
         ),
-        ReadMessageError::NoRoom => {
-            NoAnswer::of(Reason::RequestLimit, ReadMessageError::NO_ROOM)
-        }
+        ReadMessageError::NoRoom => NoAnswer::of(Reason::RequestLimit, ReadMessageError::NO_ROOM),
         ReadMessageError::Socket(error) => NoAnswer {
             stale: lease.reused && !answered && lease.connection.borrow().is_drained(),
             ..NoAnswer::of(

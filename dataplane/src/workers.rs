@@ -418,10 +418,7 @@ impl Worker {
             method: "",
             status: status.as_u16(),
             grpc_status: None,
-            said_by: match reason {
-                Reason::RequestLimit => SaidBy::Proxy,
-                _ => SaidBy::Client,
-            },
+            said_by: SaidBy::of_refusal(reason),
             reason,
             route: Arc::default(),
         };

@@ -46,6 +46,15 @@ pub enum SaidBy {
 }
 
 impl SaidBy {
+    /// Of what is refused before it is a request: the caller is no good, but where others are too many.
+    #[must_use]
+    pub fn of_refusal(reason: Reason) -> Self {
+        match reason {
+            Reason::RequestLimit => Self::Proxy,
+            _ => Self::Client,
+        }
+    }
+
     /// As text, for logs and labels.
     #[must_use]
     pub fn as_str(self) -> &'static str {

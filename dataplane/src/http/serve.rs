@@ -396,11 +396,16 @@ async fn serve_h2(
         (limits.streams, RESETS_OF_CALLERS, OVERHEAD_OF_CALLERS)
     };
     let mut window = Window::new(&worker.room);
+    // A sidecar reads all that comes. A caller may say that it does.
+    let send_buffer = match caller.is_peer {
+        true => SEND_BUFFER,
+        false => SEND_BUFFER.min(window.bytes() as usize),
+    };
     let mut handshake = pin!(
         h2::server::Builder::new()
             .initial_window_size(window.bytes())
             .initial_connection_window_size(CONNECTION_WINDOW)
-            .max_send_buffer_size(SEND_BUFFER)
+            .max_send_buffer_size(send_buffer)
             .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX))
             .max_concurrent_streams(streams)
             .max_pending_accept_reset_streams(resets)

@@ -403,7 +403,7 @@ fn refused(of: Refused<'_>) -> Request {
         source: Some(source),
         destination: Some(destination),
         status: of.status.as_u16().into(),
-        said_by: SaidBy::Client.as_str().to_owned(),
+        said_by: SaidBy::of_refusal(of.reason).as_str().to_owned(),
         reason: of.reason.as_str().to_owned(),
         detail: cut(of.detail, TEXT_BYTES_MAX),
         ..Request::default()

@@ -6,10 +6,12 @@
 use std::{
     collections::HashSet,
     future::poll_fn,
+    pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
+    task::Poll,
 };
 
 use bytes::Bytes;
@@ -43,6 +45,8 @@ const BUFFER: u32 = 4096;
 enum Kind {
     /// Callers that read the head of an answer and no more.
     Readers,
+    /// Callers that may be sent much, as they say, and once they have the head do not even look at their socket.
+    Absent,
     /// Callers whose body nobody reads.
     Writers,
 }
@@ -126,7 +130,7 @@ async fn connect(port: u16) -> TcpStream {
 async fn slow_http1(port: u16, kind: Kind, written: Written) -> Held {
     let mut stream = connect(port).await;
     match kind {
-        Kind::Readers => {
+        Kind::Readers | Kind::Absent => {
             let request = b"GET /endless HTTP/1.1\r\nhost: store\r\n\r\n";
             stream.write_all(request).await.unwrap();
             let head = head(&mut stream).await.unwrap();
@@ -151,11 +155,24 @@ async fn slow_http1(port: u16, kind: Kind, written: Written) -> Held {
 
 /// Slow requests on one connection of HTTP/2.
 async fn slow_http2(port: u16, kind: Kind, written: Written) -> Vec<Held> {
-    let (sender, connection) = h2::client::Builder::new()
+    let mut begins = h2::client::Builder::new();
+    if kind == Kind::Absent {
+        begins.initial_window_size(1 << 24);
+        begins.initial_connection_window_size(1 << 28);
+    }
+    let (sender, mut connection) = begins
         .handshake::<_, Bytes>(connect(port).await)
         .await
         .unwrap();
-    let driving = tokio::spawn(async move { drop(connection.await) });
+    let looks_away = Arc::new(AtomicBool::new(false));
+    let looks = looks_away.clone();
+    let driving = tokio::spawn(async move {
+        let driving = poll_fn(|cx| match looks.load(Ordering::Relaxed) {
+            true => Poll::Pending,
+            false => Pin::new(&mut connection).poll(cx),
+        });
+        drop(driving.await);
+    });
     #[expect(
         clippy::async_yields_async,
         reason = "what is held of a call is a task, which nobody waits for"
@@ -165,7 +182,7 @@ async fn slow_http2(port: u16, kind: Kind, written: Written) -> Vec<Held> {
         async move {
             sender = sender.ready().await.unwrap();
             match kind {
-                Kind::Readers => {
+                Kind::Readers | Kind::Absent => {
                     let request = http::Request::get("http://store/endless").body(()).unwrap();
                     let answer = sender.send_request(request, true).unwrap().0.await.unwrap();
                     assert_eq!(answer.status(), 200);
@@ -197,6 +214,7 @@ async fn slow_http2(port: u16, kind: Kind, written: Written) -> Vec<Held> {
         }
     });
     let mut held = join_all(calls).await;
+    looks_away.store(kind == Kind::Absent, Ordering::Relaxed);
     held.push(driving);
     held
 }
@@ -441,6 +459,11 @@ async fn callers_of_http1_that_do_not_read_take_bounded_memory_and_keep_nobody_f
 #[tokio::test]
 async fn callers_of_http2_that_do_not_read_take_bounded_memory_and_keep_nobody_from_being_served() {
     slow(Kind::Readers, true).await;
+}
+
+#[tokio::test]
+async fn callers_of_http2_that_look_away_take_bounded_memory_and_keep_nobody_from_being_served() {
+    slow(Kind::Absent, true).await;
 }
 
 #[tokio::test]

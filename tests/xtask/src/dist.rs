@@ -15,8 +15,15 @@ use anyhow::Context as _;
 
 use crate::cargo;
 
-/// What is installed, and the benchmark, to measure just that.
-const BINARIES: &[&str] = &["global-cp", "zone-cp", "dataplane", "meshctl", "bench"];
+/// What is installed, and the benchmark with what it needs, to measure just that.
+const BINARIES: &[&str] = &[
+    "global-cp",
+    "zone-cp",
+    "dataplane",
+    "meshctl",
+    "bench",
+    "demo-app",
+];
 /// The load of which the profile is made: all that a dataplane does for a living.
 const LOAD: &[&str] = &[
     "dataplane",

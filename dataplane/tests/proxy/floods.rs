@@ -183,19 +183,18 @@ async fn heads_without_an_end(head: Vec<u8>, is_refusal: impl Fn(&str) -> bool) 
         .buffer_unordered(32)
         .collect()
         .await;
-    eventually("all is read", async || in_kernel(&pair.web) == 0).await;
-    let kept = resident(&pair.web).saturating_sub(before);
     let is_held = |caller: &&JoinHandle<String>| !caller.is_finished();
     let refused = ["status=\"503\"", "reason=\"request_limit\""];
-    eventually("all others are refused, and counted", async || {
+    // Each of two workers holds 16 MiB of them.
+    eventually("all but a few are refused, and counted", async || {
         let held = begun.iter().filter(is_held).count();
-        held + pair.counted(&refused).await == count
+        held <= 512 && held + pair.counted(&refused).await == count
     })
     .await;
+    let kept = resident(&pair.web).saturating_sub(before);
     let held = begun.iter().filter(is_held).count();
     println!("{count} heads without an end: {held} are held, {kept} bytes");
-    // Each of two workers holds 16 MiB of them.
-    assert!((64..=512).contains(&held), "{held} are held");
+    assert!(held >= 64, "{held} are held");
     let most = HEADS_MAX + CALLER_MAX * count as u64;
     assert!(kept < most, "{kept} bytes are kept");
     for _ in 0..16 {
@@ -230,7 +229,7 @@ async fn large_heads_of_http2_without_an_end_are_refused_where_there_are_too_man
 
 #[tokio::test]
 async fn small_frames_of_bodies_that_have_to_wait_take_little_more_than_their_payload() {
-    const CALLERS: usize = 24;
+    let callers = connections() / 40;
     let pair = pair(application(Written::default()).await).await;
     let small = frame(DATA, 0, 1, b"x").repeat(100);
     let flood = Flood {
@@ -240,11 +239,12 @@ async fn small_frames_of_bodies_that_have_to_wait_take_little_more_than_their_pa
         })
     };
     let before = resident(&pair.web);
-    let held = join_all((0..CALLERS).map(|_| flood.caller(pair.deaf, true))).await;
+    let held = join_all((0..callers).map(|_| flood.caller(pair.deaf, true))).await;
     eventually("all is read", async || in_kernel(&pair.web) == 0).await;
     let kept = resident(&pair.web).saturating_sub(before);
-    println!("{CALLERS} callers with 30000 small frames each: {kept} bytes");
-    assert!(kept < 32 * 1024 * 1024, "{kept} bytes are kept");
+    println!("{callers} callers with 30000 small frames each: {kept} bytes");
+    let most = (8 * 1024 + 512 * callers as u64) * 1024;
+    assert!(kept < most, "{kept} bytes are kept");
     for _ in 0..16 {
         let served = timeout(SOON, pair.serves()).await;
         assert!(served.unwrap_or(false), "others are not served");

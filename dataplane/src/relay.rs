@@ -15,6 +15,7 @@ use std::{
     future::poll_fn,
     io,
     rc::Rc,
+    sync::atomic::Ordering,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -171,8 +172,8 @@ pub fn relay<'a>(
 ) -> impl Future<Output = End> + 'a {
     // No async function, which would keep room for its arguments beside what it makes of them.
     let mut relay = Relay {
-        source,
-        destination,
+        source: among_many(source, worker),
+        destination: among_many(destination, worker),
         up: Flow::new(),
         down: Flow::new(),
         first_to_end: None,
@@ -181,6 +182,18 @@ pub fn relay<'a>(
     };
     connection.active_at.set(worker.now_ms());
     poll_fn(move |cx| relay.poll(cx))
+}
+
+/// Open connections of the process from which on the kernel keeps less for each to send.
+const MANY: usize = 1024;
+/// So much.
+const UNSENT_AMONG_MANY: u32 = 64 * 1024;
+
+fn among_many(mut socket: Socket, worker: &Worker) -> Socket {
+    if worker.shared.open.load(Ordering::Relaxed) > MANY {
+        socket.send_at_most(UNSENT_AMONG_MANY);
+    }
+    socket
 }
 
 impl Relay<'_> {

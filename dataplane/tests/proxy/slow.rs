@@ -34,7 +34,7 @@ const BODIES_MAX: u64 = 192 * 1024 * 1024;
 /// What it may keep for each slow request besides.
 const EACH_MAX: u64 = 72 * 1024;
 /// What the kernel may keep for a sidecar.
-const KERNEL_MAX: u64 = 256 * 1024 * 1024;
+const KERNEL_MAX: u64 = 448 * 1024 * 1024;
 /// And for each slow request besides.
 const KERNEL_EACH_MAX: u64 = 24 * 1024;
 /// What the kernel keeps for callers and for the application: little, since it is not what is looked at here.

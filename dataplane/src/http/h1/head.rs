@@ -419,12 +419,15 @@ fn read_host(value: Bytes) -> Result<Option<Authority>, BadHead> {
     if value.is_empty() {
         return Ok(None);
     }
+    read_authority(value).map(Some).ok_or(BadHead::Host)
+}
+
+/// Host and port. One that names a user as well is an error (RFC 9110 §4.2.4): it is made to look like another host.
+fn read_authority(value: Bytes) -> Option<Authority> {
     if memchr::memchr(b'@', &value).is_some() {
-        return Err(BadHead::Host);
+        return None;
     }
-    Authority::from_maybe_shared(value)
-        .map(Some)
-        .map_err(|_| BadHead::Host)
+    Authority::from_maybe_shared(value).ok()
 }
 
 /// The path, and the authority where the target has one (absolute form).
@@ -459,7 +462,7 @@ fn read_target(
     }
     let rest = target.slice(scheme_end + 3..);
     let end = memchr::memchr2(b'/', b'?', &rest).unwrap_or(rest.len());
-    let authority = Authority::from_maybe_shared(rest.slice(..end)).map_err(|_| BadHead::Target)?;
+    let authority = read_authority(rest.slice(..end)).ok_or(BadHead::Target)?;
     let path = match rest.get(end) {
         None => PathAndQuery::from_static("/"),
         Some(b'/') => path(rest.slice(end..))?,

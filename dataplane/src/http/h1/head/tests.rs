@@ -81,6 +81,7 @@ fn targets_have_the_forms_that_there_are() {
         ("a", "GET", BadHead::Target),
         ("/a#b", "GET", BadHead::Target),
         ("http:///a", "GET", BadHead::Target),
+        ("http://user@shop/a", "GET", BadHead::Target),
     ] {
         assert_eq!(read(target, method), Err(error), "{method} {target}");
     }

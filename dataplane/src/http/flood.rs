@@ -6,7 +6,7 @@
 
 use std::io;
 
-use super::room::{FRAMES_OF_CONNECTION, HeadRoom};
+use super::room::{FRAMES_OF_CONNECTION, HeadRoom, NO_ROOM};
 use crate::workers::Worker;
 
 const DATA: u8 = 0;
@@ -37,7 +37,7 @@ pub const SMALL: u32 = 4096;
 pub enum Offence {
     #[error("a flood of frames that nothing is done with, such as PING and SETTINGS")]
     Flood,
-    #[error("too many large heads are being waited for here")]
+    #[error("{}", NO_ROOM)]
     NoRoom,
 }
 

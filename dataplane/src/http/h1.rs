@@ -91,11 +91,6 @@ pub enum ReadMessageError {
     NoRoom,
 }
 
-impl ReadMessageError {
-    /// [`Self::NoRoom`] in words.
-    pub const NO_ROOM: &str = "too many large heads are being waited for here";
-}
-
 impl H1 {
     /// A connection of which `buffer` has been read already.
     #[must_use]

@@ -21,6 +21,8 @@ const ROOM_OF_WORKER: u64 = 32 * 1024 * 1024;
 
 /// What always may wait of a head or of trailers, in bytes.
 const HEAD_MIN: usize = 16 * 1024;
+/// Why one that is too many is refused.
+pub const NO_ROOM: &str = "too many large heads are being waited for here";
 /// What may wait of all the larger ones that have not come to their end.
 const HEADS_OF_WORKER: usize = 16 * 1024 * 1024;
 /// Small DATA frames of HTTP/2 that may come before those whom they are for have had their turn.

@@ -24,7 +24,7 @@ use super::{
     pool::{CONNECTION_WINDOW, SEND_BUFFER},
     reply::{Answer, H1Reply, Reply},
     request::{self, Call},
-    room::Window,
+    room::{NO_ROOM, Window},
     side::Side,
 };
 use crate::{
@@ -192,7 +192,7 @@ async fn serve_h1(caller: &Caller, connection: &SharedH1, ends_at: Option<Instan
                 return End::refused(Reason::BadRequest, detail);
             }
             NextRequest::Failed(ReadMessageError::NoRoom) => {
-                let detail = ReadMessageError::NO_ROOM;
+                let detail = NO_ROOM;
                 let status = StatusCode::SERVICE_UNAVAILABLE;
                 refuse(caller, connection, status, Reason::RequestLimit, detail).await;
                 return End::refused(Reason::RequestLimit, detail);

@@ -22,6 +22,7 @@ use super::{
     pool::{H1Lease, H2Lease, HopKey, Made, Pool, Shared, begin_h1},
     record::RequestRecord,
     reply::is_bodiless,
+    room::NO_ROOM,
 };
 use crate::{
     config::{Endpoint, Outstanding, Protocol, Timeouts},
@@ -712,7 +713,7 @@ fn broken(error: ReadMessageError, lease: &H1Lease, answered: bool) -> NoAnswer 
             Reason::BadAnswer,
             format!("what it answered is no HTTP: {bad}"),
         ),
-        ReadMessageError::NoRoom => NoAnswer::of(Reason::RequestLimit, ReadMessageError::NO_ROOM),
+        ReadMessageError::NoRoom => NoAnswer::of(Reason::RequestLimit, NO_ROOM),
         ReadMessageError::Socket(error) => NoAnswer {
             stale: lease.reused && !answered && lease.connection.borrow().is_drained(),
             ..NoAnswer::of(

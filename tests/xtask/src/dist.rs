@@ -6,6 +6,7 @@
 //! the code and one compiler. (<https://doc.rust-lang.org/rustc/profile-guided-optimization.html>)
 
 use std::{
+    collections::HashMap,
     fs,
     path::{Path, PathBuf},
     process::Command,
@@ -39,8 +40,8 @@ const LOAD: &[&str] = &[
     "256",
 ];
 
-/// Builds everything and returns the folder it is in.
-pub(crate) fn run() -> anyhow::Result<PathBuf> {
+/// Builds everything.
+pub(crate) fn run() -> anyhow::Result<()> {
     let profdata = profdata()?;
     let mut build = cargo::command();
     build.args(["build", "--release"]);
@@ -54,13 +55,9 @@ pub(crate) fn run() -> anyhow::Result<PathBuf> {
     let (raw, merged) = (work.join("raw"), work.join("dataplane.profdata"));
     let training = work.join("bin");
     anew(&raw)?;
-    anew(&training)?;
 
     let watched = dataplane(&work, &format!("-Cprofile-generate={}", raw.display()))?;
-    for name in BINARIES {
-        copy(&binaries.join(name), &training.join(name))?;
-    }
-    copy(&watched, &training.join("dataplane"))?;
+    gather(&binaries, &watched, &training)?;
     cargo::run(Command::new(training.join("bench")).args(LOAD))?;
     cargo::run(
         Command::new(&profdata)
@@ -71,7 +68,12 @@ pub(crate) fn run() -> anyhow::Result<PathBuf> {
     )?;
 
     let order = work.join("order");
-    fs::write(&order, by_count(&counts(&profdata, &merged)?))?;
+    let shown = output(
+        Command::new(&profdata)
+            .args(["show", "--all-functions", "--counts"])
+            .arg(&merged),
+    )?;
+    fs::write(&order, by_count(&shown))?;
     let built = dataplane(
         &work,
         &format!(
@@ -81,13 +83,9 @@ pub(crate) fn run() -> anyhow::Result<PathBuf> {
         ),
     )?;
     let dist = target.join("dist");
-    anew(&dist)?;
-    for name in BINARIES {
-        copy(&binaries.join(name), &dist.join(name))?;
-    }
-    copy(&built, &dist.join("dataplane"))?;
+    gather(&binaries, &built, &dist)?;
     println!("built: {}", dist.display());
-    Ok(dist)
+    Ok(())
 }
 
 /// Builds the dataplane with `flags` for everything that ends up in it, and nothing else.
@@ -108,25 +106,10 @@ fn dataplane(work: &Path, flags: &str) -> anyhow::Result<PathBuf> {
     Ok(work.join(host).join("release/dataplane"))
 }
 
-/// How often every function was called, as `llvm-profdata show` prints it.
-fn counts(profdata: &Path, merged: &Path) -> anyhow::Result<String> {
-    let output = Command::new(profdata)
-        .args(["show", "--all-functions", "--counts"])
-        .arg(merged)
-        .output()
-        .context("llvm-profdata show")?;
-    anyhow::ensure!(
-        output.status.success(),
-        "llvm-profdata show: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    Ok(String::from_utf8(output.stdout)?)
-}
-
 /// The symbols of all functions that were called, most often first, for the linker. The kernel maps 64 KiB around what is touched: what
 /// is used has to lie together for that to be little.
 fn by_count(shown: &str) -> String {
-    let mut called: Vec<(u64, &str)> = Vec::new();
+    let mut called: HashMap<&str, u64> = HashMap::new();
     let mut symbol = "";
     for line in shown.lines() {
         let (name, value) = line.trim().split_once(": ").unwrap_or((line.trim(), ""));
@@ -134,7 +117,8 @@ fn by_count(shown: &str) -> String {
             "Function count" | "Block counts" => {
                 let numbers = value.split(|digit: char| !digit.is_ascii_digit());
                 let most = numbers.filter_map(|number| number.parse().ok()).max();
-                called.extend(most.filter(|most| *most > 0).map(|most| (most, symbol)));
+                let count = called.entry(symbol).or_default();
+                *count = most.unwrap_or(0).max(*count);
             }
             // A function that is local to a unit: `unit;symbol`.
             _ if line.starts_with("  ") && line.ends_with(':') => {
@@ -144,14 +128,9 @@ fn by_count(shown: &str) -> String {
             _ => {}
         }
     }
-    called.sort_unstable_by(|(a, x), (b, y)| b.cmp(a).then_with(|| x.cmp(y)));
-    let mut symbols = Vec::new();
-    let mut seen = std::collections::HashSet::new();
-    for (_, symbol) in called {
-        if seen.insert(symbol) {
-            symbols.push(symbol);
-        }
-    }
+    let mut called: Vec<_> = called.into_iter().filter(|(_, count)| *count > 0).collect();
+    called.sort_unstable_by(|(a, x), (b, y)| y.cmp(x).then_with(|| a.cmp(b)));
+    let symbols: Vec<_> = called.into_iter().map(|(symbol, _)| symbol).collect();
     symbols.join("\n")
 }
 
@@ -169,18 +148,32 @@ fn profdata() -> anyhow::Result<PathBuf> {
 
 fn rustc(arguments: &[&str]) -> anyhow::Result<String> {
     let compiler = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
-    let output = Command::new(compiler)
-        .args(arguments)
-        .current_dir(cargo::top())
-        .output()
-        .context("rustc")?;
+    output(
+        Command::new(compiler)
+            .args(arguments)
+            .current_dir(cargo::top()),
+    )
+}
+
+/// What a command prints, which must come to a good end.
+fn output(command: &mut Command) -> anyhow::Result<String> {
+    let what = format!("{command:?}");
+    let output = command.output().with_context(|| what.clone())?;
     anyhow::ensure!(
         output.status.success(),
-        "rustc {}: {}",
-        arguments.join(" "),
+        "{what}: {}",
         String::from_utf8_lossy(&output.stderr)
     );
     Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+}
+
+/// Makes `folder` anew, with all `binaries`, but this `dataplane`.
+fn gather(binaries: &Path, dataplane: &Path, folder: &Path) -> anyhow::Result<()> {
+    anew(folder)?;
+    for name in BINARIES {
+        copy(&binaries.join(name), &folder.join(name))?;
+    }
+    copy(dataplane, &folder.join("dataplane"))
 }
 
 /// An empty folder.

@@ -64,7 +64,7 @@ fn main() -> anyhow::Result<()> {
             cargo::cargo(&all)
         }
         Task::Lint => lint::run(),
-        Task::Dist => dist::run().map(|_| ()),
+        Task::Dist => dist::run(),
         Task::Bench { arguments } => {
             let binaries = cargo::build_binaries(true)?;
             let mut bench = std::process::Command::new(binaries.join("bench"));
